@@ -1,0 +1,155 @@
+// What the surfaces (HTTP API, CLI, demo) may ask of the running host. host.ts implements it over the rooms of src/.
+import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
+import type { VmId } from '../src/model/ids.ts';
+import type { InstalledProduct, Os } from '../src/model/inventory.ts';
+import type { Plan } from '../src/model/plan.ts';
+import type { Policy } from '../src/model/policy.ts';
+import type { Kind, Release } from '../src/model/release.ts';
+import type { VendorStatus } from '../src/vendor/vendor.ts';
+
+/** State names of a run, as users see them (ARCHITECTURE.md has the diagram). */
+export const RUN_STATES = [
+  'off',
+  'staged',
+  'booting',
+  'reporting',
+  'planning',
+  'offering',
+  'installing',
+  'rebooting',
+  'judging',
+  'opening',
+  'connected',
+  'quarantined',
+] as const;
+export type RunStateName = (typeof RUN_STATES)[number];
+
+/** X8: one sentence why a VM is not plugged in, one what to do next. */
+export type Why = {
+  readonly vm: VmId;
+  readonly isPlugged: boolean;
+  readonly state: RunStateName;
+  readonly reason: string;
+  readonly next: string;
+};
+
+export type VmView = {
+  readonly vm: VmId;
+  readonly kind: 'managed' | 'attached';
+  readonly state: RunStateName;
+  readonly sinceMs: number;
+  readonly gate: 'open' | 'closed';
+  readonly run: string | null;
+  readonly os: Os | null;
+  readonly agentVersion: string | null;
+  readonly specDigest: string;
+  readonly policy: Policy;
+  /** Frames the fence dropped from and to this VM since its taps exist. */
+  readonly fenceDropped: { readonly fromGuest: number; readonly toGuest: number };
+  readonly why: Why;
+};
+
+export type VmEventRecord = {
+  readonly seq: number;
+  readonly vm: VmId;
+  readonly atMs: number;
+  /** `state`, `progress`, `gate`, `guest`, `operator`, `warning`. */
+  readonly kind: 'state' | 'progress' | 'gate' | 'guest' | 'operator' | 'warning';
+  readonly state: RunStateName;
+  /** One printable sentence. */
+  readonly text: string;
+  readonly progress?: { readonly item: string; readonly phase: string; readonly done: number; readonly total: number };
+};
+
+export type DriftRow = {
+  readonly vm: VmId;
+  readonly ecosystem: string;
+  readonly product: string;
+  readonly installed: string | null;
+  readonly latest: string;
+  readonly kind: Kind;
+  readonly advisories: readonly string[];
+  /** Wall time since when we know that it is behind. */
+  readonly sinceMs: number;
+};
+
+export type VendorConfig =
+  | {
+      readonly kind: 'tuf';
+      readonly name: string;
+      readonly metadataUrl: string;
+      readonly targetsUrl: string;
+      readonly rootPath: string;
+    }
+  | {
+      readonly kind: 'debian-apt';
+      readonly name: string;
+      readonly suites: readonly string[];
+      readonly url?: string;
+      readonly keyring?: string;
+    };
+
+export type DoctorLine = {
+  readonly check: string;
+  readonly state: 'ok' | 'warning' | 'unfit';
+  readonly detail: string;
+  /** How to mend it; null when ok. */
+  readonly mend: string | null;
+};
+
+export type AuditEntry = {
+  readonly seq: number;
+  readonly atMs: number;
+  readonly hash: string;
+  readonly record: { readonly kind: string; readonly vm?: string } & Record<string, unknown>;
+};
+
+export type AuditReport = {
+  readonly isIntact: boolean;
+  readonly records: number;
+  readonly head: string;
+  readonly trouble: string | null;
+};
+
+/** Every method throws a PratiqueError with a code of the one table; unknown VMs are `not-found/vm`. */
+export type Service = {
+  readonly addVm: (spec: VmSpec, policy: Partial<Policy>) => Promise<VmView>;
+  readonly listVms: () => Promise<readonly VmView[]>;
+  readonly showVm: (
+    vm: string,
+  ) => Promise<VmView & { readonly products: readonly InstalledProduct[]; readonly spec: VmSpec }>;
+  readonly startVm: (vm: string) => Promise<VmView>;
+  readonly stopVm: (vm: string, options: { readonly force: boolean }) => Promise<VmView>;
+  readonly retryVm: (vm: string) => Promise<VmView>;
+  /** The audited override: plugs a VM in without evidence. */
+  readonly admitVm: (vm: string, options: { readonly reason: string; readonly actor: string }) => Promise<VmView>;
+  readonly removeVm: (vm: string) => Promise<void>;
+  /** Dry run: what would be installed now, from the last inventory. */
+  readonly planVm: (vm: string) => Promise<Plan>;
+  /** Starts an update now; a connected VM stays plugged in. */
+  readonly updateVm: (vm: string) => Promise<VmView>;
+  readonly whyVm: (vm: string) => Promise<Why>;
+  /** Events after `afterSeq`, then live ones until the signal aborts. */
+  readonly followEvents: (options: {
+    readonly vm?: string;
+    readonly afterSeq: number;
+    readonly signal: AbortSignal;
+  }) => AsyncIterable<VmEventRecord>;
+  readonly pastEvents: (options: {
+    readonly vm?: string;
+    readonly afterSeq: number;
+    readonly limit: number;
+  }) => Promise<readonly VmEventRecord[]>;
+  readonly addVendor: (config: VendorConfig) => Promise<VendorStatus>;
+  readonly listVendors: () => Promise<readonly (VendorStatus & { readonly kind: string })[]>;
+  readonly checkVendor: (name: string | null) => Promise<readonly VendorStatus[]>;
+  readonly vendorOffers: (name: string) => Promise<readonly Release[]>;
+  readonly drift: () => Promise<readonly DriftRow[]>;
+  readonly doctor: () => Promise<readonly DoctorLine[]>;
+  readonly auditEntries: (options: {
+    readonly afterSeq: number;
+    readonly limit: number;
+    readonly vm?: string;
+  }) => Promise<readonly AuditEntry[]>;
+  readonly auditVerify: () => Promise<AuditReport>;
+};

@@ -1,0 +1,71 @@
+// Every bound of the program, with its unit and its reason. Nothing waits, queues, reads or retries without one of these.
+
+/** Bytes in one line of the guest channel, newline included (contracts.md). */
+export const CHANNEL_LINE_BYTES_MAX = 16 * 1024;
+/** Bytes of one chunked channel message put together again (contracts.md). */
+export const CHANNEL_MESSAGE_BYTES_MAX = 4 * 1024 * 1024;
+/** Bytes of text in one chunk: JSON escaping may grow a character sixfold at worst, and the envelope needs room. */
+export const CHANNEL_CHUNK_TEXT_BYTES_MAX = 2 * 1024;
+/** Lines a guest may send in one second before its session is cut: an honest agent sends a 4 MiB inventory in chunks. */
+export const CHANNEL_LINES_PER_SECOND_MAX = 4096;
+/** Refused messages in one session before the guest is quarantined: noise after a restore is a handful. */
+export const CHANNEL_REFUSALS_MAX = 64;
+
+/** Bytes of one QMP line: query-qmp-schema, the largest answer we know, is about 200 KiB. */
+export const QMP_LINE_BYTES_MAX = 4 * 1024 * 1024;
+/** Milliseconds for QEMU to answer one QMP command; a healthy one answers in a few. */
+export const QMP_COMMAND_TIMEOUT_MS = 20_000;
+/** Milliseconds until a started QEMU must offer its QMP socket. */
+export const QEMU_START_TIMEOUT_MS = 30_000;
+/** Milliseconds to wait for DEVICE_DELETED after device_del; measured 78-229 ms, TCG under load takes longer. */
+export const DEVICE_UNPLUG_TIMEOUT_MS = 20_000;
+
+/** Installed products one guest may report: a full Debian desktop has about 4,000 packages. */
+export const INVENTORY_PRODUCTS_MAX = 20_000;
+/** Items in one plan or manifest. */
+export const PLAN_ITEMS_MAX = 2_000;
+/** Files on one drive. */
+export const DRIVE_FILES_MAX = 100_000;
+/** Characters of a name: product, version, path component (ISO 9660 Rock Ridge allows 255 bytes). */
+export const NAME_CHARS_MAX = 255;
+/** Characters of a guest's or vendor's free text that we keep. */
+export const FREE_TEXT_CHARS_MAX = 2_000;
+/** Characters of a captured install output's tail that travels and is kept. */
+export const OUTPUT_TAIL_CHARS_MAX = 4_000;
+
+/** Bytes of stdout+stderr kept of a command we run. */
+export const COMMAND_OUTPUT_BYTES_MAX = 16 * 1024 * 1024;
+/** Milliseconds for a short host command (ip, nft, qemu-img) under a loaded machine. */
+export const COMMAND_TIMEOUT_MS = 60_000;
+
+/** Bytes of one artifact: larger than any Debian package and most bundles. */
+export const ARTIFACT_BYTES_MAX = 8 * 1024 * 1024 * 1024;
+/** Bytes of a metadata file (InRelease, TUF role) before it is verified. */
+export const METADATA_BYTES_MAX = 16 * 1024 * 1024;
+/** Bytes of a compressed package index. */
+export const INDEX_BYTES_MAX = 256 * 1024 * 1024;
+/** Milliseconds without a byte after which a download is given up. */
+export const HTTP_STALL_TIMEOUT_MS = 30_000;
+/** Milliseconds for a connection and the response headers. */
+export const HTTP_HEADERS_TIMEOUT_MS = 30_000;
+/** Attempts of one download, each resuming where the last one stopped. */
+export const DOWNLOAD_ATTEMPTS_MAX = 4;
+/** Redirects followed for artifacts; more is a loop. */
+export const HTTP_REDIRECTS_MAX = 5;
+/** Downloads at once per host: enough to fill a link, few enough to be polite. */
+export const DOWNLOADS_AT_ONCE_MAX = 4;
+
+/** Entries in one bundle. */
+export const BUNDLE_ENTRIES_MAX = 100_000;
+/** Bytes of a bundle unpacked. */
+export const BUNDLE_UNPACKED_BYTES_MAX = 16 * 1024 * 1024 * 1024;
+
+/** Events waiting for one VM's runner; more means the guest floods or the host hangs. */
+export const RUNNER_QUEUE_MAX = 1_024;
+/** Events remembered per VM for `vm events`; older ones are dropped from the table. */
+export const EVENTS_KEPT_PER_VM = 2_000;
+
+/** Bytes of a configuration file. */
+export const CONFIG_FILE_BYTES_MAX = 1024 * 1024;
+/** Bytes of one HTTP request body on our API. */
+export const API_BODY_BYTES_MAX = 256 * 1024;

@@ -1,0 +1,73 @@
+// The contract of a hypervisor driver. Rooms above speak only this; only hypervisor/ speaks QMP or libvirt.
+import type { VmId } from '../model/ids.ts';
+import type { VmSpec } from './vm-spec.ts';
+
+/** What happens to a VM without our asking. */
+export type VmEvent =
+  /** The guest reset itself. `isStopped`: no instruction has run since (managed VMs); otherwise it is already booting again. */
+  | { readonly kind: 'reset'; readonly isStopped: boolean }
+  /** The guest powered off or QEMU ended. */
+  | { readonly kind: 'exited'; readonly detail: string }
+  | { readonly kind: 'agent-port'; readonly isOpen: boolean }
+  /** We lost QEMU's monitor while its process may live on: everything about the VM is doubtful. */
+  | { readonly kind: 'monitor-lost'; readonly detail: string };
+
+/** How the VM was found when a driver took it over. */
+export type AdoptedState =
+  /** Paused before its first instruction. */
+  | { readonly kind: 'fresh' }
+  /** Running; `pid` and start time are those of the process we once started, so it is the same one. */
+  | { readonly kind: 'same-process' }
+  /** Running since before we came: what it did until now was not gated. */
+  | { readonly kind: 'ungated' };
+
+export type DriveFrontEnd = 'virtio-blk' | 'scsi-cd';
+
+export type DriveImage = {
+  /** Path of the image descriptor or file that QEMU opens read-only. */
+  readonly path: string;
+  readonly format: 'vmdk' | 'raw';
+  readonly frontEnd: DriveFrontEnd;
+};
+
+/** One running VM. Every method is idempotent; each throws HypervisorError `host-fault/…` naming VM and step. */
+export type RunningVm = {
+  readonly vm: VmId;
+  readonly taps: readonly Tap[];
+  /** Unix socket of the agent's channel; one client only. */
+  readonly channelSocket: string;
+  readonly adopted: AdoptedState;
+  readonly onEvent: (listener: (event: VmEvent) => void) => void;
+  /** Sets every NIC's link down. */
+  readonly lowerLinks: () => Promise<void>;
+  /** Sets every NIC's link up. Called by gate/ only. */
+  readonly raiseLinks: () => Promise<void>;
+  /** Lets a VM run that is stopped before its first instruction or after a reset. Called by gate/ only, after the close was verified. */
+  readonly resume: () => Promise<void>;
+  /** Resets the machine and leaves it stopped (managed VMs). */
+  readonly resetStopped: () => Promise<void>;
+  readonly isStopped: () => Promise<boolean>;
+  readonly attachDrive: (image: DriveImage) => Promise<void>;
+  /** Asks the guest to let the device go and waits; after the deadline removes it by surprise and says so. */
+  readonly detachDrive: () => Promise<{ readonly surprise: boolean }>;
+  /** Whether our drive is attached now. */
+  readonly hasDrive: () => Promise<boolean>;
+  /** Makes the withheld removable media of the spec visible. Called by gate/ only. */
+  readonly releaseMedia: () => Promise<void>;
+  readonly withholdMedia: () => Promise<void>;
+  /** Ends the VM: `graceful` asks the guest (ACPI) first. */
+  readonly stop: (options: { readonly graceful: boolean }) => Promise<void>;
+  /** Forgets the VM without ending it. */
+  readonly release: () => Promise<void>;
+};
+
+/** A host-side network device of a VM. */
+export type Tap = { readonly name: string; readonly nic: string };
+
+export type HypervisorDriver = {
+  readonly kind: 'qmp';
+  /** Starts the VM paused before its first instruction, links down, media withheld, taps made behind the fence. */
+  readonly start: (spec: VmSpec) => Promise<RunningVm>;
+  /** Takes over a VM that runs already (after our own restart, or somebody else's QEMU); null if there is none. */
+  readonly adopt: (spec: VmSpec) => Promise<RunningVm | null>;
+};

@@ -1,0 +1,30 @@
+// What opens the gate. The type is here so that every room can carry it; only confirm/judge.ts can make one.
+import type { Digest } from '../base/digest-text.ts';
+import type { RunId, VmId } from './ids.ts';
+
+export type EvidenceItem = {
+  readonly item: string;
+  readonly fromVersion: string | null;
+  readonly version: string;
+  readonly checkPassed: boolean | null;
+};
+
+/** The facts behind one decision to plug in. Recorded in the audit chain as they are. */
+export type EvidenceFacts = {
+  readonly vm: VmId;
+  readonly run: RunId;
+  /** The host's random nonce of the session in which the guest confirmed. */
+  readonly nonce: string;
+  readonly boot: string;
+  readonly planDigest: Digest;
+  /** Every manifest that was offered in this run, in any of its boots. */
+  readonly manifestDigests: readonly Digest[];
+  /** Digest of the canonical JSON of the fresh inventory. */
+  readonly inventoryDigest: Digest;
+  readonly items: readonly EvidenceItem[];
+  readonly vendors: readonly { readonly vendor: string; readonly checkedAtMs: number; readonly fresh: boolean }[];
+  readonly judgedAtMs: number;
+};
+
+declare const evidenceBrand: unique symbol;
+export type Evidence = EvidenceFacts & { readonly [evidenceBrand]: true };

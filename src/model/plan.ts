@@ -1,0 +1,49 @@
+// What one run will install, and the manifest that tells the guest.
+import { type Static, Type } from 'typebox';
+import { digestOf } from '../base/digest.ts';
+import { canonicalJson, type Digest } from '../base/digest-text.ts';
+import { NAME_CHARS_MAX, PLAN_ITEMS_MAX } from '../base/limits.ts';
+import { RunIdSchema, VmIdSchema } from './ids.ts';
+import { ReleaseSchema } from './release.ts';
+
+const name = Type.String({ minLength: 1, maxLength: NAME_CHARS_MAX });
+
+export const PlanItemSchema = Type.Object(
+  {
+    /** Unique in the plan: `<ecosystem>/<product>[:arch]`. */
+    id: name,
+    /** The installed version, null when the product is new to the VM. */
+    fromVersion: Type.Union([name, Type.Null()]),
+    release: ReleaseSchema,
+  },
+  { additionalProperties: false },
+);
+export type PlanItem = Static<typeof PlanItemSchema>;
+
+export const PlanSchema = Type.Object(
+  {
+    vm: VmIdSchema,
+    run: RunIdSchema,
+    items: Type.Array(PlanItemSchema, { maxItems: PLAN_ITEMS_MAX }),
+    /** Vendors asked, and the age of their verified metadata when the plan was made, for the record. */
+    vendors: Type.Array(
+      Type.Object(
+        { vendor: name, checkedAtMs: Type.Integer(), fresh: Type.Boolean() },
+        { additionalProperties: false },
+      ),
+      { maxItems: 100 },
+    ),
+  },
+  { additionalProperties: false },
+);
+export type Plan = Static<typeof PlanSchema>;
+
+/** The digest that evidence and confirmation bind; an empty plan has one too, and it differs per run. */
+export function planDigest(plan: Plan): Digest {
+  return digestOf(canonicalJson(plan));
+}
+
+/** Bytes to download at most for a plan. */
+export function planSizeBytes(plan: Plan): number {
+  return plan.items.reduce((sum, item) => sum + item.release.artifact.sizeBytes, 0);
+}
