@@ -48,12 +48,24 @@ export const INDEX_BYTES_MAX = 256 * 1024 * 1024;
 export const HTTP_STALL_TIMEOUT_MS = 30_000;
 /** Milliseconds for a connection and the response headers. */
 export const HTTP_HEADERS_TIMEOUT_MS = 30_000;
+/** A download waits on its server in windows of this length, and each window must bring the least number of bytes below. */
+export const HTTP_PROGRESS_WINDOW_MS = 30_000;
+/** Bytes one window must bring: 1 KiB/s, less than any line worth having; below it a server only holds us up (TUF: slow retrieval). */
+export const HTTP_PROGRESS_BYTES_MIN = 30 * 1024;
+/** Bytes of an error answer's or redirect's body that are read so that its connection can be used again. */
+export const HTTP_DISCARD_BYTES_MAX = 64 * 1024;
 /** Attempts of one download, each resuming where the last one stopped. */
 export const DOWNLOAD_ATTEMPTS_MAX = 4;
 /** Redirects followed for artifacts; more is a loop. */
 export const HTTP_REDIRECTS_MAX = 5;
 /** Downloads at once per host: enough to fill a link, few enough to be polite. */
 export const DOWNLOADS_AT_ONCE_MAX = 4;
+/** Milliseconds before a failed download is tried again; doubled each time. */
+export const DOWNLOAD_RETRY_FIRST_MS = 500;
+/** Milliseconds after which an unfinished download that nobody asked for again is thrown away: a week. */
+export const PARTIAL_AGE_MAX_MS = 7 * 24 * 60 * 60 * 1000;
+/** Bytes read at once when a blob is hashed: large enough for the disk, small enough to throttle. */
+export const SCRUB_PIECE_BYTES = 1024 * 1024;
 
 /** Entries in one bundle. */
 export const BUNDLE_ENTRIES_MAX = 100_000;
