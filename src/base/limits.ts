@@ -10,6 +10,30 @@ export const CHANNEL_CHUNK_TEXT_BYTES_MAX = 2 * 1024;
 export const CHANNEL_LINES_PER_SECOND_MAX = 4096;
 /** Refused messages in one session before the guest is quarantined: noise after a restore is a handful. */
 export const CHANNEL_REFUSALS_MAX = 64;
+/** Refusals forgiven per hour, so that a VM of many months is not cut for the noise of many restores. */
+export const CHANNEL_REFUSALS_FORGIVEN_PER_HOUR = 64;
+/** Bytes a guest may send in one second; twice that at once. A 4 MiB inventory in chunks is about 6 MiB on the wire. */
+export const CHANNEL_BYTES_PER_SECOND_MAX = 8 * 1024 * 1024;
+/** Hellos a guest may say in one minute: each makes a new session; an honest agent says one per boot or restart. */
+export const CHANNEL_HELLOS_PER_MINUTE_MAX = 30;
+/** Nesting of one channel message: the deepest honest one has 5 levels, and deep nesting makes JSON.parse slow. */
+export const CHANNEL_JSON_DEPTH_MAX = 16;
+/** Bytes waiting for a guest that does not read: one largest message in chunks. */
+export const CHANNEL_OUTGOING_BYTES_MAX = 6 * 1024 * 1024;
+/** Milliseconds between attempts to connect to a VM's channel, doubling from the first to the second. */
+export const CHANNEL_CONNECT_DELAY_MIN_MS = 20;
+export const CHANNEL_CONNECT_DELAY_MAX_MS = 1_000;
+/** Milliseconds an agent that runs already has to say hello by itself before the host asks for it, and how often it asks. */
+export const CHANNEL_HELLO_WAIT_MS = 1_000;
+export const CHANNEL_HELLO_REQUESTS_MAX = 5;
+
+/** Audit records in one transaction, and waiting for one: more than a fleet opening at once. */
+export const AUDIT_BATCH_MAX = 1_000;
+export const AUDIT_QUEUE_MAX = 20_000;
+/** Bytes of one audit record: evidence of a plan of 2,000 items is about 400 KiB. */
+export const AUDIT_RECORD_BYTES_MAX = 2 * 1024 * 1024;
+/** Audit records in one answer. */
+export const AUDIT_PAGE_MAX = 1_000;
 
 /** Bytes of one QMP line: query-qmp-schema, the largest answer we know, is about 200 KiB. */
 export const QMP_LINE_BYTES_MAX = 4 * 1024 * 1024;
@@ -81,3 +105,22 @@ export const EVENTS_KEPT_PER_VM = 2_000;
 export const CONFIG_FILE_BYTES_MAX = 1024 * 1024;
 /** Bytes of one HTTP request body on our API. */
 export const API_BODY_BYTES_MAX = 256 * 1024;
+
+/** Reboots of a guest within one run: kernel and agent updates need one each; more is a loop. */
+export const REBOOTS_MAX = 5;
+/** Offers within one run: an agent that dies while it installs gets another chance, not endless ones. */
+export const OFFERS_MAX = 5;
+/** Milliseconds a run may stay in each state. A systemd guest under TCG needs 33 s to its agent; installs may be long. */
+export const STATE_DEADLINES_MS = {
+  booting: 300_000,
+  reporting: 60_000,
+  planning: 1_800_000,
+  offering: 120_000,
+  installing: 3_600_000,
+  rebooting: 300_000,
+  judging: 120_000,
+  opening: 60_000,
+} as const;
+/** Tries to reach a vendor while a VM waits for its plan, and milliseconds between them. */
+export const PLAN_ATTEMPTS_MAX = 3;
+export const PLAN_RETRY_DELAY_MS = 2_000;

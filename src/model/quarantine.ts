@@ -11,5 +11,6 @@ export type QuarantineReason =
   | { readonly kind: 'license-refused'; readonly license: string; readonly code: string }
   | { readonly kind: 'host-failure'; readonly step: string; readonly detail: string }
   | { readonly kind: 'too-many-reboots'; readonly reboots: number }
+  | { readonly kind: 'too-many-offers'; readonly offers: number }
   | { readonly kind: 'deadline'; readonly state: string; readonly waitedMs: number }
   | { readonly kind: 'ungated-start'; readonly detail: string };

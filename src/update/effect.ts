@@ -1,0 +1,29 @@
+// What a move asks the runner to do. Data only; each effect is idempotent and may be run again after a crash.
+import type { AgentMessageOf, HostBody } from '../guest/messages.ts';
+import type { QuarantineReason } from '../model/quarantine.ts';
+import type { Grant, Session } from './state.ts';
+
+export type Effect =
+  /** Start the VM paused before its first instruction, link down, behind the fence. */
+  | { readonly kind: 'start-vm' }
+  | { readonly kind: 'stop-vm'; readonly graceful: boolean }
+  /** Started at once, never queued behind other effects. */
+  | { readonly kind: 'close-gate'; readonly reason: string }
+  | { readonly kind: 'open-channel' }
+  | { readonly kind: 'close-channel' }
+  /** Let the VM run, after a start or a stopped reset; refused by the gate unless it is verified closed. */
+  | { readonly kind: 'resume-vm'; readonly afterReset: boolean }
+  | { readonly kind: 'send'; readonly body: HostBody }
+  | { readonly kind: 'stage' }
+  | { readonly kind: 'make-plan' }
+  | { readonly kind: 'fetch-plan' }
+  /** Build the drive of the run's plan and attach it (kept if it is attached already). */
+  | { readonly kind: 'attach-drive' }
+  | { readonly kind: 'detach-drive' }
+  | { readonly kind: 'judge'; readonly session: Session; readonly confirm: AgentMessageOf<'confirm'> }
+  | { readonly kind: 'open-gate'; readonly grant: Grant }
+  | { readonly kind: 'record-quarantine'; readonly reason: QuarantineReason }
+  /** Let go of what the run held: drive folder, pins, plan. */
+  | { readonly kind: 'clean-up' };
+
+export type EffectKind = Effect['kind'];

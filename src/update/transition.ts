@@ -1,0 +1,520 @@
+// The pure heart of a run: (state, event) -> new state and effects, or ignored, or denied. No clock, no I/O, no chance.
+import type { Digest } from '../base/digest-text.ts';
+import { OFFERS_MAX, REBOOTS_MAX } from '../base/limits.ts';
+import type { HostBody } from '../guest/messages.ts';
+import type { RunId } from '../model/ids.ts';
+import type { Policy } from '../model/policy.ts';
+import type { QuarantineReason } from '../model/quarantine.ts';
+import type { Effect } from './effect.ts';
+import type { GuestEvent, RunEvent } from './event.ts';
+import {
+  type Grant,
+  isGateOpen,
+  isUnderWay,
+  type Journaled,
+  type Run,
+  type RunState,
+  runOf,
+  type Session,
+  sessionOf,
+} from './state.ts';
+
+export type Outcome =
+  | { readonly kind: 'moved'; readonly state: RunState; readonly effects: readonly Effect[] }
+  /** The event means nothing here; nothing changes. */
+  | { readonly kind: 'ignored'; readonly because: string }
+  /** Somebody asked for what may not be done here; nothing changes, and the asker is told. */
+  | { readonly kind: 'denied'; readonly code: DenialCode; readonly because: string };
+
+export type DenialCode =
+  | 'already-running'
+  | 'not-running'
+  | 'already-connected'
+  | 'no-agent'
+  | 'under-way'
+  | 'unexpected';
+
+const moved = (state: RunState, ...effects: readonly Effect[]): Outcome => ({ kind: 'moved', state, effects });
+const ignored = (because: string): Outcome => ({ kind: 'ignored', because });
+const denied = (code: DenialCode, because: string): Outcome => ({ kind: 'denied', code, because });
+const send = (body: HostBody): Effect => ({ kind: 'send', body });
+
+const START: readonly Effect[] = [
+  { kind: 'start-vm' },
+  { kind: 'close-gate', reason: 'start' },
+  { kind: 'open-channel' },
+  { kind: 'resume-vm', afterReset: false },
+];
+
+/** A run that has just begun. */
+export function newRun(options: { readonly run: RunId; readonly atMs: number; readonly liveGrant?: Grant }): Run {
+  return {
+    run: options.run,
+    startedAtMs: options.atMs,
+    liveGrant: options.liveGrant ?? null,
+    isStopping: false,
+    reboots: 0,
+    offersSent: 0,
+    plan: null,
+    manifests: [],
+    isInstalled: false,
+  };
+}
+
+/** The next state of a run. Total: every state answers every event. */
+export function transition(journaled: Journaled, event: RunEvent, policy: Policy): Outcome {
+  const { state, step } = journaled;
+  if ('step' in event && event.step !== step) return ignored('it answers an earlier step');
+  switch (event.kind) {
+    case 'start':
+      return onStart(state, event);
+    case 'stop':
+      return onStop(state, event.force);
+    case 'retry':
+      return onRetry(state, event);
+    case 'admit':
+      return onAdmit(state, event);
+    case 'update':
+      return onUpdate(state, event);
+    case 'stage':
+      return state.kind === 'off' || state.kind === 'staged' ? moved(state, { kind: 'stage' }) : ignored('the VM runs');
+    case 'reset':
+      return onReset(state, event);
+    case 'exited':
+      return onExited(state, event.isGuestsWish);
+    case 'monitor-lost':
+      return hasVm(state)
+        ? quarantine(state, { kind: 'host-failure', step: 'monitor', detail: event.detail })
+        : ignored('the VM is off');
+    case 'agent-opened':
+      return onAgentOpened(state, event);
+    case 'misbehaved':
+      return onMisbehaved(state, event);
+    case 'inventory':
+    case 'drive':
+    case 'installed':
+    case 'confirm':
+      return onGuestMessage(state, event, policy);
+    case 'deadline':
+      return onDeadline(state, event.waitedMs);
+    case 'effect-failed':
+      return onEffectFailed(state, event);
+    case 'found-ungated':
+    case 'planned':
+    case 'plan-failed':
+    case 'fetched':
+    case 'staged':
+    case 'drive-attached':
+    case 'drive-detached':
+    case 'judged':
+    case 'judged-refused':
+    case 'opened':
+      return onAnswer(state, event, policy);
+    default:
+      return event satisfies never;
+  }
+}
+
+function hasVm(state: RunState): boolean {
+  if (state.kind === 'off' || state.kind === 'staged') return false;
+  return state.kind !== 'quarantined' || state.isRunning;
+}
+
+// ---- The operator -------------------------------------------------------------------------------------------------
+
+function onStart(state: RunState, event: { readonly run: RunId; readonly atMs: number }): Outcome {
+  if (hasVm(state)) return denied('already-running', `the VM is ${state.kind} already`);
+  return moved({ kind: 'booting', run: newRun(event) }, ...START);
+}
+
+function onStop(state: RunState, force: boolean): Outcome {
+  if (!hasVm(state)) return denied('not-running', 'the VM is off');
+  const run = runOf(state);
+  if (run === null || !('run' in state)) throw new Error('assertion failed: a VM that runs has a run');
+  return moved({ ...state, run: { ...run, isStopping: true } }, { kind: 'stop-vm', graceful: !force });
+}
+
+function onRetry(state: RunState, event: { readonly run: RunId; readonly atMs: number }): Outcome {
+  if (state.kind !== 'quarantined')
+    return denied('unexpected', `only a quarantined VM can be retried; this one is ${state.kind}`);
+  const run = newRun(event);
+  if (!state.isRunning) return moved({ kind: 'booting', run }, ...START);
+  const close: Effect = { kind: 'close-gate', reason: 'retry' };
+  if (state.session === null) {
+    return moved({ kind: 'booting', run }, close, { kind: 'open-channel' }, { kind: 'resume-vm', afterReset: true });
+  }
+  return moved({ kind: 'reporting', run, session: state.session }, close, send({ type: 'ask-inventory' }));
+}
+
+function onAdmit(state: RunState, event: { readonly reason: string; readonly actor: string }): Outcome {
+  if (!hasVm(state)) return denied('not-running', 'a VM that is off cannot be plugged in; start it first');
+  const run = runOf(state);
+  if (state.kind === 'connected' || run === null || run.liveGrant !== null)
+    return denied('already-connected', 'the VM is plugged in');
+  const grant: Grant = { kind: 'override', reason: event.reason, actor: event.actor };
+  // The guest may hold the drive: it goes first, by surprise if need be, so that drive and network are never there together.
+  return moved(
+    { kind: 'opening', run, session: sessionOf(state), phase: 'detaching', grant },
+    { kind: 'detach-drive' },
+  );
+}
+
+function onUpdate(state: RunState, event: { readonly run: RunId; readonly atMs: number }): Outcome {
+  if (state.kind === 'quarantined') return onRetry(state, event);
+  if (isUnderWay(state)) return denied('under-way', `a run is under way (${state.kind})`);
+  if (state.kind !== 'connected')
+    return denied('not-running', 'the VM is off; its updates are staged and installed when it starts');
+  if (state.session === null) return denied('no-agent', 'the agent of this VM is not on the channel');
+  const run = newRun({ ...event, liveGrant: state.grant });
+  return moved({ kind: 'reporting', run, session: state.session }, send({ type: 'ask-inventory' }));
+}
+
+// ---- The hypervisor -----------------------------------------------------------------------------------------------
+
+function onReset(
+  state: RunState,
+  event: { readonly isStopped: boolean; readonly run: RunId; readonly atMs: number },
+): Outcome {
+  if (!hasVm(state)) return ignored('the VM is off');
+  const close: Effect = { kind: 'close-gate', reason: 'guest reset' };
+  const resume: readonly Effect[] = event.isStopped ? [{ kind: 'resume-vm', afterReset: true }] : [];
+  const run = isUnderWay(state) ? rebootedRun(state) : newRun(event);
+  if (run.reboots > REBOOTS_MAX) {
+    // The VM stays stopped where it is: a guest that only reboots gets no more processor time.
+    return quarantineRun(run, null, { kind: 'too-many-reboots', reboots: run.reboots }, [close]);
+  }
+  return moved({ kind: 'booting', run }, close, ...resume);
+}
+
+/** The run of a state under way, one reboot later, no longer live: whatever rebooted is gated again. */
+function rebootedRun(state: RunState): Run {
+  const run = runOf(state);
+  if (run === null) throw new Error('assertion failed: a state under way has a run');
+  return { ...run, liveGrant: null, reboots: run.reboots + 1 };
+}
+
+function onExited(state: RunState, isGuestsWish: boolean): Outcome {
+  if (!hasVm(state)) return ignored('the VM is off');
+  const leave: readonly Effect[] = [{ kind: 'close-gate', reason: 'the VM ended' }, { kind: 'close-channel' }];
+  const isOver = isGuestsWish || !isUnderWay(state) || runOf(state)?.isStopping === true;
+  if (isOver) return moved({ kind: 'off' }, ...leave, { kind: 'clean-up' }, { kind: 'stage' });
+  const run = rebootedRun(state);
+  if (run.reboots > REBOOTS_MAX) {
+    return moved(
+      {
+        kind: 'quarantined',
+        run,
+        session: null,
+        isRunning: false,
+        reason: { kind: 'too-many-reboots', reboots: run.reboots },
+      },
+      ...leave,
+    );
+  }
+  // QEMU died in the middle of a run: the run goes on by itself.
+  return moved({ kind: 'booting', run }, ...leave, ...START);
+}
+
+// ---- The guest ----------------------------------------------------------------------------------------------------
+
+function onAgentOpened(
+  state: RunState,
+  event: { readonly session: Session; readonly run: RunId; readonly atMs: number },
+): Outcome {
+  if (!hasVm(state)) return ignored('the VM is off');
+  const { session } = event;
+  const before = sessionOf(state);
+  const isOtherBoot = before !== null && before.boot !== session.boot;
+  // A boot that no reset announced (kexec): what runs now was never judged.
+  const close: readonly Effect[] = isOtherBoot ? [{ kind: 'close-gate', reason: 'the guest booted again' }] : [];
+  if (state.kind === 'connected' && !isOtherBoot) return moved({ ...state, session });
+  if (state.kind === 'connected' || state.kind === 'quarantined') {
+    if (state.kind === 'quarantined' && !isOtherBoot && !goesOnWithAgent(state.reason))
+      return moved({ ...state, session });
+    return moved({ kind: 'reporting', run: newRun(event), session }, ...close);
+  }
+  if (state.kind === 'opening' && state.grant.kind === 'override' && !isOtherBoot) return moved({ ...state, session });
+  const current = runOf(state);
+  if (current === null) return ignored('no run');
+  const run = isOtherBoot ? rebootedRun(state) : current;
+  if (run.reboots > REBOOTS_MAX)
+    return quarantineRun(run, session, { kind: 'too-many-reboots', reboots: run.reboots }, close);
+  return moved({ kind: 'reporting', run, session }, ...close);
+}
+
+/** Whether a quarantine ends by itself when the agent comes back: it was about silence, not about content. */
+function goesOnWithAgent(reason: QuarantineReason): boolean {
+  return reason.kind === 'agent-silent' || reason.kind === 'deadline';
+}
+
+function onMisbehaved(state: RunState, event: { readonly code: string; readonly detail: string }): Outcome {
+  if (!isUnderWay(state)) return ignored('no run is under way');
+  return fail(state, { kind: 'guest-misbehaved', code: event.code, detail: event.detail });
+}
+
+type MessageEvent = Extract<GuestEvent, { kind: 'inventory' | 'drive' | 'installed' | 'confirm' }>;
+
+function onGuestMessage(state: RunState, event: MessageEvent, policy: Policy): Outcome {
+  const session = sessionOf(state);
+  if (session === null || session.nonce !== event.session.nonce)
+    return denied('unexpected', 'the message is not of the present session');
+  switch (event.kind) {
+    case 'inventory':
+      return onInventory(state);
+    case 'drive':
+      return onDrive(state, event);
+    case 'installed':
+      return onInstalled(state, event, policy);
+    case 'confirm':
+      if (state.kind !== 'judging') return denied('unexpected', `a confirmation is not expected while ${state.kind}`);
+      return moved(state, { kind: 'judge', session, confirm: event.confirm });
+    default:
+      return event satisfies never;
+  }
+}
+
+function onInventory(state: RunState): Outcome {
+  if (state.kind !== 'reporting') return ignored(`kept for the record while ${state.kind}`);
+  const { run, session } = state;
+  if (run.plan === null) return moved({ kind: 'planning', run, session, phase: 'comparing' }, { kind: 'make-plan' });
+  if (run.isInstalled || run.plan.itemCount === 0) return askConfirm(run, session);
+  // The guest came back in the middle: same plan, same drive, the agent goes on where it was.
+  return moved({ kind: 'offering', run, session, isDriveAttached: false }, { kind: 'attach-drive' });
+}
+
+function askConfirm(run: Run, session: Session): Outcome {
+  if (run.plan === null) throw new Error('assertion failed: only a planned run is judged');
+  const body: HostBody = {
+    type: 'ask-confirm',
+    run: run.run,
+    planDigest: run.plan.digest,
+    manifestDigest: run.manifests.at(-1) ?? null,
+  };
+  return moved({ kind: 'judging', run, session }, send(body));
+}
+
+function onDrive(state: RunState, event: Extract<GuestEvent, { kind: 'drive' }>): Outcome {
+  if (event.state === 'released') return onReleased(state);
+  const isOurs = runOf(state)?.manifests.at(-1) === event.manifestDigest;
+  if (state.kind !== 'offering' || !isOurs)
+    return denied('unexpected', `word of a drive is not expected while ${state.kind}`);
+  if (event.state === 'refused') return fail(state, { kind: 'drive-refused', code: event.code, detail: event.detail });
+  return moved({ kind: 'installing', run: state.run, session: state.session });
+}
+
+function onReleased(state: RunState): Outcome {
+  const detach: Effect = { kind: 'detach-drive' };
+  if (state.kind === 'rebooting' && state.phase === 'releasing') return moved({ ...state, phase: 'detaching' }, detach);
+  if (state.kind === 'opening' && state.phase === 'releasing') return moved({ ...state, phase: 'detaching' }, detach);
+  if (state.kind === 'quarantined' || state.kind === 'connected') return moved(state, detach);
+  return denied('unexpected', `the drive was not asked back while ${state.kind}`);
+}
+
+function onInstalled(state: RunState, event: Extract<GuestEvent, { kind: 'installed' }>, policy: Policy): Outcome {
+  const isOurs = runOf(state)?.manifests.at(-1) === event.manifestDigest;
+  if ((state.kind !== 'offering' && state.kind !== 'installing') || !isOurs) {
+    return denied('unexpected', `a report of an installation is not expected while ${state.kind}`);
+  }
+  const failed = event.results.find((result) => result.outcome !== 'installed');
+  if (failed !== undefined) {
+    return fail(state, {
+      kind: 'install-failed',
+      item: failed.item,
+      code: failed.code ?? failed.outcome,
+      detail: failed.output ?? '',
+    });
+  }
+  const run: Run = { ...state.run, isInstalled: true };
+  if (!event.rebootRequired) return askConfirm(run, state.session);
+  if (!policy.allowReboot) {
+    return quarantineRun(
+      run,
+      state.session,
+      { kind: 'plan-refused', code: 'reboot-not-allowed', detail: 'the updates need a reboot' },
+      [],
+    );
+  }
+  return moved({ kind: 'rebooting', run, session: state.session, phase: 'releasing' }, sendRelease(run));
+}
+
+function sendRelease(run: Run): Effect {
+  const manifestDigest = run.manifests.at(-1);
+  if (manifestDigest === undefined) throw new Error('assertion failed: only a drive that was offered is asked back');
+  return send({ type: 'release', run: run.run, manifestDigest });
+}
+
+// ---- Answers of effects -------------------------------------------------------------------------------------------
+
+type Answer = Extract<
+  RunEvent,
+  {
+    kind:
+      | 'found-ungated'
+      | 'planned'
+      | 'plan-failed'
+      | 'fetched'
+      | 'staged'
+      | 'drive-attached'
+      | 'drive-detached'
+      | 'judged'
+      | 'judged-refused'
+      | 'opened';
+  }
+>;
+
+function onAnswer(state: RunState, event: Answer, policy: Policy): Outcome {
+  switch (event.kind) {
+    case 'found-ungated':
+      return quarantine(state, { kind: 'ungated-start', detail: event.detail });
+    case 'staged':
+      if (state.kind !== 'off' && state.kind !== 'staged') return ignored('the VM runs');
+      return moved({ kind: 'staged', itemCount: event.itemCount, sizeBytes: event.sizeBytes });
+    case 'planned': {
+      if (state.kind !== 'planning') return ignored('nothing is planned now');
+      const run: Run = { ...state.run, plan: event.plan };
+      if (event.plan.itemCount === 0) return askConfirm(run, state.session);
+      return moved({ kind: 'planning', run, session: state.session, phase: 'fetching' }, { kind: 'fetch-plan' });
+    }
+    case 'plan-failed':
+      if (state.kind !== 'planning') return ignored('nothing is planned now');
+      return onPlanFailed(state, event.reason, policy);
+    case 'fetched':
+      if (state.kind !== 'planning') return ignored('nothing is fetched now');
+      return moved(
+        { kind: 'offering', run: state.run, session: state.session, isDriveAttached: false },
+        { kind: 'attach-drive' },
+      );
+    case 'drive-attached':
+      return state.kind === 'offering'
+        ? onDriveAttached(state, event.manifestDigest)
+        : ignored('no drive is offered now');
+    case 'drive-detached':
+      return onDriveDetached(state);
+    case 'judged':
+      return state.kind === 'judging'
+        ? onEvidence(state.run, state.session, { kind: 'evidence', evidence: event.evidence })
+        : ignored('nothing is judged now');
+    case 'judged-refused':
+      return state.kind === 'judging'
+        ? fail(state, { kind: 'confirm-refused', code: event.code, detail: event.detail })
+        : ignored('nothing is judged now');
+    case 'opened':
+      return onOpened(state);
+    default:
+      return event satisfies never;
+  }
+}
+
+function onPlanFailed(
+  state: Extract<RunState, { kind: 'planning' }>,
+  reason: QuarantineReason,
+  policy: Policy,
+): Outcome {
+  const mayAdmit = policy.infrastructure && reason.kind === 'vendor-unavailable' && state.run.liveGrant === null;
+  if (!mayAdmit) return fail(state, reason);
+  const grant: Grant = {
+    kind: 'override',
+    reason: `infrastructure VM, ${reason.vendor} cannot be reached`,
+    actor: 'policy',
+  };
+  return moved(
+    { kind: 'opening', run: state.run, session: state.session, phase: 'plugging', grant },
+    { kind: 'open-gate', grant },
+  );
+}
+
+function onDriveAttached(state: Extract<RunState, { kind: 'offering' }>, manifestDigest: Digest): Outcome {
+  const { plan } = state.run;
+  if (plan === null) throw new Error('assertion failed: a drive is made from a plan');
+  const isKnown = state.run.manifests.includes(manifestDigest);
+  const manifests = isKnown ? state.run.manifests : [...state.run.manifests, manifestDigest];
+  const run: Run = { ...state.run, manifests, offersSent: state.run.offersSent + 1 };
+  if (run.offersSent > OFFERS_MAX) {
+    return quarantineRun(run, state.session, { kind: 'too-many-offers', offers: OFFERS_MAX }, []);
+  }
+  const offer: HostBody = { type: 'offer', run: run.run, planDigest: plan.digest, manifestDigest, label: 'PRATIQUE' };
+  return moved({ kind: 'offering', run, session: state.session, isDriveAttached: true }, send(offer));
+}
+
+function onDriveDetached(state: RunState): Outcome {
+  if (state.kind === 'rebooting' && state.phase === 'detaching') {
+    return moved({ ...state, phase: 'waiting' }, send({ type: 'reboot', run: state.run.run }));
+  }
+  if (state.kind === 'opening' && state.phase === 'detaching') return plug(state.run, state.session, state.grant);
+  return ignored('the drive is gone');
+}
+
+function onEvidence(run: Run, session: Session, grant: Grant): Outcome {
+  if (run.manifests.length === 0) return plug(run, session, grant);
+  return moved({ kind: 'opening', run, session, phase: 'releasing', grant }, sendRelease(run));
+}
+
+function plug(run: Run, session: Session | null, grant: Grant): Outcome {
+  return moved({ kind: 'opening', run, session, phase: 'plugging', grant }, { kind: 'open-gate', grant });
+}
+
+function onOpened(state: RunState): Outcome {
+  if (state.kind !== 'opening') return ignored('nothing is being opened');
+  const { run, session, grant } = state;
+  const tell: readonly Effect[] = session === null ? [] : [send({ type: 'admitted', run: run.run })];
+  return moved({ kind: 'connected', run, session, grant, trouble: null }, ...tell, { kind: 'clean-up' });
+}
+
+// ---- What goes wrong ----------------------------------------------------------------------------------------------
+
+function onDeadline(state: RunState, waitedMs: number): Outcome {
+  if (!isUnderWay(state)) return ignored('no run is under way');
+  if (state.kind === 'booting' || state.kind === 'reporting')
+    return fail(state, { kind: 'agent-silent', waitedMs, state: state.kind });
+  if (state.kind === 'opening' && state.phase === 'releasing') {
+    // A guest that will not let go of the drive loses it by surprise.
+    return moved({ ...state, phase: 'detaching' }, { kind: 'detach-drive' });
+  }
+  return fail(state, { kind: 'deadline', state: state.kind, waitedMs });
+}
+
+function onEffectFailed(
+  state: RunState,
+  event: { readonly effect: string; readonly detail: string; readonly isRunning: boolean },
+): Outcome {
+  if (!isUnderWay(state)) return ignored('no run is under way');
+  const reason: QuarantineReason = { kind: 'host-failure', step: event.effect, detail: event.detail };
+  if (event.isRunning) return fail(state, reason);
+  const run = runOf(state);
+  if (run === null) return ignored('no run');
+  return moved(
+    { kind: 'quarantined', run, session: null, reason, isRunning: false },
+    { kind: 'record-quarantine', reason },
+  );
+}
+
+/** A live update that fails leaves the VM as it was; any other run ends in quarantine. */
+function fail(state: RunState, reason: QuarantineReason): Outcome {
+  const run = runOf(state);
+  if (run === null) return ignored('no run');
+  if (!isGateOpen(state)) return quarantine(state, reason);
+  const session = sessionOf(state);
+  const grant = run.liveGrant;
+  if (grant === null) return ignored('the VM is plugged in and no run is under way');
+  const back = run.manifests.length > 0 && session !== null ? [sendRelease(run)] : [];
+  return moved({ kind: 'connected', run, session, grant, trouble: reason }, ...back);
+}
+
+function quarantine(state: RunState, reason: QuarantineReason): Outcome {
+  const run = runOf(state);
+  if (run === null) return ignored('no run');
+  return quarantineRun(run, sessionOf(state), reason, []);
+}
+
+function quarantineRun(run: Run, session: Session | null, reason: QuarantineReason, first: readonly Effect[]): Outcome {
+  const tell: Effect[] =
+    session === null ? [] : [send({ type: 'hold', code: reason.kind, detail: 'see `pratique vm why` on the host' })];
+  if (session !== null && run.manifests.length > 0) tell.push(sendRelease(run));
+  return moved(
+    { kind: 'quarantined', run: { ...run, liveGrant: null }, session, reason, isRunning: true },
+    ...first,
+    { kind: 'close-gate', reason: `quarantined: ${reason.kind}` },
+    { kind: 'record-quarantine', reason },
+    ...tell,
+  );
+}

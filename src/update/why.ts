@@ -1,0 +1,140 @@
+// X8: for every VM that is not plugged in, the reason and the next step, one sentence each. The only place that words them.
+import { printable } from '../base/printable.ts';
+import type { VmId } from '../model/ids.ts';
+import type { QuarantineReason } from '../model/quarantine.ts';
+import { isGateOpen, type RunState } from './state.ts';
+
+export type Reason = { readonly reason: string; readonly next: string };
+
+/** Why the VM is as it is, and what to do. */
+export function explain(vm: VmId, state: RunState): Reason {
+  if (state.kind === 'quarantined') return explainQuarantine(vm, state.reason, state.isRunning);
+  if (state.kind === 'connected') return explainConnected(vm, state);
+  if (isGateOpen(state))
+    return { reason: `It is plugged in and being updated (${state.kind}).`, next: `Wait: pratique vm wait ${vm}` };
+  return explainWaiting(vm, state.kind);
+}
+
+function explainConnected(vm: VmId, state: Extract<RunState, { kind: 'connected' }>): Reason {
+  const { grant, trouble } = state;
+  if (trouble !== null) {
+    const { reason, next } = explainQuarantine(vm, trouble, true);
+    return { reason: `It is plugged in, but its last live update did not end well: ${reason}`, next };
+  }
+  if (grant.kind === 'override') {
+    return {
+      reason: `It was plugged in without evidence by ${printable(grant.actor)}: ${printable(grant.reason)}.`,
+      next: `Update it when you can: pratique vm update ${vm}`,
+    };
+  }
+  return { reason: 'It confirmed the installation of every update of its plan.', next: 'Nothing to do.' };
+}
+
+function explainWaiting(vm: VmId, kind: Exclude<RunState['kind'], 'connected' | 'quarantined'>): Reason {
+  const wait = `Wait: pratique vm wait ${vm}`;
+  switch (kind) {
+    case 'off':
+      return { reason: 'The VM is off.', next: `Start it: pratique vm start ${vm}` };
+    case 'staged':
+      return {
+        reason: 'The VM is off; the updates it needs are on this host already.',
+        next: `Start it: pratique vm start ${vm}`,
+      };
+    case 'booting':
+      return { reason: 'The guest is booting and its agent has not said hello yet.', next: wait };
+    case 'reporting':
+      return { reason: 'The agent is on the channel; its inventory is awaited.', next: wait };
+    case 'planning':
+      return { reason: 'The host compares versions and fetches what is missing.', next: wait };
+    case 'offering':
+      return { reason: 'The updates are on the drive; the agent is checking them.', next: wait };
+    case 'installing':
+      return { reason: 'The agent is installing updates.', next: `Watch it: pratique vm events --follow ${vm}` };
+    case 'rebooting':
+      return { reason: 'The guest reboots to finish its updates.', next: wait };
+    case 'judging':
+      return { reason: 'The agent confirms; the host checks it against a fresh inventory.', next: wait };
+    case 'opening':
+      return {
+        reason: 'The confirmation was accepted; the drive is taken away and the cable is being plugged in.',
+        next: wait,
+      };
+    default:
+      return kind satisfies never;
+  }
+}
+
+/** A quarantine's reason in a sentence, and the next step. */
+export function explainQuarantine(vm: VmId, reason: QuarantineReason, isRunning: boolean): Reason {
+  const retry = isRunning ? `pratique vm retry ${vm}` : `pratique vm start ${vm}`;
+  const seconds = (ms: number) => `${Math.round(ms / 1000)} s`;
+  switch (reason.kind) {
+    case 'agent-silent':
+      return {
+        reason: `The agent in the guest said nothing for ${seconds(reason.waitedMs)} while ${reason.state}.`,
+        next: `Look at the guest's console for why pratique-agent does not run, then: ${retry}`,
+      };
+    case 'install-failed':
+      return {
+        reason: `Installing ${printable(reason.item)} failed (${printable(reason.code)})${reason.detail === '' ? '' : `: ${printable(reason.detail)}`}.`,
+        next: `Mend the cause in the guest or publish a better release, then: ${retry}`,
+      };
+    case 'confirm-refused':
+      return {
+        reason: `The guest's confirmation was not believed (${printable(reason.code)}): ${printable(reason.detail)}.`,
+        next: `Compare it with pratique vm show ${vm}; if the guest can be trusted: ${retry}`,
+      };
+    case 'drive-refused':
+      return {
+        reason: `The agent refused the drive (${printable(reason.code)})${reason.detail === '' ? '' : `: ${printable(reason.detail)}`}.`,
+        next: `Look at pratique vm events ${vm}, then: ${retry}`,
+      };
+    case 'guest-misbehaved':
+      return {
+        reason: `The guest broke the channel's rules (${printable(reason.code)}): ${printable(reason.detail)}.`,
+        next: `Inspect the guest before you trust it, then: ${retry}`,
+      };
+    case 'vendor-unavailable':
+      return {
+        reason: `Whether it is up to date cannot be known: ${printable(reason.vendor)} cannot be asked (${printable(reason.detail)}).`,
+        next: `Check it: pratique vendor check ${printable(reason.vendor)}; then: ${retry}`,
+      };
+    case 'plan-refused':
+      return {
+        reason: `No plan could be made (${printable(reason.code)}): ${printable(reason.detail)}.`,
+        next: `Change the VM's policy or the vendor's offer, then: ${retry}`,
+      };
+    case 'license-refused':
+      return {
+        reason: `The license ${printable(reason.license)} does not cover this VM (${printable(reason.code)}).`,
+        next: `Free or buy a seat, then: ${retry}`,
+      };
+    case 'host-failure':
+      return {
+        reason: `This host could not do its part (${reason.step}): ${printable(reason.detail, 400)}.`,
+        next: `Run pratique doctor, mend what it names, then: ${retry}`,
+      };
+    case 'too-many-reboots':
+      return {
+        reason: `The guest booted ${reason.reboots} times within one run without ending it.`,
+        next: `Look at the guest's console, then: ${retry}`,
+      };
+    case 'too-many-offers':
+      return {
+        reason: `The agent took the drive ${reason.offers} times without finishing the installation.`,
+        next: `Look at the guest's console, then: ${retry}`,
+      };
+    case 'deadline':
+      return {
+        reason: `It stayed in ${reason.state} for ${seconds(reason.waitedMs)}, longer than allowed.`,
+        next: `Look at pratique vm events ${vm}, then: ${retry}`,
+      };
+    case 'ungated-start':
+      return {
+        reason: `It ran before Pratique took it over (${printable(reason.detail)}), so what it did was not gated.`,
+        next: `Power it off and on: pratique vm stop ${vm}, then start it again`,
+      };
+    default:
+      return reason satisfies never;
+  }
+}
