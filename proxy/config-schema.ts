@@ -1,0 +1,110 @@
+// The configuration file's schema: every key with its meaning. proxy/pratique.schema.json is generated from it.
+import { type Static, Type } from 'typebox';
+import { PolicySchema } from '../src/model/policy.ts';
+
+const strict = { additionalProperties: false } as const;
+const absolutePath = { minLength: 2, maxLength: 1024, pattern: '^/[^\\u0000-\\u001f]*$' } as const;
+const httpUrl = { minLength: 8, maxLength: 2048, pattern: '^https?://[^\\s]+$' } as const;
+
+/** A vendor's name: used in paths and tables. */
+export const VendorNameSchema = Type.String({
+  minLength: 1,
+  maxLength: 64,
+  pattern: '^[a-zA-Z0-9][a-zA-Z0-9._-]*$',
+  description: 'Unique name of this vendor',
+});
+
+const TufVendorSchema = Type.Object(
+  {
+    kind: Type.Literal('tuf', { description: 'A TUF repository of software bundles' }),
+    name: VendorNameSchema,
+    metadataUrl: Type.String({ ...httpUrl, description: 'Folder of the signed metadata' }),
+    targetsUrl: Type.String({ ...httpUrl, description: 'Folder of the bundles' }),
+    rootPath: Type.String({ ...absolutePath, description: 'The first trusted root.json, obtained by a safe way' }),
+  },
+  strict,
+);
+
+const DebianVendorSchema = Type.Object(
+  {
+    kind: Type.Literal('debian-apt', { description: 'A Debian archive' }),
+    name: VendorNameSchema,
+    suites: Type.Array(Type.String({ minLength: 1, maxLength: 64, pattern: '^[a-z0-9][a-z0-9./-]*$' }), {
+      minItems: 1,
+      maxItems: 16,
+      description: 'Suites to take packages from, for example "bookworm" and "bookworm-security"',
+    }),
+    url: Type.Optional(
+      Type.String({ ...httpUrl, description: "Archive; absent: the one in the host's own apt sources" }),
+    ),
+    keyring: Type.Optional(Type.String({ ...absolutePath, description: 'Keyring file that signs the archive' })),
+  },
+  strict,
+);
+
+export const VendorConfigSchema = Type.Union([TufVendorSchema, DebianVendorSchema]);
+
+/** The policy keys, each optional: what a file or a command says differently from the default. */
+export const PartialPolicySchema = Type.Partial(PolicySchema, strict);
+
+export const ConfigFileSchema = Type.Object(
+  {
+    dataFolder: Type.Optional(Type.String({ ...absolutePath, description: 'Database, blobs, images, audit records' })),
+    runFolder: Type.Optional(
+      Type.String({ ...absolutePath, description: 'Sockets; emptied by a restart of the host' }),
+    ),
+    logLevel: Type.Optional(
+      Type.Union(
+        ['silent', 'error', 'warn', 'info', 'debug'].map((level) => Type.Literal(level)),
+        { description: 'How much the daemon says on stderr' },
+      ),
+    ),
+    diskRoots: Type.Optional(
+      Type.Array(Type.String(absolutePath), {
+        maxItems: 64,
+        description: "Folders under which VMs' disks, kernels and media may lie; nothing else is opened",
+      }),
+    ),
+    storeBudgetBytes: Type.Optional(
+      Type.Integer({
+        minimum: 64 * 1024 * 1024,
+        maximum: Number.MAX_SAFE_INTEGER,
+        description: 'Bytes the blob store may keep beyond what drives and pending runs need',
+      }),
+    ),
+    policy: Type.Optional(PartialPolicySchema),
+    network: Type.Optional(
+      Type.Object(
+        {
+          bridge: Type.Optional(
+            Type.String({
+              minLength: 1,
+              maxLength: 15,
+              pattern: '^[a-zA-Z0-9_.-]+$',
+              description: 'Bridge of NICs whose VM spec names none',
+            }),
+          ),
+        },
+        strict,
+      ),
+    ),
+    uids: Type.Optional(
+      Type.Object(
+        {
+          first: Type.Integer({ minimum: 1000, maximum: 4_294_000_000, description: 'First user id for QEMUs' }),
+          count: Type.Integer({ minimum: 1, maximum: 100_000, description: 'How many; one VM uses one' }),
+        },
+        { ...strict, description: 'Each managed QEMU runs under a user id of its own from this range' },
+      ),
+    ),
+    vendors: Type.Optional(Type.Array(VendorConfigSchema, { maxItems: 100 })),
+  },
+  { ...strict, title: 'pratique.toml', description: 'Configuration of Pratique on one host; every key is optional' },
+);
+export type ConfigFile = Static<typeof ConfigFileSchema>;
+
+/** The JSON Schema that is shipped, as text. */
+export function configJsonSchema(): string {
+  const schema = { $schema: 'https://json-schema.org/draft/2020-12/schema', ...ConfigFileSchema };
+  return `${JSON.stringify(schema, null, 2)}\n`;
+}

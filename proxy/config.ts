@@ -1,0 +1,157 @@
+// Reads the host's configuration: pratique.toml, then conf.d/*.toml beside it, then the defaults. Everything is optional.
+import { readdir, readFile, stat } from 'node:fs/promises';
+import { homedir } from 'node:os';
+import { dirname, join, resolve } from 'node:path';
+import { PratiqueError } from '../src/base/errors.ts';
+import { CONFIG_FILE_BYTES_MAX } from '../src/base/limits.ts';
+import { printable } from '../src/base/printable.ts';
+import { DEFAULT_POLICY, type Policy } from '../src/model/policy.ts';
+import type { ConfigFile } from './config-schema.ts';
+import type { VendorConfig } from './service.ts';
+
+export class ConfigError extends PratiqueError {}
+
+export type Config = {
+  readonly dataFolder: string;
+  readonly runFolder: string;
+  readonly logLevel: string;
+  readonly vendors: readonly VendorConfig[];
+  /** Disks, kernels and media of VMs lie under one of these. */
+  readonly diskRoots: readonly string[];
+  readonly storeBudgetBytes: number;
+  /** Defaults for VMs that are added without a word on the matter. */
+  readonly policy: Policy;
+  readonly network: { readonly bridge: string };
+  /** User ids for managed QEMUs: `first` to `first + count - 1`. */
+  readonly uids: { readonly first: number; readonly count: number };
+};
+
+/** The configuration and the files it came from, in the order they were read. */
+export type LoadedConfig = { readonly config: Config; readonly files: readonly string[] };
+
+export type ConfigSources = {
+  /** `--config FILE`; must exist. Without it the default file may be absent. */
+  readonly path?: string;
+  readonly env: NodeJS.ProcessEnv;
+  readonly uid: number;
+};
+
+/** Linux allows 108 bytes for a unix socket's path, the final zero included (unix(7)). */
+const SOCKET_PATH_BYTES_MAX = 107;
+const STORE_BUDGET_BYTES_DEFAULT = 20 * 1024 * 1024 * 1024;
+/** In the range that systemd's list of user ids calls unused (1879048192 to 2147483647). */
+const UIDS_DEFAULT = { first: 1_900_000_000, count: 10_000 } as const;
+const BRIDGE_DEFAULT = 'pratique0';
+const FILES_MAX = 100;
+
+/** The daemon's unix socket of a run folder. */
+export function socketPathOf(runFolder: string): string {
+  return join(runFolder, 'pratique.sock');
+}
+
+/** Reads and checks every file. Throws ConfigError `usage/config` naming file, line, key and the nearest known key. */
+export async function loadConfig(sources: ConfigSources): Promise<LoadedConfig> {
+  const folders = defaultFolders(sources);
+  const mainPath = sources.path === undefined ? join(folders.config, 'pratique.toml') : resolve(sources.path);
+  const paths = [...(await mainFile(mainPath, sources.path !== undefined)), ...(await partFiles(mainPath))];
+  const read = await Promise.all(paths.map(readConfigFile));
+  const merged = mergeFiles(read.map((file, index) => ({ file, path: paths[index] ?? '' })));
+  return { config: completeConfig(merged, folders, sources.env), files: paths };
+}
+
+function defaultFolders({ env, uid }: ConfigSources): { config: string; data: string; run: string } {
+  if (uid === 0) return { config: '/etc/pratique', data: '/var/lib/pratique', run: '/run/pratique' };
+  const home = env.HOME ?? homedir();
+  const data = join(env.XDG_DATA_HOME ?? join(home, '.local/share'), 'pratique');
+  return {
+    config: join(env.XDG_CONFIG_HOME ?? join(home, '.config'), 'pratique'),
+    data,
+    // A machine without a login session has no runtime folder; the data folder is the user's own too.
+    run: env.XDG_RUNTIME_DIR === undefined ? join(data, 'run') : join(env.XDG_RUNTIME_DIR, 'pratique'),
+  };
+}
+
+async function mainFile(path: string, mustExist: boolean): Promise<readonly string[]> {
+  if ((await fileSize(path)) !== null) return [path];
+  if (!mustExist) return [];
+  throw new ConfigError('usage/config', `${path}: there is no such file`, { next: 'check the path given to --config' });
+}
+
+async function partFiles(mainPath: string): Promise<readonly string[]> {
+  const folder = join(dirname(mainPath), 'conf.d');
+  const names = await readdir(folder).catch(() => []);
+  const parts = names.filter((name) => name.endsWith('.toml') && !name.startsWith('.')).sort();
+  if (parts.length > FILES_MAX) throw new ConfigError('usage/config', `${folder}: more than ${FILES_MAX} files`);
+  return parts.map((name) => join(folder, name));
+}
+
+async function fileSize(path: string): Promise<number | null> {
+  const found = await stat(path).catch(() => null);
+  return found?.isFile() === true ? found.size : null;
+}
+
+async function readConfigFile(path: string): Promise<ConfigFile> {
+  const size = await fileSize(path);
+  if (size !== null && size > CONFIG_FILE_BYTES_MAX) {
+    throw new ConfigError('usage/config', `${path}: larger than ${CONFIG_FILE_BYTES_MAX} bytes`);
+  }
+  const text = await readFile(path, 'utf8').catch((cause: unknown) => {
+    throw new ConfigError('usage/config', `${path}: cannot be read`, { cause, next: 'check its permissions' });
+  });
+  return await parseConfigText(text, path);
+}
+
+/** Parses one file's text. Throws ConfigError naming file, line, key and the nearest known key. */
+export async function parseConfigText(text: string, path: string): Promise<ConfigFile> {
+  // Loaded here because most commands run without any configuration file, and the schema library takes 100 ms to load.
+  const { parseTomlAs } = await import('./toml-file.ts');
+  const { ConfigFileSchema } = await import('./config-schema.ts');
+  // The cast holds: parseTomlAs has checked the value against this very schema.
+  return parseTomlAs(ConfigFileSchema, text, path, ConfigError) as ConfigFile;
+}
+
+/** Later files win key by key; vendors add up, and a name may be given once only. */
+function mergeFiles(read: readonly { readonly file: ConfigFile; readonly path: string }[]): ConfigFile {
+  const owners = new Map<string, string>();
+  let merged: ConfigFile = {};
+  for (const { file, path } of read) {
+    for (const { name } of file.vendors ?? []) {
+      const owner = owners.get(name);
+      if (owner !== undefined) {
+        throw new ConfigError('usage/config', `${path}: vendor ${printable(name)} is already in ${owner}`, {
+          next: 'rename or remove one of the two',
+        });
+      }
+      owners.set(name, path);
+    }
+    merged = {
+      ...merged,
+      ...file,
+      policy: { ...merged.policy, ...file.policy },
+      network: { ...merged.network, ...file.network },
+      vendors: [...(merged.vendors ?? []), ...(file.vendors ?? [])],
+    };
+  }
+  return merged;
+}
+
+function completeConfig(file: ConfigFile, folders: { data: string; run: string }, env: NodeJS.ProcessEnv): Config {
+  const dataFolder = resolve(env.PRATIQUE_DATA ?? file.dataFolder ?? folders.data);
+  const runFolder = resolve(env.PRATIQUE_RUN ?? file.runFolder ?? folders.run);
+  if (Buffer.byteLength(socketPathOf(runFolder)) > SOCKET_PATH_BYTES_MAX) {
+    throw new ConfigError('usage/config', `runFolder ${runFolder}: too long a path for a unix socket`, {
+      next: `choose a folder of at most ${SOCKET_PATH_BYTES_MAX - '/pratique.sock'.length} bytes`,
+    });
+  }
+  return {
+    dataFolder,
+    runFolder,
+    logLevel: file.logLevel ?? 'info',
+    vendors: file.vendors ?? [],
+    diskRoots: file.diskRoots ?? [join(dataFolder, 'disks'), join(dataFolder, 'images'), '/var/lib/libvirt/images'],
+    storeBudgetBytes: file.storeBudgetBytes ?? STORE_BUDGET_BYTES_DEFAULT,
+    policy: { ...DEFAULT_POLICY, ...file.policy },
+    network: { bridge: file.network?.bridge ?? BRIDGE_DEFAULT },
+    uids: file.uids ?? UIDS_DEFAULT,
+  };
+}
