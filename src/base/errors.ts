@@ -64,16 +64,21 @@ export function classifyError(error: unknown): Family & { readonly code: ErrorCo
   return { code, ...ERROR_FAMILIES[errorFamily(code)] };
 }
 
-/** The whole chain of messages, outermost first, for the one place that prints it. */
-export function describeError(error: unknown): string {
+/** The whole chain of messages, outermost first, without the next step. */
+export function messageChain(error: unknown): string {
   const parts: string[] = [];
   let current: unknown = error;
   for (let depth = 0; depth < 8 && current !== undefined; depth += 1) {
     parts.push(current instanceof Error ? current.message : String(current));
     current = current instanceof Error ? current.cause : undefined;
   }
+  return parts.join(': ');
+}
+
+/** The chain of messages and the next step, for the one place that prints it. */
+export function describeError(error: unknown): string {
   const next = error instanceof PratiqueError && error.next !== undefined ? `; ${error.next}` : '';
-  return parts.join(': ') + next;
+  return messageChain(error) + next;
 }
 
 /** Stops on a broken promise of our own code. */

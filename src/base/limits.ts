@@ -124,3 +124,19 @@ export const STATE_DEADLINES_MS = {
 /** Tries to reach a vendor while a VM waits for its plan, and milliseconds between them. */
 export const PLAN_ATTEMPTS_MAX = 3;
 export const PLAN_RETRY_DELAY_MS = 2_000;
+/** Milliseconds for which verified vendor metadata is used without asking again: VMs that start together share one check. */
+export const VENDOR_RECHECK_MS = 10 * 60_000;
+/** Bytes of one answer of our own API that a client reads: 20,000 products of one VM are about 3 MB. */
+export const API_ANSWER_BYTES_MAX = 64 * 1024 * 1024;
+/** Milliseconds a client waits for an answer: checking all vendors or starting QEMU under load may take minutes. */
+export const API_ANSWER_TIMEOUT_MS = 10 * 60_000;
+/** Event streams open at once on one daemon: a screen or a boot script each. */
+export const API_STREAMS_MAX = 256;
+/** Milliseconds between pings of an event stream; one that has not answered by the next is closed. */
+export const API_STREAM_PING_MS = 30_000;
+/** Milliseconds a reader of events may take for one; then it is closed and may resume. */
+export const API_STREAM_STALL_MS = 30_000;
+/** Attempts to reach the daemon again after an event stream broke: a restart of the service takes a few seconds. */
+export const API_STREAM_RECONNECTS_MAX = 30;
+/** Milliseconds between these attempts. */
+export const API_STREAM_RECONNECT_DELAY_MS = 1_000;
