@@ -140,3 +140,39 @@ export const API_STREAM_STALL_MS = 30_000;
 export const API_STREAM_RECONNECTS_MAX = 30;
 /** Milliseconds between these attempts. */
 export const API_STREAM_RECONNECT_DELAY_MS = 1_000;
+
+/** Milliseconds between two `hello` of the guest agent until the host opens the session. */
+export const AGENT_HELLO_INTERVAL_MS = 1_000;
+/** Milliseconds the agent waits before it looks again at a port that is absent or whose host side is closed: first, and at most. */
+export const AGENT_PORT_RETRY_MIN_MS = 50;
+export const AGENT_PORT_RETRY_MAX_MS = 500;
+/** Bytes the agent queues for a host that does not read: two of the largest messages. */
+export const AGENT_QUEUE_BYTES_MAX = 2 * CHANNEL_MESSAGE_BYTES_MAX;
+/** Host requests waiting in the agent behind the one at work; the host asks one thing at a time. */
+export const AGENT_REQUESTS_MAX = 16;
+/** Milliseconds for an offered drive to appear: hot-plug takes 0.2 s, a slow or busy guest needs more. */
+export const AGENT_DRIVE_WAIT_MS = 20_000;
+/** Milliseconds to look on after a drive with another manifest was found: the right one may just be arriving. */
+export const AGENT_DRIVE_MISMATCH_WAIT_MS = 2_000;
+/** Milliseconds between two looks at the block devices. */
+export const AGENT_DRIVE_LOOK_MS = 100;
+/** Milliseconds for an `install` or `check` entry of a bundle that names no limit of its own. */
+export const AGENT_ENTRY_TIMEOUT_MS = 10 * 60_000;
+/** Milliseconds for one apt or dpkg run over all packages of a manifest, and for unpacking one compressed bundle. */
+export const AGENT_PACKAGES_TIMEOUT_MS = 60 * 60_000;
+/** Milliseconds for a newly written agent to print its version before it replaces the running one. */
+export const AGENT_PROBE_TIMEOUT_MS = 20_000;
+/** Milliseconds the agent gives its last words to leave the machine before it reboots or ends. */
+export const AGENT_FLUSH_TIMEOUT_MS = 500;
+/** Bytes of /manifest.json: 2,000 items and 20,000 further files fit. */
+export const MANIFEST_BYTES_MAX = 16 * 1024 * 1024;
+/** Bytes of one of the agent's own state files: the results of a full plan with their outputs. */
+export const AGENT_STATE_BYTES_MAX = 16 * 1024 * 1024;
+/** Bytes of dpkg's status file: a full desktop has about 6 MB. */
+export const DPKG_STATUS_BYTES_MAX = 64 * 1024 * 1024;
+/** Products with a record of their own in one guest. */
+export const AGENT_PRODUCTS_MAX = 1_000;
+/** Bytes the agent reads, hashes or copies before it looks at the channel again. */
+export const AGENT_SLICE_BYTES = 4 * 1024 * 1024;
+/** Bytes of one extended (pax, GNU) tar header: names of at most a few KiB. */
+export const TAR_EXTENSION_BYTES_MAX = 64 * 1024;
