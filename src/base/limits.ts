@@ -43,6 +43,27 @@ export const QMP_COMMAND_TIMEOUT_MS = 20_000;
 export const QEMU_START_TIMEOUT_MS = 30_000;
 /** Milliseconds to wait for DEVICE_DELETED after device_del; measured 78-229 ms, TCG under load takes longer. */
 export const DEVICE_UNPLUG_TIMEOUT_MS = 20_000;
+/** Milliseconds a guest gets to power off when asked (ACPI) before it is ended. */
+export const GUEST_POWERDOWN_TIMEOUT_MS = 60_000;
+/** Milliseconds for a QEMU process to be gone after `quit`, and then after SIGKILL. */
+export const QEMU_EXIT_TIMEOUT_MS = 10_000;
+/** Milliseconds for a throw-away VM to prove that KVM works; it needs well under one second, a broken KVM hangs. */
+export const KVM_PROBE_TIMEOUT_MS = 5_000;
+/** Bytes of a guest's serial console that QEMU keeps; a power of two (ringbuf), so that a guest cannot fill our disk. */
+export const CONSOLE_BYTES = 256 * 1024;
+/** Bytes of a unix socket's path (sun_path is 108 with its zero). */
+export const SOCKET_PATH_BYTES_MAX = 107;
+/** Events of one VM kept for a listener that is not there yet. */
+export const VM_EVENTS_PENDING_MAX = 256;
+
+/** Characters of one line that nft prints: the whole table with 10,000 taps is below 2 MiB. */
+export const NFT_LINE_CHARS_MAX = 8 * 1024 * 1024;
+/** Milliseconds for nft to answer; a change takes 3 ms, a loaded machine longer. */
+export const NFT_ANSWER_TIMEOUT_MS = 20_000;
+/** Set elements in one nft command; larger changes are split into several. */
+export const NFT_ELEMENTS_PER_COMMAND_MAX = 512;
+/** Starts of a dying nft process for one request before it is given up. */
+export const NFT_STARTS_MAX = 3;
 
 /** Installed products one guest may report: a full Debian desktop has about 4,000 packages. */
 export const INVENTORY_PRODUCTS_MAX = 20_000;
@@ -50,6 +71,20 @@ export const INVENTORY_PRODUCTS_MAX = 20_000;
 export const PLAN_ITEMS_MAX = 2_000;
 /** Files on one drive. */
 export const DRIVE_FILES_MAX = 100_000;
+/** Folders on one drive: the path tables of ISO 9660 count them in 16 bits. */
+export const DRIVE_FOLDERS_MAX = 65_535;
+/** Bytes of a path on a drive: Linux's PATH_MAX without its final NUL. */
+export const DRIVE_PATH_BYTES_MAX = 4095;
+/** Bytes of a symlink's target on a drive: with a name of 255 bytes it still fits one continuation sector. */
+export const DRIVE_LINK_BYTES_MAX = 1024;
+/** Bytes of a drive's names and inline files, which are put together in memory: 100,000 files need about 30 MB. */
+export const DRIVE_METADATA_BYTES_MAX = 256 * 1024 * 1024;
+/** Files that QEMU holds open for one drive. */
+export const DRIVE_OPEN_FILES_MAX = 256;
+/** Bytes up to which a blob is copied behind the metadata instead of being opened on its own. */
+export const DRIVE_PACKED_BLOB_BYTES_MAX = 64 * 1024;
+/** Bytes copied at most to keep the open files bounded; more is no longer "without a copy". */
+export const DRIVE_PACKED_BYTES_MAX = 8 * 1024 * 1024 * 1024;
 /** Characters of a name: product, version, path component (ISO 9660 Rock Ridge allows 255 bytes). */
 export const NAME_CHARS_MAX = 255;
 /** Characters of a guest's or vendor's free text that we keep. */

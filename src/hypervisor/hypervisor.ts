@@ -1,6 +1,6 @@
 // The contract of a hypervisor driver. Rooms above speak only this; only hypervisor/ speaks QMP or libvirt.
 import type { VmId } from '../model/ids.ts';
-import type { VmSpec } from './vm-spec.ts';
+import type { Namespace, VmSpec } from './vm-spec.ts';
 
 /** What happens to a VM without our asking. */
 export type VmEvent =
@@ -33,6 +33,8 @@ export type DriveImage = {
 /** One running VM. Every method is idempotent; each throws HypervisorError `host-fault/…` naming VM and step. */
 export type RunningVm = {
   readonly vm: VmId;
+  /** Where the taps and their fence live. */
+  readonly namespace: Namespace;
   readonly taps: readonly Tap[];
   /** Unix socket of the agent's channel; one client only. */
   readonly channelSocket: string;
@@ -57,6 +59,8 @@ export type RunningVm = {
   readonly withholdMedia: () => Promise<void>;
   /** Ends the VM: `graceful` asks the guest (ACPI) first. */
   readonly stop: (options: { readonly graceful: boolean }) => Promise<void>;
+  /** What the guest wrote to its serial console since the last call, at most a bounded tail; managed VMs only. */
+  readonly readConsole?: () => Promise<string>;
   /** Forgets the VM without ending it. */
   readonly release: () => Promise<void>;
 };
