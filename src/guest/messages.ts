@@ -10,6 +10,9 @@ import { ItemResultSchema } from '../model/result.ts';
 export const CHANNEL_PORT_NAME = 'dev.pratique.agent.0';
 /** Protocol versions this side speaks, newest first. */
 export const PROTOCOL_VERSIONS = [1] as const;
+/** Nonce and boot id of a `refuse` that the host sends while there is no session; its counter is 0. */
+export const NO_SESSION_NONCE = '00000000000000000000000000000000';
+export const NO_SESSION_BOOT = '00000000-0000-0000-0000-000000000000';
 
 const strict = { additionalProperties: false } as const;
 const code = Type.String({ maxLength: 64, pattern: '^[a-z][a-z0-9-]*$' });
@@ -49,6 +52,7 @@ export const AGENT_MESSAGES = {
     },
     strict,
   ),
+  /** The answer to `ask-inventory`; the agent does not report unasked. */
   inventory: Type.Object({ type: Type.Literal('inventory'), ...envelope, inventory: InventorySchema }, strict),
   drive: Type.Object(
     {
@@ -164,7 +168,7 @@ export const HOST_MESSAGES = {
   admitted: Type.Object({ type: Type.Literal('admitted'), ...envelope, run: RunIdSchema }, strict),
   /** The VM stays unplugged; for the guest's log and console. */
   hold: Type.Object({ type: Type.Literal('hold'), ...envelope, code, detail: text }, strict),
-  /** A message of the agent was refused and changed nothing. `stale-session`: say hello again. */
+  /** A message of the agent was refused and changed nothing; REFUSE_CODES says what the agent does then. */
   refuse: Type.Object({ type: Type.Literal('refuse'), ...envelope, code, detail: text }, strict),
   ping: Type.Object({ type: Type.Literal('ping'), ...envelope }, strict),
   chunk,
@@ -181,16 +185,21 @@ type WithoutEnvelope<M> = M extends unknown ? Omit<M, 'nonce' | 'boot' | 'seq'> 
 /** A message as a room writes it; the session adds nonce, boot id and counter. */
 export type HostBody = WithoutEnvelope<Exclude<HostMessage, { type: 'open' | 'chunk' }>>;
 export type AgentBody = WithoutEnvelope<Exclude<AgentMessage, { type: 'hello' | 'chunk' }>>;
+export type HostBodyOf<K extends HostBody['type']> = Extract<HostBody, { type: K }>;
+export type AgentBodyOf<K extends AgentBody['type']> = Extract<AgentBody, { type: K }>;
 
-/** Codes of `refuse`, with their meaning. */
+/**
+ * Codes of `refuse`, with their meaning. After every one but `unexpected` and `no-common-protocol` the agent says hello
+ * again, unless the refuse carries the nonce of a session that the agent has entered since it sent the refused message.
+ */
 export const REFUSE_CODES = {
   malformed: 'not a message of the table, or a field does not fit its schema',
   'too-long': 'the line or the chunked message is over its limit',
   'stale-session': 'the nonce is of another session: say hello again',
   'wrong-boot': 'the boot id is not the one of this session',
-  'out-of-order': 'the counter is not the next one',
-  'no-session': 'a message before hello and open',
+  'out-of-order': 'the counter, or the number of the chunk, is not the next one',
+  'no-session': 'a message before hello and open, or the host asks for a hello',
   'no-common-protocol': 'no protocol version in common',
-  unexpected: 'the message is not expected in this state of the run',
+  unexpected: 'the message is not expected in this state of the run; the session goes on',
 } as const;
 export type RefuseCode = keyof typeof REFUSE_CODES;
