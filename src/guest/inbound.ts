@@ -14,9 +14,9 @@ import type { ChannelLine } from './channel-lines.ts';
 import { addChunk, type Transfer } from './chunks.ts';
 import {
   AGENT_MESSAGES,
-  type AgentBody,
   type AgentMessage,
   type AgentMessageOf,
+  type AgentReport,
   PROTOCOL_VERSIONS,
   type RefuseCode,
 } from './messages.ts';
@@ -50,7 +50,7 @@ export type Hello = {
 
 export type Received =
   | Hello
-  | { readonly kind: 'message'; readonly session: Session; readonly body: AgentBody }
+  | { readonly kind: 'message'; readonly session: Session; readonly message: AgentReport }
   | { readonly kind: 'part'; readonly session: Session }
   | Refusal;
 
@@ -71,7 +71,7 @@ export function receiveLine(session: Session | null, line: ChannelLine): Receive
   // checkEnvelope refuses when there is no session.
   const present = session as Session;
   if (message.type !== 'chunk') {
-    return { kind: 'message', session: { ...present, receivedSeq: message.seq }, body: bodyOf(message) };
+    return { kind: 'message', session: { ...present, receivedSeq: message.seq }, message: printableMessage(message) };
   }
   return receiveChunk(present, message);
 }
@@ -115,7 +115,7 @@ function receiveChunk(session: Session, chunk: AgentMessageOf<'chunk'>): Receive
     return { ...refused('malformed', `${message.type} came in chunks`), session: withoutPieces };
   }
   const finished = { ...next, transfer: null, transfersFinished: session.transfersFinished + 1 };
-  return { kind: 'message', session: finished, body: bodyOf(message) };
+  return { kind: 'message', session: finished, message: printableMessage(message) };
 }
 
 type Envelope = { readonly nonce: string; readonly boot: string; readonly seq: number };
@@ -166,20 +166,19 @@ function isShallow(text: string): boolean {
   return true;
 }
 
-/** The message without its envelope, its free text fit to show. */
-function bodyOf(message: Exclude<InSession, { type: 'chunk' }>): AgentBody {
-  const { nonce: _nonce, boot: _boot, seq: _seq, ...body } = message;
-  switch (body.type) {
+/** The message with its free text fit to show. */
+function printableMessage(message: AgentReport): AgentReport {
+  switch (message.type) {
     case 'drive':
-      return body.detail === undefined ? body : { ...body, detail: printable(body.detail, FREE_TEXT_CHARS_MAX) };
+      if (message.detail === undefined) return message;
+      return { ...message, detail: printable(message.detail, FREE_TEXT_CHARS_MAX) };
     case 'fault':
-      return { ...body, detail: printable(body.detail, FREE_TEXT_CHARS_MAX) };
+      return { ...message, detail: printable(message.detail, FREE_TEXT_CHARS_MAX) };
     case 'installed':
-      return { ...body, results: body.results.map(printableResult) };
     case 'confirm':
-      return { ...body, results: body.results.map(printableResult) };
+      return { ...message, results: message.results.map(printableResult) };
     default:
-      return body;
+      return message;
   }
 }
 

@@ -185,6 +185,8 @@ type WithoutEnvelope<M> = M extends unknown ? Omit<M, 'nonce' | 'boot' | 'seq'> 
 /** A message as a room writes it; the session adds nonce, boot id and counter. */
 export type HostBody = WithoutEnvelope<Exclude<HostMessage, { type: 'open' | 'chunk' }>>;
 export type AgentBody = WithoutEnvelope<Exclude<AgentMessage, { type: 'hello' | 'chunk' }>>;
+/** What the session hands on once nonce, boot and counter were checked. */
+export type AgentReport = Exclude<AgentMessage, { type: 'hello' | 'chunk' }>;
 export type HostBodyOf<K extends HostBody['type']> = Extract<HostBody, { type: K }>;
 export type AgentBodyOf<K extends AgentBody['type']> = Extract<AgentBody, { type: K }>;
 

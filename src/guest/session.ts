@@ -19,13 +19,13 @@ import { makeBucket } from './bucket.ts';
 import type { ChannelLine } from './channel-lines.ts';
 import { Connection } from './connection.ts';
 import { type Hello, type Refusal, receiveLine, type Session } from './inbound.ts';
-import type { AgentBody, HostBody, RefuseCode } from './messages.ts';
+import type { AgentReport, HostBody, RefuseCode } from './messages.ts';
 import { encodeBody, encodeOpen, encodeRefuseOutsideSession, type Numbering } from './outbound.ts';
 
 export type GuestEvent =
   /** The agent said hello and has a session. An earlier one ended with it, without an event of its own. */
   | { readonly kind: 'opened'; readonly nonce: string; readonly boot: string; readonly agentVersion: string }
-  | { readonly kind: 'message'; readonly nonce: string; readonly boot: string; readonly body: AgentBody }
+  | { readonly kind: 'message'; readonly nonce: string; readonly boot: string; readonly body: AgentReport }
   /** The connection is gone and the session with it. Unless the guest misbehaved, the channel connects again by itself. */
   | { readonly kind: 'closed' }
   /** A line was refused and changed nothing; `count` is the number of refusals since the channel was opened. */
@@ -192,12 +192,12 @@ class HostEnd implements GuestChannel {
         return;
       case 'message':
         this.#hear(received.session);
-        if (received.body.type === 'pong') return;
+        if (received.message.type === 'pong') return;
         this.#emit({
           kind: 'message',
           nonce: received.session.nonce,
           boot: received.session.boot,
-          body: received.body,
+          body: received.message,
         });
         return;
       default:
