@@ -20,7 +20,13 @@ import {
 } from './state.ts';
 
 export type Outcome =
-  | { readonly kind: 'moved'; readonly state: RunState; readonly effects: readonly Effect[] }
+  /** `keepsStep`: a detail changed beside work in progress, whose answer and deadline stay valid. */
+  | {
+      readonly kind: 'moved';
+      readonly state: RunState;
+      readonly effects: readonly Effect[];
+      readonly keepsStep: boolean;
+    }
   /** The event means nothing here; nothing changes. */
   | { readonly kind: 'ignored'; readonly because: string }
   /** Somebody asked for what may not be done here; nothing changes, and the asker is told. */
@@ -34,7 +40,18 @@ export type DenialCode =
   | 'under-way'
   | 'unexpected';
 
-const moved = (state: RunState, ...effects: readonly Effect[]): Outcome => ({ kind: 'moved', state, effects });
+const moved = (state: RunState, ...effects: readonly Effect[]): Outcome => ({
+  kind: 'moved',
+  state,
+  effects,
+  keepsStep: false,
+});
+const amended = (state: RunState, ...effects: readonly Effect[]): Outcome => ({
+  kind: 'moved',
+  state,
+  effects,
+  keepsStep: true,
+});
 const ignored = (because: string): Outcome => ({ kind: 'ignored', because });
 const denied = (code: DenialCode, because: string): Outcome => ({ kind: 'denied', code, because });
 const send = (body: HostBody): Effect => ({ kind: 'send', body });
@@ -131,7 +148,7 @@ function onStop(state: RunState, force: boolean): Outcome {
   if (!hasVm(state)) return denied('not-running', 'the VM is off');
   const run = runOf(state);
   if (run === null || !('run' in state)) throw new Error('assertion failed: a VM that runs has a run');
-  return moved({ ...state, run: { ...run, isStopping: true } }, { kind: 'stop-vm', graceful: !force });
+  return amended({ ...state, run: { ...run, isStopping: true } }, { kind: 'stop-vm', graceful: !force });
 }
 
 function onRetry(state: RunState, event: { readonly run: RunId; readonly atMs: number }): Outcome {
@@ -227,13 +244,14 @@ function onAgentOpened(
   const isOtherBoot = before !== null && before.boot !== session.boot;
   // A boot that no reset announced (kexec): what runs now was never judged.
   const close: readonly Effect[] = isOtherBoot ? [{ kind: 'close-gate', reason: 'the guest booted again' }] : [];
-  if (state.kind === 'connected' && !isOtherBoot) return moved({ ...state, session });
+  if (state.kind === 'connected' && !isOtherBoot) return amended({ ...state, session });
   if (state.kind === 'connected' || state.kind === 'quarantined') {
     if (state.kind === 'quarantined' && !isOtherBoot && !goesOnWithAgent(state.reason))
-      return moved({ ...state, session });
+      return amended({ ...state, session });
     return moved({ kind: 'reporting', run: newRun(event), session }, ...close);
   }
-  if (state.kind === 'opening' && state.grant.kind === 'override' && !isOtherBoot) return moved({ ...state, session });
+  if (state.kind === 'opening' && state.grant.kind === 'override' && !isOtherBoot)
+    return amended({ ...state, session });
   const current = runOf(state);
   if (current === null) return ignored('no run');
   const run = isOtherBoot ? rebootedRun(state) : current;
@@ -306,7 +324,7 @@ function onReleased(state: RunState): Outcome {
   const detach: Effect = { kind: 'detach-drive' };
   if (state.kind === 'rebooting' && state.phase === 'releasing') return moved({ ...state, phase: 'detaching' }, detach);
   if (state.kind === 'opening' && state.phase === 'releasing') return moved({ ...state, phase: 'detaching' }, detach);
-  if (state.kind === 'quarantined' || state.kind === 'connected') return moved(state, detach);
+  if (state.kind === 'quarantined' || state.kind === 'connected') return amended(state, detach);
   return denied('unexpected', `the drive was not asked back while ${state.kind}`);
 }
 
@@ -327,11 +345,9 @@ function onInstalled(state: RunState, event: Extract<GuestEvent, { kind: 'instal
   const run: Run = { ...state.run, isInstalled: true };
   if (!event.rebootRequired) return askConfirm(run, state.session);
   if (!policy.allowReboot) {
-    return quarantineRun(
-      run,
-      state.session,
+    return fail(
+      { ...state, run },
       { kind: 'plan-refused', code: 'reboot-not-allowed', detail: 'the updates need a reboot' },
-      [],
     );
   }
   return moved({ kind: 'rebooting', run, session: state.session, phase: 'releasing' }, sendRelease(run));
@@ -429,9 +445,7 @@ function onDriveAttached(state: Extract<RunState, { kind: 'offering' }>, manifes
   const isKnown = state.run.manifests.includes(manifestDigest);
   const manifests = isKnown ? state.run.manifests : [...state.run.manifests, manifestDigest];
   const run: Run = { ...state.run, manifests, offersSent: state.run.offersSent + 1 };
-  if (run.offersSent > OFFERS_MAX) {
-    return quarantineRun(run, state.session, { kind: 'too-many-offers', offers: OFFERS_MAX }, []);
-  }
+  if (run.offersSent > OFFERS_MAX) return fail({ ...state, run }, { kind: 'too-many-offers', offers: OFFERS_MAX });
   const offer: HostBody = { type: 'offer', run: run.run, planDigest: plan.digest, manifestDigest, label: 'PRATIQUE' };
   return moved({ kind: 'offering', run, session: state.session, isDriveAttached: true }, send(offer));
 }
