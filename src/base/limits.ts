@@ -131,6 +131,15 @@ export const BUNDLE_ENTRIES_MAX = 100_000;
 /** Bytes of a bundle unpacked. */
 export const BUNDLE_UNPACKED_BYTES_MAX = 16 * 1024 * 1024 * 1024;
 
+/** Fields of one JSON object in TUF metadata: tuf-js copies an object once per field, and 10,000 of them blocked the process for 19 s. */
+export const TUF_OBJECT_FIELDS_MAX = 2_000;
+/** Bytes of TUF root metadata: a few keys and signatures. */
+export const TUF_ROOT_BYTES_MAX = 512 * 1024;
+/** Bytes of TUF timestamp metadata: one version and one digest. */
+export const TUF_TIMESTAMP_BYTES_MAX = 16 * 1024;
+/** New roots taken over in one refresh, one download each. */
+export const TUF_ROOT_ROTATIONS_MAX = 256;
+
 /** Events waiting for one VM's runner; more means the guest floods or the host hangs. */
 export const RUNNER_QUEUE_MAX = 1_024;
 /** Events remembered per VM for `vm events`; older ones are dropped from the table. */
@@ -211,3 +220,5 @@ export const AGENT_PRODUCTS_MAX = 1_000;
 export const AGENT_SLICE_BYTES = 4 * 1024 * 1024;
 /** Bytes of one extended (pax, GNU) tar header: names of at most a few KiB. */
 export const TAR_EXTENSION_BYTES_MAX = 64 * 1024;
+/** Milliseconds between two progress notes of one run. */
+export const PROGRESS_INTERVAL_MS = 250;

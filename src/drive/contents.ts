@@ -1,0 +1,116 @@
+// What one VM gets to see: the manifest of a plan, and the files on the drive that it names.
+
+import { type Digest, digestOf } from '../base/digest.ts';
+import { canonicalJson } from '../base/digest-text.ts';
+import { DRIVE_FILES_MAX } from '../base/limits.ts';
+import { makeParser } from '../base/parse.ts';
+import type { RunId, VmId } from '../model/ids.ts';
+import { MANIFEST_FORMAT, type Manifest, type ManifestItem, ManifestSchema } from '../model/manifest.ts';
+import type { Plan, PlanItem } from '../model/plan.ts';
+import { DriveError } from './drive-error.ts';
+import type { IsoEntry } from './iso9660.ts';
+
+/** A file that belongs to no item: Debian's signed indices, rendered configuration. The path starts with `/apt/`, `/config/`, `/packages/` or `/agent/`. */
+export type ExtraFile =
+  | { readonly path: string; readonly digest: Digest; readonly sizeBytes: number }
+  | { readonly path: string; readonly bytes: Uint8Array };
+
+export type DriveContents = {
+  readonly manifest: Manifest;
+  /** Digest of the bytes of `/manifest.json`; announced on the channel. */
+  readonly manifestDigest: Digest;
+  readonly entries: readonly IsoEntry[];
+};
+
+export type ContentsOptions = {
+  readonly vm: VmId;
+  readonly run: RunId;
+  readonly plan: Plan;
+  readonly planDigest: Digest;
+  readonly extraFiles?: readonly ExtraFile[];
+};
+
+const MANIFEST_PATH = '/manifest.json';
+/** Characters kept of an artifact's name; with its number it stays within every limit of the drive. */
+const ARTIFACT_NAME_CHARS_MAX = 80;
+
+const parseManifest = makeParser(ManifestSchema, 'usage/drive-manifest');
+
+/**
+ * The manifest and the entries of the drive for one run. Items stay in the plan's order, the agent's own update comes
+ * last because it ends the agent. Throws DriveError or PratiqueError `usage/drive-…` when the plan is of another run or
+ * names what a drive cannot carry.
+ */
+export function makeContents(options: ContentsOptions): DriveContents {
+  const { vm, run, plan, planDigest } = options;
+  if (plan.vm !== vm || plan.run !== run) {
+    throw new DriveError('internal/drive-plan', `the plan is for run ${plan.run} of ${plan.vm}, not ${run} of ${vm}`);
+  }
+  const extras = (options.extraFiles ?? []).map(describeExtra);
+  if (plan.items.length + extras.length > DRIVE_FILES_MAX) {
+    throw new DriveError('usage/drive-files', `the drive of ${vm} would have more than ${DRIVE_FILES_MAX} files`);
+  }
+  const manifest = parseManifest(
+    {
+      format: MANIFEST_FORMAT,
+      vm,
+      run,
+      planDigest,
+      items: makeItems(plan.items),
+      extraFiles: extras.map(({ path, digest, sizeBytes }) => ({ path, digest, sizeBytes })),
+    },
+    `the manifest for ${vm}`,
+  );
+  const bytes = Buffer.from(canonicalJson(manifest), 'utf8');
+  const entries = [
+    inlineEntry(MANIFEST_PATH, bytes),
+    ...manifest.items
+      .flatMap((item) => item.files)
+      .map(({ path, digest, sizeBytes }) => blobEntry(path, digest, sizeBytes)),
+    ...extras.map((extra) => extra.entry),
+  ];
+  return { manifest, manifestDigest: digestOf(bytes), entries };
+}
+
+function makeItems(planItems: readonly PlanItem[]): ManifestItem[] {
+  const isAgent = (item: PlanItem) => item.release.install.action === 'agent';
+  const ordered = [...planItems.filter((item) => !isAgent(item)), ...planItems.filter(isAgent)];
+  const digits = Math.max(2, String(ordered.length).length);
+  return ordered.map((item, index) => {
+    const { ecosystem, product, version, arch, install, artifact } = item.release;
+    const number = String(index + 1).padStart(digits, '0');
+    const folder = isAgent(item) ? 'agent' : 'packages';
+    const path = `/${folder}/${number}-${safeFileName(artifact.name)}`;
+    const files = [{ path, digest: artifact.digest, sizeBytes: artifact.sizeBytes }];
+    return { id: item.id, ecosystem, product, version, ...(arch === undefined ? {} : { arch }), install, files };
+  });
+}
+
+/** A vendor's file name in characters that no reader or shell trips over; its end is kept because apt goes by it. */
+export function safeFileName(name: string): string {
+  const safe = name.replace(/[^A-Za-z0-9._+~-]/g, '_').replace(/\.+$/, '_');
+  if (safe.length <= ARTIFACT_NAME_CHARS_MAX) return safe;
+  const half = ARTIFACT_NAME_CHARS_MAX / 2;
+  return `${safe.slice(0, half - 1)}_${safe.slice(-half)}`;
+}
+
+type DescribedExtra = {
+  readonly path: string;
+  readonly digest: Digest;
+  readonly sizeBytes: number;
+  readonly entry: IsoEntry;
+};
+
+function describeExtra(extra: ExtraFile): DescribedExtra {
+  if ('digest' in extra) return { ...extra, entry: blobEntry(extra.path, extra.digest, extra.sizeBytes) };
+  const { path, bytes } = extra;
+  return { path, digest: digestOf(bytes), sizeBytes: bytes.length, entry: inlineEntry(path, bytes) };
+}
+
+function blobEntry(path: string, digest: Digest, sizeBytes: number): IsoEntry {
+  return { path, sizeBytes, source: { kind: 'blob', digest } };
+}
+
+function inlineEntry(path: string, bytes: Uint8Array): IsoEntry {
+  return { path, sizeBytes: bytes.length, source: { kind: 'inline', bytes } };
+}

@@ -1,0 +1,43 @@
+// The number and date encodings of ECMA-119.
+
+/** A 16-bit number in both byte orders (ECMA-119, 7.2.3). */
+export function putBoth16(target: Buffer, offset: number, value: number): void {
+  target.writeUInt16LE(value, offset);
+  target.writeUInt16BE(value, offset + 2);
+}
+
+/** A 32-bit number in both byte orders (ECMA-119, 7.3.3). */
+export function putBoth32(target: Buffer, offset: number, value: number): void {
+  target.writeUInt32LE(value, offset);
+  target.writeUInt32BE(value, offset + 4);
+}
+
+/** The 7-byte date of a record, in UTC (ECMA-119, 9.1.5). */
+export function putRecordDate(target: Buffer, offset: number, wallMs: number): void {
+  const date = new Date(wallMs);
+  target[offset] = date.getUTCFullYear() - 1900;
+  target[offset + 1] = date.getUTCMonth() + 1;
+  target[offset + 2] = date.getUTCDate();
+  target[offset + 3] = date.getUTCHours();
+  target[offset + 4] = date.getUTCMinutes();
+  target[offset + 5] = date.getUTCSeconds();
+  target[offset + 6] = 0;
+}
+
+/** The 17-byte date of a volume descriptor, in UTC (ECMA-119, 8.4.26.1). */
+export function putVolumeDate(target: Buffer, offset: number, wallMs: number): void {
+  const digits = new Date(wallMs).toISOString().replaceAll(/[^0-9]/g, '');
+  target.write(digits.slice(0, 16), offset, 'latin1');
+  target[offset + 16] = 0;
+}
+
+/** A volume date that says "not given" (ECMA-119, 8.4.26.1). */
+export function putNoVolumeDate(target: Buffer, offset: number): void {
+  target.write('0'.repeat(16), offset, 'latin1');
+  target[offset + 16] = 0;
+}
+
+/** Text as UTF-16 with the high byte first. */
+export function utf16be(text: string): Buffer {
+  return Buffer.from(text, 'utf16le').swap16();
+}
