@@ -1,0 +1,77 @@
+// What the audit chain records (X2), and the signed form in which it keeps a record.
+import type { Digest } from '../base/digest-text.ts';
+import type { EvidenceFacts } from '../model/evidence.ts';
+import type { RunId, VmId } from '../model/ids.ts';
+import type { QuarantineReason } from '../model/quarantine.ts';
+
+export type AuditRecord =
+  | { readonly kind: 'gate-closed'; readonly vm: VmId; readonly reason: string }
+  /** Written before the link is raised: who finds it without a raised link knows that a crash came between. */
+  | { readonly kind: 'gate-opened'; readonly vm: VmId; readonly evidence: EvidenceFacts }
+  /** Opened without evidence: by an operator, or for an infrastructure VM whose vendors cannot be reached. */
+  | {
+      readonly kind: 'override';
+      readonly vm: VmId;
+      readonly run: RunId | null;
+      readonly actor: string;
+      readonly reason: string;
+    }
+  | {
+      readonly kind: 'offer';
+      readonly vm: VmId;
+      readonly run: RunId;
+      readonly planDigest: Digest;
+      readonly manifestDigest: Digest;
+    }
+  /** A confirmation or a request that was not believed. */
+  | {
+      readonly kind: 'refusal';
+      readonly vm: VmId;
+      readonly run: RunId | null;
+      readonly code: string;
+      readonly detail: string;
+    }
+  | {
+      readonly kind: 'quarantine';
+      readonly vm: VmId;
+      readonly run: RunId | null;
+      readonly reason: QuarantineReason;
+    }
+  /** What an operator asked for: `vm-added`, `vendor-added`, `retry`, … */
+  | {
+      readonly kind: 'operator';
+      readonly vm?: VmId;
+      readonly actor: string;
+      readonly action: string;
+      readonly detail: string;
+    };
+
+export type AuditEntry = {
+  /** From 1, without a gap. */
+  readonly seq: number;
+  readonly atMs: number;
+  /** Hash of the record before, ZERO_HASH for the first. */
+  readonly prev: string;
+  readonly record: AuditRecord;
+  /** SHA-256 of the canonical JSON of seq, atMs, prev and record. */
+  readonly hash: string;
+  /** Ed25519 over "pratique.audit/1 <hash>", base64. */
+  readonly signature: string;
+};
+
+export const ZERO_HASH = '0'.repeat(64);
+
+/** What the signature of a record is over. */
+export function signedText(hash: string): string {
+  return `pratique.audit/1 ${hash}`;
+}
+
+/** A signed statement that the chain had this many records and this head; kept elsewhere it proves that no tail was cut. */
+export type Checkpoint = {
+  readonly format: 'pratique.checkpoint/1';
+  readonly records: number;
+  readonly head: string;
+  readonly atMs: number;
+  /** Ed25519 over the canonical JSON of the other fields, base64. */
+  readonly signature: string;
+};

@@ -1,0 +1,226 @@
+// Decides whether a guest's confirmation is true: plan, results and a fresh inventory become evidence, or why not (A10).
+import { digestOf } from '../base/digest.ts';
+import { canonicalJson, type Digest } from '../base/digest-text.ts';
+import { printable } from '../base/printable.ts';
+import { type CompareVersions, findInstalled, indexProducts, type ProductIndex } from '../inventory/drift.ts';
+import type { Evidence, EvidenceFacts } from '../model/evidence.ts';
+import type { RunId, VmId } from '../model/ids.ts';
+import { type InstalledProduct, type Inventory, productKey } from '../model/inventory.ts';
+import { type Plan, type PlanItem, planDigest } from '../model/plan.ts';
+import type { ItemResult } from '../model/result.ts';
+
+/** Why a confirmation is not believed, with what each code means. */
+export const JUDGE_CODES = {
+  'plan-mismatch': 'the plan is not the one of this VM, run and digest',
+  'session-ended': 'the confirmation came in a session that is not the present one',
+  'wrong-run': 'the confirmation is for another run',
+  'wrong-plan': 'the confirmation is for another plan',
+  'wrong-manifest': 'the confirmation names a manifest that is not the last one offered in this run',
+  'result-missing': 'an item of the plan has no result',
+  'result-unknown': 'a result is for an item that is not in the plan',
+  'result-repeated': 'an item has more than one result',
+  'not-installed': 'an item was not installed',
+  'check-failed': "an item's check did not pass",
+  'check-missing': "an item's check was not run",
+  'os-changed': 'the operating system is not the one that was reported before the install',
+  'reboot-required': 'the guest still has to reboot',
+  'product-missing': 'the fresh inventory does not show a product of the plan',
+  'product-broken': 'a product of the plan is broken',
+  'version-differs': 'the fresh inventory shows another version than the plan',
+  'went-backwards': 'a product is older than before the install',
+  'version-unreadable': 'a version that changed cannot be compared',
+} as const;
+export type JudgeCode = keyof typeof JUDGE_CODES;
+
+/** The agent's `confirm` with the session it came in. */
+export type Confirmation = {
+  readonly nonce: string;
+  readonly boot: string;
+  readonly run: RunId;
+  readonly planDigest: Digest;
+  readonly manifestDigest: Digest | null;
+  readonly results: readonly ItemResult[];
+  /** Taken after the last install and reboot. */
+  readonly inventory: Inventory;
+};
+
+export type JudgeInput = {
+  readonly vm: VmId;
+  readonly run: RunId;
+  readonly plan: Plan;
+  /** The digest that was journaled when the plan was made. */
+  readonly planDigest: Digest;
+  /** The present session of this VM; null when there is none any more. */
+  readonly session: { readonly nonce: string; readonly boot: string } | null;
+  readonly confirmation: Confirmation;
+  /** Every manifest offered in this run, in any of its boots, oldest first. */
+  readonly manifestDigests: readonly Digest[];
+  /** What the guest reported before the install; null when that is not known any more. */
+  readonly reported: Inventory | null;
+  /** Absent: whether anything went backwards is not asked. */
+  readonly compareVersions?: CompareVersions;
+  readonly nowMs: number;
+};
+
+export type JudgeRefusal = { readonly kind: 'refused'; readonly code: JudgeCode; readonly detail: string };
+export type Judgement = { readonly kind: 'evidence'; readonly evidence: Evidence } | JudgeRefusal;
+
+/** Everything that came out of `judge`: a value that merely looks like evidence is not in here. */
+const MADE = new WeakSet<object>();
+
+/** Whether the value is evidence that this process judged. Evidence read back from a disk is not: it is judged again. */
+export function isEvidence(value: unknown): value is Evidence {
+  return typeof value === 'object' && value !== null && MADE.has(value);
+}
+
+/** Believes a confirmation, or says which rule it breaks first. Pure; the evidence is frozen. */
+export function judge(input: JudgeInput): Judgement {
+  const refusal =
+    checkBinding(input) ??
+    checkManifest(input) ??
+    checkResults(input) ??
+    checkInventory(input) ??
+    checkBackwards(input);
+  if (refusal !== null) return refusal;
+  const { plan, confirmation } = input;
+  const passed = new Map(confirmation.results.map((result) => [result.item, result.checkPassed ?? null]));
+  const facts: EvidenceFacts = {
+    vm: input.vm,
+    run: input.run,
+    nonce: confirmation.nonce,
+    boot: confirmation.boot,
+    planDigest: input.planDigest,
+    manifestDigests: [...input.manifestDigests],
+    inventoryDigest: digestOf(canonicalJson(confirmation.inventory)),
+    items: plan.items.map((item) => ({
+      item: item.id,
+      fromVersion: item.fromVersion,
+      version: item.release.version,
+      checkPassed: passed.get(item.id) ?? null,
+    })),
+    vendors: plan.vendors.map((vendor) => ({ ...vendor })),
+    judgedAtMs: input.nowMs,
+  };
+  // The brand's only cast: every rule above was met.
+  const evidence = freezeDeep(facts) as Evidence;
+  MADE.add(evidence);
+  return { kind: 'evidence', evidence };
+}
+
+/** Run, plan and session are the present ones. */
+function checkBinding({ vm, run, plan, planDigest: digest, session, confirmation }: JudgeInput): JudgeRefusal | null {
+  if (plan.vm !== vm || plan.run !== run || planDigest(plan) !== digest) {
+    return refused(
+      'plan-mismatch',
+      `the plan at hand is for VM ${plan.vm}, run ${plan.run}, or was changed since it was made`,
+    );
+  }
+  if (session === null) return refused('session-ended', 'the agent has no session any more');
+  if (confirmation.nonce !== session.nonce || confirmation.boot !== session.boot) {
+    return refused('session-ended', 'the agent has begun a new session or boot since it confirmed');
+  }
+  if (confirmation.run !== run) return refused('wrong-run', `it confirms run ${confirmation.run}, this is ${run}`);
+  if (confirmation.planDigest === digest) return null;
+  return refused('wrong-plan', `it confirms plan ${confirmation.planDigest}, this is ${digest}`);
+}
+
+function checkManifest({ plan, manifestDigests, confirmation }: JudgeInput): JudgeRefusal | null {
+  const last = manifestDigests.at(-1) ?? null;
+  if (last === null && plan.items.length > 0) return refused('wrong-manifest', 'no manifest was offered in this run');
+  if (confirmation.manifestDigest === last) return null;
+  return refused(
+    'wrong-manifest',
+    `it installed ${confirmation.manifestDigest ?? 'none'}, offered last was ${last ?? 'none'}`,
+  );
+}
+
+/** Exactly one result for each item, installed, with the checks it has. */
+function checkResults({ plan, confirmation }: JudgeInput): JudgeRefusal | null {
+  const results = new Map<string, ItemResult>();
+  const known = new Set(plan.items.map((item) => item.id));
+  for (const result of confirmation.results) {
+    if (!known.has(result.item)) return refused('result-unknown', `${result.item} is not in the plan`);
+    if (results.has(result.item)) return refused('result-repeated', `${result.item} has two results`);
+    results.set(result.item, result);
+  }
+  for (const item of plan.items) {
+    const result = results.get(item.id);
+    if (result === undefined) return refused('result-missing', `${item.id} has no result`);
+    const refusal = checkResult(item, result);
+    if (refusal !== null) return refusal;
+  }
+  return null;
+}
+
+function checkResult(item: PlanItem, result: ItemResult): JudgeRefusal | null {
+  if (result.outcome !== 'installed') {
+    return refused('not-installed', `${item.id} was ${result.outcome}${result.code ? ` (${result.code})` : ''}`);
+  }
+  if (result.checkPassed === false) return refused('check-failed', `${item.id} was installed but its check failed`);
+  const { install } = item.release;
+  const hasCheck = install.action === 'bundle' && install.check !== undefined;
+  if (hasCheck && result.checkPassed !== true) return refused('check-missing', `the check of ${item.id} was not run`);
+  return null;
+}
+
+/** The same system as before, nothing left to do, and every target version exactly there. */
+function checkInventory({ plan, confirmation, reported }: JudgeInput): JudgeRefusal | null {
+  const { inventory } = confirmation;
+  const { os } = inventory;
+  if (reported !== null) {
+    const changed = (['id', 'versionId', 'arch'] as const).find((field) => os[field] !== reported.os[field]);
+    if (changed !== undefined) {
+      return refused('os-changed', `the system's ${changed} was ${reported.os[changed]} and is now ${os[changed]}`);
+    }
+  }
+  if (inventory.rebootRequired) return refused('reboot-required', 'the fresh inventory says that a reboot is required');
+  const index = indexProducts(inventory);
+  for (const item of plan.items) {
+    const refusal = checkProduct(item, index);
+    if (refusal !== null) return refusal;
+  }
+  return null;
+}
+
+function checkProduct({ id, release }: PlanItem, index: ProductIndex): JudgeRefusal | null {
+  const installed = findInstalled(index, release);
+  if (installed.length === 0) return refused('product-missing', `${id} is not in the fresh inventory`);
+  const broken = installed.find((product) => product.state !== 'installed');
+  if (broken !== undefined) return refused('product-broken', `${id} is ${broken.state} at ${broken.version}`);
+  const other = installed.find((product) => product.version !== release.version);
+  if (other !== undefined)
+    return refused('version-differs', `${id} is at ${other.version}, the plan wants ${release.version}`);
+  return null;
+}
+
+/** No product is older than it was reported before the install. */
+function checkBackwards({ reported, confirmation, compareVersions }: JudgeInput): JudgeRefusal | null {
+  if (reported === null || compareVersions === undefined) return null;
+  const before = new Map(reported.products.map((product) => [productKey(product), product]));
+  for (const product of confirmation.inventory.products) {
+    const old = before.get(productKey(product));
+    if (old === undefined || old.version === product.version) continue;
+    const refusal = checkNotOlder(old, product, compareVersions);
+    if (refusal !== null) return refusal;
+  }
+  return null;
+}
+
+function checkNotOlder(old: InstalledProduct, now: InstalledProduct, compare: CompareVersions): JudgeRefusal | null {
+  const change = `${productKey(now)} was at ${old.version} and is now at ${now.version}`;
+  try {
+    return compare(now.ecosystem, now.version, old.version) < 0 ? refused('went-backwards', change) : null;
+  } catch {
+    return refused('version-unreadable', change);
+  }
+}
+
+function refused(code: JudgeCode, detail: string): JudgeRefusal {
+  return { kind: 'refused', code, detail: printable(detail, 400) };
+}
+
+function freezeDeep<T>(value: T): T {
+  if (typeof value !== 'object' || value === null) return value;
+  for (const field of Object.values(value)) freezeDeep(field);
+  return Object.freeze(value);
+}
