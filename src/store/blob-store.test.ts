@@ -10,6 +10,7 @@ import { type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { type Digest, digestOf } from '../base/digest.ts';
+import { type ErrorCode, PratiqueError } from '../base/errors.ts';
 import { DOWNLOAD_ATTEMPTS_MAX, DOWNLOADS_AT_ONCE_MAX, PARTIAL_AGE_MAX_MS } from '../base/limits.ts';
 import { silentLog } from '../base/log.ts';
 import { runCommand } from '../base/run-command.ts';
@@ -128,6 +129,28 @@ test('a vendor that never answers is given up after the last attempt, and the pa
   assert.equal(store.has(vendor.request.digest), false);
   await store.ensure(vendor.request);
   assert.equal(vendor.offsets.at(-1), 8192);
+});
+
+test('an answer that will not change is not asked for again, a passing one is', async (t) => {
+  const store = await makeStore(t);
+  const askedFor = async (code: ErrorCode): Promise<number> => {
+    let asked = 0;
+    const open = async (): Promise<never> => {
+      asked += 1;
+      throw new PratiqueError(code, 'no');
+    };
+    await assert.rejects(store.ensure({ digest: digestOf(code), sizeBytes: 10, open }), fails(code));
+    return asked;
+  };
+  const lasting: ErrorCode[] = ['vendor-ill/http-404', 'vendor-ill/tls', 'refused/license', 'not-found/vendor'];
+  const passing: ErrorCode[] = [
+    'vendor-ill/http-429',
+    'vendor-ill/http-5xx',
+    'vendor-ill/timeout',
+    'host-fault/network',
+  ];
+  for (const code of lasting) assert.equal(await askedFor(code), 1, code);
+  for (const code of passing) assert.equal(await askedFor(code), DOWNLOAD_ATTEMPTS_MAX, code);
 });
 
 test('other content than the digest promises is refused and thrown away [X3]', async (t) => {

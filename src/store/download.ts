@@ -207,8 +207,12 @@ async function attempt(download: Download, disk: Disk): Promise<void> {
   await disk.syncFolder(dirname(folder)); // The two-digit folder itself may be new.
 }
 
+/** Answers that stay the same however often one asks: a 4xx (but not "later", "too many"), a refused redirect, a bad certificate. */
+const LASTING = /^vendor-ill\/(http-4(?!08|25|29)\d\d|redirect|tls|too-large)$/;
+
 function mayRetry(error: unknown): boolean {
-  return error instanceof PratiqueError && ['vendor-ill', 'timeout'].includes(errorFamily(error.code));
+  if (!(error instanceof PratiqueError) || LASTING.test(error.code)) return false;
+  return ['vendor-ill', 'timeout'].includes(errorFamily(error.code)) || error.code === 'host-fault/network';
 }
 
 /** An attempt whose expected errors are all PratiqueErrors; anything else is a bug and passes. */
