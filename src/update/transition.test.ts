@@ -1,124 +1,29 @@
 // Every state answers every event; the moves that matter most are named one by one.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { Digest } from '../base/digest-text.ts';
-import type { AgentMessageOf } from '../guest/messages.ts';
-import type { EvidenceFacts } from '../model/evidence.ts';
-import type { RunId, VmId } from '../model/ids.ts';
 import { DEFAULT_POLICY } from '../model/policy.ts';
 import type { RunEvent } from './event.ts';
-import { type Grant, isGateOpen, type Run, type RunState, type RunStateKind } from './state.ts';
+import {
+  confirm,
+  EVENTS,
+  evidence,
+  grant,
+  live,
+  MANIFEST,
+  OTHER_RUN,
+  offered,
+  otherBoot,
+  PLAN,
+  RUN,
+  SAMPLE_STEP,
+  STATES,
+  session,
+} from './samples.ts';
+import { isGateOpen, type RunState, type RunStateKind } from './state.ts';
 import { newRun, type Outcome, transition } from './transition.ts';
 
-// The casts hold: these have the form that the brands promise.
-const RUN = '0'.repeat(32) as RunId;
-const OTHER_RUN = '1'.repeat(32) as RunId;
-const PLAN = 'a'.repeat(64) as Digest;
-const MANIFEST = 'b'.repeat(64) as Digest;
-const session = { nonce: 'c'.repeat(32), boot: '00000000-0000-0000-0000-000000000001' };
-const otherBoot = { nonce: 'd'.repeat(32), boot: '00000000-0000-0000-0000-000000000002' };
-const evidence: EvidenceFacts = {
-  vm: 'vm1' as VmId,
-  run: RUN,
-  ...session,
-  planDigest: PLAN,
-  manifestDigests: [MANIFEST],
-  inventoryDigest: PLAN,
-  items: [],
-  vendors: [],
-  judgedAtMs: 1,
-};
-const grant: Grant = { kind: 'evidence', evidence };
-const planned: Run = { ...newRun({ run: RUN, atMs: 1 }), plan: { digest: PLAN, itemCount: 1, sizeBytes: 10 } };
-const offered: Run = { ...planned, manifests: [MANIFEST], offersSent: 1 };
-const live: Run = { ...offered, liveGrant: grant };
-
-const STATES: readonly RunState[] = [
-  { kind: 'off' },
-  { kind: 'staged', itemCount: 1, sizeBytes: 10 },
-  { kind: 'booting', run: newRun({ run: RUN, atMs: 1 }) },
-  { kind: 'reporting', run: newRun({ run: RUN, atMs: 1 }), session },
-  { kind: 'planning', run: newRun({ run: RUN, atMs: 1 }), session, phase: 'comparing' },
-  { kind: 'planning', run: planned, session, phase: 'fetching' },
-  { kind: 'offering', run: planned, session, isDriveAttached: false },
-  { kind: 'offering', run: offered, session, isDriveAttached: true },
-  { kind: 'installing', run: offered, session },
-  { kind: 'installing', run: live, session },
-  { kind: 'rebooting', run: offered, session, phase: 'releasing' },
-  { kind: 'rebooting', run: offered, session, phase: 'detaching' },
-  { kind: 'rebooting', run: offered, session, phase: 'waiting' },
-  { kind: 'judging', run: offered, session },
-  { kind: 'opening', run: offered, session, phase: 'releasing', grant },
-  { kind: 'opening', run: offered, session, phase: 'detaching', grant },
-  { kind: 'opening', run: offered, session, phase: 'plugging', grant },
-  { kind: 'connected', run: offered, session, grant, trouble: null },
-  { kind: 'connected', run: offered, session: null, grant, trouble: null },
-  {
-    kind: 'quarantined',
-    run: offered,
-    session,
-    reason: { kind: 'agent-silent', waitedMs: 1, state: 'booting' },
-    isRunning: true,
-  },
-  {
-    kind: 'quarantined',
-    run: offered,
-    session: null,
-    reason: { kind: 'host-failure', step: 'start-vm', detail: 'x' },
-    isRunning: false,
-  },
-];
-
-// The cast holds: the transition never looks into the confirmation, the judge does.
-const confirm = {} as AgentMessageOf<'confirm'>;
-const EVENTS: readonly RunEvent[] = [
-  { kind: 'start', run: OTHER_RUN, atMs: 2 },
-  { kind: 'stop', force: false },
-  { kind: 'retry', run: OTHER_RUN, atMs: 2 },
-  { kind: 'admit', reason: 'r', actor: 'a' },
-  { kind: 'update', run: OTHER_RUN, atMs: 2 },
-  { kind: 'stage' },
-  { kind: 'reset', isStopped: true, run: OTHER_RUN, atMs: 2 },
-  { kind: 'reset', isStopped: false, run: OTHER_RUN, atMs: 2 },
-  { kind: 'exited', detail: 'x', isGuestsWish: true },
-  { kind: 'exited', detail: 'x', isGuestsWish: false },
-  { kind: 'monitor-lost', detail: 'x' },
-  { kind: 'agent-opened', session, run: OTHER_RUN, atMs: 2 },
-  { kind: 'agent-opened', session: otherBoot, run: OTHER_RUN, atMs: 2 },
-  { kind: 'inventory', session },
-  { kind: 'drive', session, state: 'verified', manifestDigest: MANIFEST, code: '', detail: '' },
-  { kind: 'drive', session, state: 'refused', manifestDigest: MANIFEST, code: 'x', detail: 'y' },
-  { kind: 'drive', session, state: 'released', manifestDigest: MANIFEST, code: '', detail: '' },
-  { kind: 'installed', session, manifestDigest: MANIFEST, results: [], rebootRequired: false },
-  { kind: 'installed', session, manifestDigest: MANIFEST, results: [], rebootRequired: true },
-  {
-    kind: 'installed',
-    session,
-    manifestDigest: MANIFEST,
-    results: [{ item: 'i', outcome: 'failed', durationMs: 1 }],
-    rebootRequired: false,
-  },
-  { kind: 'confirm', session, confirm },
-  { kind: 'confirm', session: otherBoot, confirm },
-  { kind: 'misbehaved', code: 'x', detail: 'y' },
-  { kind: 'planned', step: 5, plan: { digest: PLAN, itemCount: 0, sizeBytes: 0 } },
-  { kind: 'planned', step: 5, plan: { digest: PLAN, itemCount: 1, sizeBytes: 1 } },
-  { kind: 'plan-failed', step: 5, reason: { kind: 'vendor-unavailable', vendor: 'v', detail: 'd' } },
-  { kind: 'found-ungated', step: 5, detail: 'x' },
-  { kind: 'fetched', step: 5 },
-  { kind: 'staged', step: 5, itemCount: 1, sizeBytes: 1 },
-  { kind: 'drive-attached', step: 5, manifestDigest: MANIFEST },
-  { kind: 'drive-detached', step: 5 },
-  { kind: 'judged', step: 5, evidence },
-  { kind: 'judged-refused', step: 5, code: 'x', detail: 'y' },
-  { kind: 'opened', step: 5 },
-  { kind: 'effect-failed', step: 5, effect: 'x', detail: 'y', isRunning: true },
-  { kind: 'effect-failed', step: 5, effect: 'x', detail: 'y', isRunning: false },
-  { kind: 'deadline', step: 5, waitedMs: 1 },
-];
-
 const next = (state: RunState, event: RunEvent, policy = DEFAULT_POLICY): Outcome =>
-  transition({ step: 5, state }, event, policy);
+  transition({ step: SAMPLE_STEP, state }, event, policy);
 
 function movedTo(outcome: Outcome, kind: RunStateKind): RunState {
   assert.equal(outcome.kind, 'moved', JSON.stringify(outcome));
@@ -177,24 +82,27 @@ test('a guest reset closes the gate before the guest runs on [A2]', () => {
 
 test('an answer to an earlier step changes nothing', () => {
   const state: RunState = { kind: 'opening', run: offered, session, phase: 'plugging', grant };
-  assert.equal(transition({ step: 6, state }, { kind: 'opened', step: 5 }, DEFAULT_POLICY).kind, 'ignored');
-  movedTo(transition({ step: 5, state }, { kind: 'opened', step: 5 }, DEFAULT_POLICY), 'connected');
+  assert.equal(
+    transition({ step: SAMPLE_STEP + 1, state }, { kind: 'opened', step: SAMPLE_STEP }, DEFAULT_POLICY).kind,
+    'ignored',
+  );
+  movedTo(transition({ step: SAMPLE_STEP, state }, { kind: 'opened', step: SAMPLE_STEP }, DEFAULT_POLICY), 'connected');
 });
 
 test('an up-to-date VM is judged without a drive and plugged in [A13]', () => {
   const asked = next(
     { kind: 'planning', run: newRun({ run: RUN, atMs: 1 }), session, phase: 'comparing' },
-    { kind: 'planned', step: 5, plan: { digest: PLAN, itemCount: 0, sizeBytes: 0 } },
+    { kind: 'planned', step: SAMPLE_STEP, plan: { digest: PLAN, itemCount: 0, sizeBytes: 0 } },
   );
   const judging = movedTo(asked, 'judging');
   assert.deepEqual(effectsOf(asked), ['send ask-confirm']);
-  const judged = next(judging, { kind: 'judged', step: 5, evidence });
+  const judged = next(judging, { kind: 'judged', step: SAMPLE_STEP, evidence });
   movedTo(judged, 'opening');
   assert.deepEqual(effectsOf(judged), ['open-gate']);
 });
 
 test('the drive is asked back, taken away, and only then is the cable plugged in [A4 A11]', () => {
-  const judged = next({ kind: 'judging', run: offered, session }, { kind: 'judged', step: 5, evidence });
+  const judged = next({ kind: 'judging', run: offered, session }, { kind: 'judged', step: SAMPLE_STEP, evidence });
   const releasing = movedTo(judged, 'opening');
   assert.deepEqual(effectsOf(judged), ['send release']);
   const released = next(releasing, {
@@ -206,14 +114,14 @@ test('the drive is asked back, taken away, and only then is the cable plugged in
     detail: '',
   });
   assert.deepEqual(effectsOf(released), ['detach-drive']);
-  const detached = next(movedTo(released, 'opening'), { kind: 'drive-detached', step: 5 });
+  const detached = next(movedTo(released, 'opening'), { kind: 'drive-detached', step: SAMPLE_STEP });
   assert.deepEqual(effectsOf(detached), ['open-gate']);
 });
 
 test('a guest that will not let go of the drive loses it by surprise', () => {
   const outcome = next(
     { kind: 'opening', run: offered, session, phase: 'releasing', grant },
-    { kind: 'deadline', step: 5, waitedMs: 1 },
+    { kind: 'deadline', step: SAMPLE_STEP, waitedMs: 1 },
   );
   assert.deepEqual(effectsOf(outcome), ['detach-drive']);
 });
@@ -300,13 +208,17 @@ test('an infrastructure VM is admitted, audited, when no vendor can be reached; 
   const state: RunState = { kind: 'planning', run: newRun({ run: RUN, atMs: 1 }), session, phase: 'comparing' };
   const away: RunEvent = {
     kind: 'plan-failed',
-    step: 5,
+    step: SAMPLE_STEP,
     reason: { kind: 'vendor-unavailable', vendor: 'v', detail: 'd' },
   };
   movedTo(next(state, away), 'quarantined');
   const opening = movedTo(next(state, away, { ...DEFAULT_POLICY, infrastructure: true }), 'opening');
   assert.ok(opening.kind === 'opening' && opening.grant.kind === 'override');
-  const refused: RunEvent = { kind: 'plan-failed', step: 5, reason: { kind: 'plan-refused', code: 'x', detail: 'd' } };
+  const refused: RunEvent = {
+    kind: 'plan-failed',
+    step: SAMPLE_STEP,
+    reason: { kind: 'plan-refused', code: 'x', detail: 'd' },
+  };
   movedTo(next(state, refused, { ...DEFAULT_POLICY, infrastructure: true }), 'quarantined');
 });
 

@@ -1,0 +1,521 @@
+// One VM with all it holds while it runs: hypervisor handle, channel, drive, plan, evidence. Carries out the effects of its runner.
+import { join } from 'node:path';
+import type { Audit } from '../audit/audit.ts';
+import type { Clock } from '../base/clock.ts';
+import { randomToken } from '../base/digest.ts';
+import type { Log } from '../base/log.ts';
+import { printable } from '../base/printable.ts';
+import { judge } from '../confirm/judge.ts';
+import { type BuiltDrive, buildDrive, removeDrive } from '../drive/drive.ts';
+import type { Gate } from '../gate/gate.ts';
+import type { AgentReport } from '../guest/messages.ts';
+import { type GuestEvent as ChannelEvent, type GuestChannel, openGuestChannel } from '../guest/session.ts';
+import type { HypervisorDriver, RunningVm, VmEvent } from '../hypervisor/hypervisor.ts';
+import type { VmSpec } from '../hypervisor/vm-spec.ts';
+import type { InventoryStore } from '../inventory/inventory-store.ts';
+import type { Evidence } from '../model/evidence.ts';
+import type { RunId, VmId } from '../model/ids.ts';
+import type { Inventory } from '../model/inventory.ts';
+import { type Plan, planDigest, planSizeBytes } from '../model/plan.ts';
+import type { Policy } from '../model/policy.ts';
+import type { BlobStore } from '../store/blob-store.ts';
+import type { Vendor } from '../vendor/vendor.ts';
+import type { Effect } from './effect.ts';
+import { fetchPlan, type Inspections } from './fetch-plan.ts';
+import type { Journal, RunRecord } from './journal.ts';
+import { makePlan } from './planner.ts';
+import { type Found, recover } from './recover.ts';
+import { type Answer, makeRunner, RunError, type Runner } from './runner.ts';
+import { isUnderWay, type Run, type RunState, runOf, sessionOf } from './state.ts';
+import { explainQuarantine } from './why.ts';
+
+/** What every VM of the host shares. */
+export type VmRunDeps = {
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly journal: Journal;
+  readonly driver: HypervisorDriver;
+  readonly gate: Gate;
+  readonly store: BlobStore;
+  readonly vendors: () => readonly Vendor[];
+  readonly inventories: InventoryStore;
+  readonly audit: Audit;
+  readonly inspections: Inspections;
+  /** Folder of the drives: one folder a VM, one below it a run. */
+  readonly drivesFolder: string;
+  readonly deadlinesMs?: Readonly<Partial<Record<RunState['kind'], number>>>;
+  /** Called when a VM starts: vendors are asked while it boots. */
+  readonly onStart?: () => void;
+};
+
+export const newRunId = (): RunId => randomToken() as RunId; // 32 hex digits are what a RunId is
+
+/** One VM of this host and its run. */
+export class VmRun {
+  readonly vm: VmId;
+  readonly spec: VmSpec;
+  readonly specDigest: string;
+  readonly uid: number;
+  readonly runner: Runner;
+  policy: Policy;
+  readonly #deps: VmRunDeps;
+  #running: RunningVm | null = null;
+  #channel: GuestChannel | null = null;
+  #agentVersion: string | null = null;
+  #plan: Plan | null = null;
+  #drive: BuiltDrive | null = null;
+  /** The run whose drive is attached; `unknown` after a restart of the daemon that found one. */
+  #attached: RunId | 'unknown' | null = null;
+  #reported: Inventory | null = null;
+  #evidence: Evidence | null = null;
+
+  constructor(deps: VmRunDeps, record: RunRecord) {
+    this.#deps = deps;
+    this.vm = record.vm;
+    this.spec = record.spec;
+    this.specDigest = record.specDigest;
+    this.uid = record.uid;
+    this.policy = record.policy;
+    this.runner = makeRunner(
+      {
+        vm: record.vm,
+        policy: () => this.policy,
+        journal: deps.journal,
+        clock: deps.clock,
+        log: deps.log,
+        isRunning: () => this.#running !== null,
+        perform: (effect, state, signal) => this.#perform(effect, state, signal),
+        ...(deps.deadlinesMs === undefined ? {} : { deadlinesMs: deps.deadlinesMs }),
+      },
+      record.journaled,
+      record.sinceMs,
+    );
+  }
+
+  get running(): RunningVm | null {
+    return this.#running;
+  }
+
+  get agentVersion(): string | null {
+    return this.#agentVersion;
+  }
+
+  /** After a start of the daemon: looks for the VM, and goes on or closes, whatever is sure (architecture.md). */
+  async recover(): Promise<void> {
+    const { journal, clock } = this.#deps;
+    const state = this.runner.state();
+    const found = await this.#find(state);
+    const run = runOf(state);
+    this.#plan = run === null ? null : journal.loadPlan(run.run);
+    const recovery = recover(state, found, { run: newRunId(), atMs: clock.nowMs() });
+    await this.runner.resume(recovery.state, recovery.effects);
+  }
+
+  async #find(state: RunState): Promise<Found> {
+    if (state.kind === 'off' || state.kind === 'staged') return { kind: 'none' };
+    const running = await this.#deps.driver.adopt(this.spec);
+    if (running === null) return { kind: 'none' };
+    this.#hold(running);
+    this.#attached = (await running.hasDrive()) ? 'unknown' : null;
+    const isStopped = await running.isStopped();
+    const isAdmitted = await this.#deps.gate.isAdmitted(running);
+    return { kind: 'running', isSameProcess: running.adopted.kind === 'same-process', isStopped, isAdmitted };
+  }
+
+  /** Lets go of everything without touching the VM. */
+  async close(): Promise<void> {
+    await this.runner.close();
+    this.#channel?.close();
+    await this.#running?.release();
+  }
+
+  // ---- Events in ----------------------------------------------------------------------------------------------------
+
+  #hold(running: RunningVm): void {
+    this.#running = running;
+    running.onEvent((event) => this.#onVmEvent(running, event));
+  }
+
+  #onVmEvent(running: RunningVm, event: VmEvent): void {
+    if (this.#running !== running) return;
+    const fresh = { run: newRunId(), atMs: this.#deps.clock.nowMs() };
+    switch (event.kind) {
+      case 'reset':
+        this.runner.note('guest', 'the guest reset itself');
+        this.runner.post({ kind: 'reset', isStopped: event.isStopped, ...fresh });
+        return;
+      case 'exited':
+        this.runner.note('guest', printable(event.detail));
+        this.runner.post({ kind: 'exited', detail: event.detail, isGuestsWish: event.isGuestsWish });
+        return;
+      case 'monitor-lost':
+        this.runner.post({ kind: 'monitor-lost', detail: event.detail });
+        return;
+      case 'agent-port':
+        return;
+      default:
+        event satisfies never;
+    }
+  }
+
+  #onChannelEvent(event: ChannelEvent): void {
+    switch (event.kind) {
+      case 'opened': {
+        this.#agentVersion = event.agentVersion;
+        const session = { nonce: event.nonce, boot: event.boot };
+        this.runner.post({ kind: 'agent-opened', session, run: newRunId(), atMs: this.#deps.clock.nowMs() });
+        return;
+      }
+      case 'message':
+        this.#onMessage({ nonce: event.nonce, boot: event.boot }, event.body);
+        return;
+      case 'refused':
+        this.runner.note('guest', `a message was refused (${event.code}): ${printable(event.detail)}`);
+        return;
+      case 'misbehaved':
+        this.runner.note('warning', `the guest broke the channel's rules (${event.code})`);
+        this.runner.post({ kind: 'misbehaved', code: event.code, detail: event.detail });
+        return;
+      case 'closed':
+        return;
+      default:
+        event satisfies never;
+    }
+  }
+
+  #onMessage(session: { readonly nonce: string; readonly boot: string }, body: AgentReport): void {
+    const { runner } = this;
+    switch (body.type) {
+      case 'inventory':
+        this.#keepInventory(body.inventory, 'report');
+        runner.post({ kind: 'inventory', session });
+        return;
+      case 'drive':
+        runner.note('guest', `the agent ${body.state} the drive${body.code === undefined ? '' : ` (${body.code})`}`);
+        runner.post({
+          kind: 'drive',
+          session,
+          state: body.state,
+          manifestDigest: body.manifestDigest,
+          code: body.code ?? body.state,
+          detail: printable(body.detail ?? ''),
+        });
+        return;
+      case 'progress': {
+        const { item, phase, done, total } = body;
+        runner.note('progress', `${printable(item)}: ${phase}`, { item: printable(item), phase, done, total });
+        return;
+      }
+      case 'installed':
+        runner.note('guest', `the agent reports ${body.results.length} results`);
+        runner.post({
+          kind: 'installed',
+          session,
+          manifestDigest: body.manifestDigest,
+          results: body.results,
+          rebootRequired: body.rebootRequired,
+        });
+        return;
+      case 'confirm':
+        // The type is the wire's; the envelope's session is what counts and comes from the channel.
+        runner.post({ kind: 'confirm', session, confirm: { ...body, ...session, seq: 0 } });
+        return;
+      case 'fault':
+        runner.note('guest', `the agent has trouble (${body.code}): ${printable(body.detail)}`);
+        return;
+      case 'bye':
+        runner.note('guest', `the agent leaves: ${body.reason}`);
+        return;
+      case 'pong':
+        return;
+      default:
+        body satisfies never;
+    }
+  }
+
+  #keepInventory(inventory: Inventory, source: 'report' | 'confirm'): void {
+    if (source === 'report') this.#reported = inventory;
+    this.#deps.inventories.save({ vm: this.vm, inventory, source, atMs: this.#deps.clock.nowMs() });
+  }
+
+  // ---- Effects out --------------------------------------------------------------------------------------------------
+
+  async #perform(effect: Effect, state: RunState, signal: AbortSignal): Promise<Answer | null> {
+    switch (effect.kind) {
+      case 'start-vm':
+        return await this.#startVm();
+      case 'stop-vm':
+        await this.#require('stop-vm').stop({ graceful: effect.graceful });
+        return null;
+      case 'close-gate':
+        return await this.#closeGate(effect.reason);
+      case 'open-channel':
+        this.#openChannel();
+        return null;
+      case 'close-channel':
+        this.#closeChannel();
+        return null;
+      case 'resume-vm':
+        return await this.#resume(effect.afterReset);
+      case 'send':
+        this.#channel?.send(effect.body);
+        return null;
+      case 'stage':
+        return await this.#stage(signal);
+      case 'make-plan':
+        return await this.#makePlan(state, signal);
+      case 'fetch-plan':
+        return await this.#fetchPlan(state, signal);
+      case 'attach-drive':
+        return await this.#attachDrive(state);
+      case 'detach-drive':
+        return await this.#detachDrive();
+      case 'judge':
+        return await this.#judge(effect, state);
+      case 'open-gate':
+        return await this.#openGate(effect, state);
+      case 'record-quarantine': {
+        const { reason } = explainQuarantine(this.vm, effect.reason, true);
+        this.runner.note('warning', reason);
+        await this.#deps.audit.append({
+          kind: 'quarantine',
+          vm: this.vm,
+          run: runOf(state)?.run ?? null,
+          reason: effect.reason,
+        });
+        return null;
+      }
+      case 'clean-up':
+        return await this.#cleanUp(state);
+      default:
+        return effect satisfies never;
+    }
+  }
+
+  #require(step: string): RunningVm {
+    if (this.#running !== null) return this.#running;
+    throw new RunError('conflict/not-running', `${step}: ${this.vm} is not running`);
+  }
+
+  async #startVm(): Promise<Answer | null> {
+    this.#deps.onStart?.();
+    this.#attached = null;
+    const running = await this.#deps.driver.start(this.spec, { uid: this.uid });
+    this.#hold(running);
+    if (running.adopted.kind !== 'ungated') return null;
+    return { kind: 'found-ungated', detail: 'it was running when it was attached' };
+  }
+
+  async #closeGate(reason: string): Promise<null> {
+    const running = this.#running;
+    if (running === null) return null;
+    await this.#deps.gate.close(running, reason);
+    this.runner.note('gate', `closed: ${reason}`);
+    return null;
+  }
+
+  #openChannel(): void {
+    if (this.#channel !== null) return;
+    const running = this.#require('open-channel');
+    this.#channel = openGuestChannel({
+      vm: this.vm,
+      socketPath: running.channelSocket,
+      clock: this.#deps.clock,
+      log: this.#deps.log,
+      isAgentExpected: running.adopted.kind !== 'fresh',
+      onEvent: (event) => this.#onChannelEvent(event),
+    });
+  }
+
+  #closeChannel(): void {
+    this.#channel?.close();
+    this.#channel = null;
+    this.#running = null;
+    this.#attached = null;
+  }
+
+  async #resume(afterReset: boolean): Promise<null> {
+    const running = this.#require('resume-vm');
+    if (!(await running.isStopped())) return null;
+    if (afterReset) await running.resetStopped();
+    await this.#deps.gate.resume(running);
+    return null;
+  }
+
+  async #makePlan(state: RunState, signal: AbortSignal): Promise<Answer> {
+    const run = this.#requireRun(state);
+    const inventory = this.#reported;
+    if (inventory === null) throw new RunError('internal/no-inventory', `${this.vm} is planned before it reported`);
+    const answer = await this.#askForPlan(run.run, inventory, signal);
+    if (answer.kind === 'refused') return { kind: 'plan-failed', reason: answer.reason };
+    const { plan } = answer;
+    await this.#deps.journal.savePlan(plan);
+    this.#plan = plan;
+    const sizeBytes = planSizeBytes(plan);
+    if (plan.items.length > 0) this.runner.note('state', `${plan.items.length} updates are missing`);
+    return { kind: 'planned', plan: { digest: planDigest(plan), itemCount: plan.items.length, sizeBytes } };
+  }
+
+  #askForPlan(run: RunId, inventory: Inventory, signal: AbortSignal) {
+    const { clock, vendors } = this.#deps;
+    return makePlan({ vm: this.vm, run, inventory, policy: this.policy, vendors: vendors(), clock, signal });
+  }
+
+  /** What would be installed now, from the last known inventory. Throws RunError when there is none or no plan can be made. */
+  async dryRun(signal: AbortSignal): Promise<Plan> {
+    const known = this.#deps.inventories.latest(this.vm);
+    if (known === null) {
+      throw new RunError('conflict/no-inventory', `nothing is known of ${this.vm} yet`, {
+        next: `start it once: pratique vm start ${this.vm}`,
+      });
+    }
+    const answer = await this.#askForPlan(newRunId(), known.inventory, signal);
+    if (answer.kind === 'plan') return answer.plan;
+    const { reason, next } = explainQuarantine(this.vm, answer.reason, this.#running !== null);
+    throw new RunError(
+      answer.reason.kind === 'vendor-unavailable' ? 'vendor-ill/unavailable' : 'refused/plan',
+      reason,
+      { next },
+    );
+  }
+
+  async #fetchPlan(state: RunState, signal: AbortSignal): Promise<Answer> {
+    const run = this.#requireRun(state);
+    const trouble = await this.#fetch(this.#requirePlan(run), `run:${run.run}`, signal);
+    return trouble === null ? { kind: 'fetched' } : { kind: 'plan-failed', reason: trouble };
+  }
+
+  #fetch(plan: Plan, owner: string, signal: AbortSignal) {
+    const { store, vendors, clock, inspections } = this.#deps;
+    const onProgress = (done: number, total: number) => {
+      this.runner.note('progress', 'download', { item: 'download', phase: 'download', done, total });
+    };
+    return fetchPlan({ plan, owner, store, vendors: vendors(), signal, onProgress, clock, inspections });
+  }
+
+  /** A1: what the VM needs is fetched while it is off. */
+  async #stage(signal: AbortSignal): Promise<Answer | null> {
+    const known = this.#deps.inventories.latest(this.vm);
+    if (known === null) return null;
+    const answer = await this.#askForPlan(newRunId(), known.inventory, signal);
+    if (answer.kind === 'refused') return null;
+    const owner = `stage:${this.vm}`;
+    this.#deps.store.unpin(owner);
+    const trouble = await this.#fetch(answer.plan, owner, signal);
+    if (trouble !== null) return null;
+    return { kind: 'staged', itemCount: answer.plan.items.length, sizeBytes: planSizeBytes(answer.plan) };
+  }
+
+  async #attachDrive(state: RunState): Promise<Answer> {
+    const run = this.#requireRun(state);
+    const running = this.#require('attach-drive');
+    const plan = this.#requirePlan(run);
+    const owner =
+      this.spec.kind === 'managed' && process.getuid?.() === 0 ? { uid: this.uid, gid: this.uid } : undefined;
+    this.#drive = await buildDrive({
+      vm: this.vm,
+      run: run.run,
+      plan,
+      planDigest: planDigest(plan),
+      blobs: this.#deps.store,
+      folder: join(this.#deps.drivesFolder, this.vm, run.run),
+      ...(owner === undefined ? {} : { owner }),
+    });
+    const isThere = this.#attached === run.run || (this.#attached === 'unknown' && run.manifests.length > 0);
+    if (!isThere) {
+      await this.#detachDrive();
+      const frontEnd = this.#reported?.abilities.drives.includes('virtio-blk') === false ? 'scsi-cd' : 'virtio-blk';
+      await running.attachDrive({ ...this.#drive.image, frontEnd });
+    }
+    this.#attached = run.run;
+    this.runner.note('state', `a drive with ${plan.items.length} updates is attached`);
+    return { kind: 'drive-attached', manifestDigest: this.#drive.manifestDigest };
+  }
+
+  async #detachDrive(): Promise<Answer> {
+    if (this.#attached !== null && this.#running !== null) {
+      const { surprise } = await this.#running.detachDrive();
+      this.#attached = null;
+      this.runner.note(
+        surprise ? 'warning' : 'state',
+        surprise ? 'the guest did not let go of the drive; it was taken away' : 'the drive is detached',
+      );
+    }
+    return { kind: 'drive-detached' };
+  }
+
+  async #judge(effect: Extract<Effect, { kind: 'judge' }>, state: RunState): Promise<Answer> {
+    const run = this.#requireRun(state);
+    const plan = this.#requirePlan(run);
+    const { clock, audit } = this.#deps;
+    this.#keepInventory(effect.confirm.inventory, 'confirm');
+    const verdict = judge({
+      vm: this.vm,
+      run: run.run,
+      plan,
+      planDigest: planDigest(plan),
+      session: sessionOf(state) ?? effect.session,
+      confirmSession: effect.session,
+      confirm: effect.confirm,
+      manifestDigests: run.manifests,
+      reported: this.#reported,
+      nowMs: clock.nowMs(),
+    });
+    if (verdict.kind === 'evidence') {
+      this.#evidence = verdict.evidence;
+      this.runner.note('guest', 'the confirmation is believed');
+      return { kind: 'judged', evidence: verdict.evidence };
+    }
+    await audit.append({ kind: 'refusal', vm: this.vm, run: run.run, code: verdict.code, detail: verdict.detail });
+    return { kind: 'judged-refused', code: verdict.code, detail: verdict.detail };
+  }
+
+  async #openGate(effect: Extract<Effect, { kind: 'open-gate' }>, state: RunState): Promise<Answer> {
+    const running = this.#require('open-gate');
+    const run = this.#requireRun(state);
+    if (this.#attached !== null && run.liveGrant === null) {
+      throw new RunError(
+        'internal/drive-attached',
+        `${this.vm} still has its drive; a first admission never goes with it`,
+      );
+    }
+    const { grant } = effect;
+    if (grant.kind === 'override') {
+      await this.#deps.gate.open(running, { kind: 'override', run: run.run, reason: grant.reason, actor: grant.actor });
+    } else {
+      const evidence = this.#evidence;
+      if (evidence === null || evidence.run !== run.run)
+        throw new RunError('internal/no-evidence', `${this.vm} has no evidence of this run in memory`);
+      await this.#deps.gate.open(running, { kind: 'evidence', run: run.run, evidence });
+    }
+    this.#evidence = null;
+    this.runner.note(
+      'gate',
+      grant.kind === 'override' ? `open by override: ${printable(grant.reason)}` : 'open: the cable is plugged in',
+    );
+    return { kind: 'opened' };
+  }
+
+  /** After a run: its drive folder, pins and old plans go; what the VM may need next is staged when it is off. */
+  async #cleanUp(state: RunState): Promise<null> {
+    const run = runOf(state);
+    const keep: RunId | null = isUnderWay(state) && run !== null ? run.run : null;
+    if (this.#attached === null) await removeDrive(join(this.#deps.drivesFolder, this.vm));
+    if (this.#plan !== null && this.#plan.run !== keep) this.#deps.store.unpin(`run:${this.#plan.run}`);
+    this.#deps.journal.forgetPlansOf(this.vm, keep);
+    return null;
+  }
+
+  #requireRun(state: RunState): Run {
+    const run = runOf(state);
+    if (run === null) throw new RunError('internal/no-run', `${this.vm} has no run`);
+    return run;
+  }
+
+  #requirePlan(run: Run): Plan {
+    if (this.#plan?.run !== run.run) this.#plan = this.#deps.journal.loadPlan(run.run);
+    if (this.#plan === null)
+      throw new RunError('internal/no-plan', `the plan of run ${run.run} of ${this.vm} is not in the journal`);
+    return this.#plan;
+  }
+}
