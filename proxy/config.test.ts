@@ -124,5 +124,5 @@ test('a file named by --config must exist', async () => {
 
 test('the shipped JSON Schema is up to date', async () => {
   const shipped = await readFile(new URL('./pratique.schema.json', import.meta.url), 'utf8');
-  assert.equal(shipped, configJsonSchema(), 'run: node proxy/generate.ts');
+  assert.deepEqual(JSON.parse(shipped), JSON.parse(configJsonSchema()), 'run: node proxy/generate.ts');
 });

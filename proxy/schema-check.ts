@@ -71,7 +71,7 @@ function explain(schema: Schema, value: unknown, path: Path): Misfit | null {
 function explainUnion(variants: readonly Schema[], value: unknown, path: Path): Misfit | null {
   const literals = variants.map((variant) => variant.const).filter((literal) => literal !== undefined);
   if (literals.length === variants.length) {
-    return literals.includes(value) ? null : misfit(path, `must be ${oneOf(literals)}`);
+    return literals.some((literal) => literal === value) ? null : misfit(path, `must be ${oneOf(literals)}`);
   }
   const key = discriminatorOf(variants);
   if (key !== null && isTable(value)) {

@@ -33,7 +33,8 @@ export const DiskSchema = Type.Object(
 export const NicSchema = Type.Object(
   {
     id: word,
-    model: Type.Union(NIC_MODELS.map((model) => Type.Literal(model))),
+    // typebox loses the words of a mapped list, so their type is given.
+    model: Type.Unsafe<(typeof NIC_MODELS)[number]>(Type.Union(NIC_MODELS.map((model) => Type.Literal(model)))),
     mac,
     /** Bridge that the tap joins; made by the daemon if it is missing and `createBridge` is set. */
     bridge: Type.String({ minLength: 1, maxLength: 15, pattern: '^[a-zA-Z0-9_.-]+$' }),

@@ -1,0 +1,159 @@
+// Schemas of what the API answers and takes; the types of service.ts are their other half, and the compiler compares the two.
+import { type Static, type TSchema, Type } from 'typebox';
+import { VmSpecSchema } from '../src/hypervisor/vm-spec.ts';
+import { VmIdSchema } from '../src/model/ids.ts';
+import { InstalledProductSchema, OsSchema } from '../src/model/inventory.ts';
+import { PolicySchema } from '../src/model/policy.ts';
+import { KindSchema } from '../src/model/release.ts';
+import type { Problem } from './problem.ts';
+import {
+  type AuditEntry,
+  type AuditReport,
+  type DoctorLine,
+  type DriftRow,
+  RUN_STATES,
+  type Service,
+  type VmEventRecord,
+  type VmView,
+  type Why,
+} from './service.ts';
+
+const strict = { additionalProperties: false } as const;
+const count = Type.Integer({ minimum: 0 });
+const wallMs = Type.Integer({ description: 'Milliseconds since 1970-01-01 UTC' });
+const nullable = <S extends TSchema>(schema: S) => Type.Union([schema, Type.Null()]);
+
+/** A union of words; typebox loses the words of a mapped list, so their type is given. */
+const oneOf = <Word extends string>(words: readonly Word[]) =>
+  Type.Unsafe<Word>(Type.Union(words.map((word) => Type.Literal(word))));
+
+export const RunStateSchema = oneOf(RUN_STATES);
+
+export const ProblemSchema = Type.Object({
+  type: Type.String(),
+  title: Type.String(),
+  status: Type.Integer(),
+  code: Type.String({ description: 'Stable: family/detail' }),
+  detail: Type.String(),
+  next: nullable(Type.String({ description: 'What to do next' })),
+});
+
+export const WhySchema = Type.Object(
+  {
+    vm: VmIdSchema,
+    isPlugged: Type.Boolean(),
+    state: RunStateSchema,
+    reason: Type.String(),
+    next: Type.String(),
+  },
+  strict,
+);
+
+const vmViewFields = {
+  vm: VmIdSchema,
+  kind: Type.Union([Type.Literal('managed'), Type.Literal('attached')]),
+  state: RunStateSchema,
+  sinceMs: wallMs,
+  gate: Type.Union([Type.Literal('open'), Type.Literal('closed')]),
+  run: nullable(Type.String()),
+  os: nullable(OsSchema),
+  agentVersion: nullable(Type.String()),
+  specDigest: Type.String(),
+  policy: PolicySchema,
+  fenceDropped: Type.Object({ fromGuest: count, toGuest: count }, strict),
+  why: WhySchema,
+};
+export const VmViewSchema = Type.Object(vmViewFields, strict);
+export const VmDetailSchema = Type.Object(
+  { ...vmViewFields, products: Type.Array(InstalledProductSchema), spec: VmSpecSchema },
+  strict,
+);
+
+export const VmEventSchema = Type.Object(
+  {
+    seq: count,
+    vm: VmIdSchema,
+    atMs: wallMs,
+    kind: oneOf(['state', 'progress', 'gate', 'guest', 'operator', 'warning']),
+    state: RunStateSchema,
+    text: Type.String(),
+    progress: Type.Optional(
+      Type.Object({ item: Type.String(), phase: Type.String(), done: count, total: count }, strict),
+    ),
+  },
+  strict,
+);
+
+const vendorStatusFields = {
+  vendor: Type.String(),
+  checkedAtMs: nullable(wallMs),
+  isFresh: Type.Boolean(),
+  trouble: nullable(Type.Object({ code: Type.String(), message: Type.String() }, strict)),
+};
+export const VendorStatusSchema = Type.Object(vendorStatusFields, strict);
+export const VendorListedSchema = Type.Object({ ...vendorStatusFields, kind: Type.String() }, strict);
+
+export const DriftRowSchema = Type.Object(
+  {
+    vm: VmIdSchema,
+    ecosystem: Type.String(),
+    product: Type.String(),
+    installed: nullable(Type.String()),
+    latest: Type.String(),
+    kind: KindSchema,
+    advisories: Type.Array(Type.String()),
+    sinceMs: wallMs,
+  },
+  strict,
+);
+
+export const DoctorLineSchema = Type.Object(
+  {
+    check: Type.String(),
+    state: Type.Union([Type.Literal('ok'), Type.Literal('warning'), Type.Literal('unfit')]),
+    detail: Type.String(),
+    mend: nullable(Type.String()),
+  },
+  strict,
+);
+
+export const AuditEntrySchema = Type.Object(
+  {
+    seq: count,
+    atMs: wallMs,
+    hash: Type.String(),
+    // The record's own fields depend on its kind; they never hold a secret (audit/ sees none).
+    record: Type.Object({ kind: Type.String(), vm: Type.Optional(Type.String()) }, { additionalProperties: true }),
+  },
+  strict,
+);
+export const AuditReportSchema = Type.Object(
+  { isIntact: Type.Boolean(), records: count, head: Type.String(), trouble: nullable(Type.String()) },
+  strict,
+);
+
+type Frozen<T> = T extends string
+  ? T
+  : T extends readonly (infer Item)[]
+    ? readonly Frozen<Item>[]
+    : T extends object
+      ? { readonly [K in keyof T]: Frozen<T[K]> }
+      : T;
+type Carries<T, S extends TSchema> =
+  Frozen<T> extends Frozen<Static<S>> ? (keyof T extends keyof Static<S> ? true : never) : never;
+type Answer<K extends keyof Service> = Service[K] extends (...args: never[]) => Promise<infer R> ? R : never;
+
+/** Does not compile when a type of service.ts and its schema part: the serializer would drop or refuse a field. */
+export const SCHEMAS_CARRY_THE_SERVICE: readonly [
+  Carries<VmView, typeof VmViewSchema>,
+  Carries<Answer<'showVm'>, typeof VmDetailSchema>,
+  Carries<Why, typeof WhySchema>,
+  Carries<VmEventRecord, typeof VmEventSchema>,
+  Carries<Answer<'listVendors'>[number], typeof VendorListedSchema>,
+  Carries<Answer<'addVendor'>, typeof VendorStatusSchema>,
+  Carries<DriftRow, typeof DriftRowSchema>,
+  Carries<DoctorLine, typeof DoctorLineSchema>,
+  Carries<AuditReport, typeof AuditReportSchema>,
+  Carries<AuditEntry['record']['kind'], (typeof AuditEntrySchema)['properties']['record']['properties']['kind']>,
+  Carries<Problem, typeof ProblemSchema>,
+] = [true, true, true, true, true, true, true, true, true, true, true];
