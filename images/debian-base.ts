@@ -1,0 +1,106 @@
+// The Debian base system at release level: without the security and update suites, so that real security updates are pending.
+import { mkdir, mkdtemp, readFile, rename, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type Static, Type } from 'typebox';
+import { type Digest, digestOf, digestOfFile } from '../src/base/digest.ts';
+import { canonicalJson } from '../src/base/digest-text.ts';
+import { writeDurably } from '../src/base/durable-file.ts';
+import type { Log } from '../src/base/log.ts';
+import { makeParser, parseJson } from '../src/base/parse.ts';
+import { runCommand } from '../src/base/run-command.ts';
+import { DigestSchema } from '../src/model/digest-schema.ts';
+import { withFileLock } from './file-lock.ts';
+import { ImageError } from './image-error.ts';
+import { hostArch } from './kernel.ts';
+
+/** Milliseconds for mmdebstrap: 40 s here with a near mirror, minutes with a far one. */
+const BASE_TIMEOUT_MS = 1_800_000;
+
+/** What a guest has no reader for: a third of the size. */
+const LEFT_OUT = ['/usr/share/doc/*', '/usr/share/info/*', '/usr/share/locale/*', '/usr/share/man/*'];
+
+const BasePinSchema = Type.Object({ suite: Type.String(), digest: DigestSchema });
+const parseBasePin = makeParser(BasePinSchema, 'host-fault/debian-base');
+type BasePin = Static<typeof BasePinSchema>;
+
+export type DebianBase = { readonly suite: string; readonly digest: Digest; readonly path: string };
+
+export type BaseOptions = {
+  /** Packages beside the essential ones and apt. */
+  readonly include: readonly string[];
+  readonly cacheFolder: string;
+  readonly log: Log;
+};
+
+/**
+ * The base system as a tar, as it was first made in this cache. A point release changes the mirror, not a base that is pinned here.
+ * Throws ImageError `host-unfit/mirror` if this machine's apt knows no mirror of its own suite, CommandError if mmdebstrap fails.
+ */
+export async function fetchDebianBase(options: BaseOptions): Promise<DebianBase> {
+  const suite = await hostSuite();
+  const key = digestOf(canonicalJson({ suite, arch: hostArch(), include: options.include, leftOut: LEFT_OUT }));
+  const folder = join(options.cacheFolder, 'debian-base', key);
+  await mkdir(folder, { recursive: true });
+  const path = join(folder, 'base.tar');
+  return await withFileLock(join(folder, 'lock'), async () => {
+    const pinned = await readPinnedBase(folder, path);
+    if (pinned !== null) return { ...pinned, path };
+    options.log.info({ suite }, 'making the Debian base system');
+    const temporary = await mkdtemp(join(folder, 'new-'));
+    try {
+      await runMmdebstrap({ suite, include: options.include, path: join(temporary, 'base.tar') });
+      await rename(join(temporary, 'base.tar'), path);
+    } finally {
+      await rm(temporary, { recursive: true, force: true });
+    }
+    const pin: BasePin = { suite, digest: await digestOfFile(path) };
+    await writeDurably(join(folder, 'pin.json'), `${JSON.stringify(pin)}\n`, 0o644);
+    return { ...pin, path };
+  });
+}
+
+async function readPinnedBase(folder: string, path: string): Promise<BasePin | null> {
+  const pinPath = join(folder, 'pin.json');
+  const text = await readFile(pinPath, 'utf8').catch(() => null);
+  if (text === null) return null;
+  const pin = parseBasePin(parseJson(text, pinPath, 'host-fault/debian-base'), pinPath);
+  return (await digestOfFile(path).catch(() => null)) === pin.digest ? pin : null;
+}
+
+async function runMmdebstrap(base: { suite: string; include: readonly string[]; path: string }): Promise<void> {
+  const options = ['--quiet', '--variant=apt', '--format=tar', `--architectures=${hostArch()}`];
+  const leftOut = LEFT_OUT.map((pattern) => `--dpkgopt=path-exclude=${pattern}`);
+  const include = `--include=${base.include.join(',')}`;
+  const argv = ['mmdebstrap', ...options, ...leftOut, include, base.suite, base.path, await mirrorLine(base.suite)];
+  await runCommand(argv, { purpose: `making a Debian ${base.suite} base system`, timeoutMs: BASE_TIMEOUT_MS });
+}
+
+async function hostSuite(): Promise<string> {
+  const text = await readFile('/etc/os-release', 'utf8');
+  const suite = /^VERSION_CODENAME="?([a-z]+)"?$/m.exec(text)?.[1];
+  if (suite === undefined || !/^ID=debian$/m.test(text)) {
+    throw new ImageError(
+      'host-unfit/mirror',
+      'the Debian guest is made from the mirror of a Debian host; this is none',
+      {
+        next: 'use the tiny guest on this machine',
+      },
+    );
+  }
+  return suite;
+}
+
+/** The sources line of the release suite, from the machine's own apt configuration; mmdebstrap finds the keyring by itself. */
+async function mirrorLine(suite: string): Promise<string> {
+  const format = '$(RELEASE)\t$(COMPONENT)\t$(REPO_URI)';
+  const argv = ['apt-get', 'indextargets', '--format', format, 'Created-By: Packages'];
+  const targets = (await runCommand(argv, { purpose: "reading this machine's Debian mirrors" })).split('\n');
+  for (const target of targets) {
+    const [release, component, uri] = target.split('\t');
+    if (release !== suite || component !== 'main' || uri === undefined) continue;
+    return `deb ${uri} ${suite} main`;
+  }
+  throw new ImageError('host-unfit/mirror', `apt on this machine knows no mirror of ${suite} main`, {
+    next: `add the suite ${suite} to the apt sources and run apt-get update`,
+  });
+}

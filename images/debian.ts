@@ -1,0 +1,67 @@
+// The Debian image in its small form: a real Debian at release level whose first program is busybox's init, not systemd.
+import { chmod, copyFile, mkdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { runCommand } from '../src/base/run-command.ts';
+import { asRootPrefix } from './as-root.ts';
+import { fetchDebianBase } from './debian-base.ts';
+import { installGuestSystem, writeExt4, writeInitrd } from './guest-system.ts';
+import { unpackKernel } from './kernel.ts';
+import type { ImageRecipe, RecipeInputs } from './recipe.ts';
+
+/** Holes in the file on the host until the guest fills them: room for updates and their lists. */
+const DISK_MIB = 1024;
+
+/** Beside what the guest needs to start and to mount the drive: packages that have had security updates since the release. */
+const INCLUDE = ['busybox-static', 'mount', 'jq', 'libexpat1', 'unzip', 'zip'];
+
+/** What the guest has installed, asked over its network: http://GUEST/cgi-bin/versions */
+const VERSIONS_PAGE = `#!/bin/sh
+printf 'Content-Type: text/plain\\r\\n\\r\\n'
+exec dpkg-query -W -f '\${Package} \${Version}\\n'
+`;
+
+export const debianRecipe: ImageRecipe = {
+  name: 'debian',
+  memoryMiB: 512,
+  vmDisk: 'overlay',
+  packages: [],
+  pinFurther: async ({ cacheFolder, log }) => {
+    const { suite, digest } = await fetchDebianBase({ include: INCLUDE, cacheFolder, log });
+    return { suite, base: digest };
+  },
+  build: buildDebian,
+};
+
+async function buildDebian(inputs: RecipeInputs): Promise<void> {
+  const { workFolder, outFolder, cacheFolder, log } = inputs;
+  inputs.report('unpacking kernel and base system');
+  const kernel = await unpackKernel(inputs.kernelPackage, join(workFolder, 'kernel'));
+  const base = await fetchDebianBase({ include: INCLUDE, cacheFolder, log });
+  const root = join(workFolder, 'root');
+  await mkdir(root);
+  try {
+    const unpack = ['tar', '--extract', '--preserve-permissions', '--numeric-owner', '--exclude=./dev/*'];
+    await runCommand([...asRootPrefix(), ...unpack, '--file', base.path, '--directory', root], {
+      purpose: 'unpacking the Debian base system',
+    });
+    inputs.report('making the system disk');
+    await installGuestSystem({ root, kernel, agentPath: inputs.agentPath });
+    await addDebianFiles(root);
+    await writeExt4({ root, path: join(outFolder, 'root.raw'), sizeMiB: DISK_MIB });
+    await writeInitrd({ kernel, busyboxPath: join(root, 'bin/busybox'), path: join(outFolder, 'initrd') });
+  } finally {
+    // Without root some of these files belong to ids that only the namespace has.
+    await runCommand([...asRootPrefix(), 'rm', '-rf', root], { purpose: 'removing the unpacked base system' });
+  }
+  await copyFile(kernel.image, join(outFolder, 'kernel'));
+}
+
+async function addDebianFiles(root: string): Promise<void> {
+  const page = join(root, 'srv/www/cgi-bin/versions');
+  await mkdir(join(root, 'srv/www/cgi-bin'), { recursive: true });
+  await writeFile(page, VERSIONS_PAGE);
+  await chmod(page, 0o755);
+  await writeFile(join(root, 'etc/hostname'), 'debian\n');
+  await writeFile(join(root, 'etc/hosts'), '127.0.0.1 localhost debian\n');
+  await writeFile(join(root, 'etc/machine-id'), '');
+}

@@ -1,0 +1,111 @@
+// What the tiny and the Debian image have in common: the start files, the drivers, the agent, the initramfs and the disk.
+import { chmod, copyFile, mkdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { runCommand } from '../src/base/run-command.ts';
+import { asRootPrefix } from './as-root.ts';
+import { type CpioEntry, makeCpio } from './cpio.ts';
+import { copyModules, hostArch, type Kernel, listModules } from './kernel.ts';
+
+/** The start files of the guest, beside this file. */
+export const GUEST_FILES_FOLDER = join(import.meta.dirname, 'guest');
+const GUEST_PROGRAMS = ['boot', 'chatter', 'agent', 'application', 'shutdown'] as const;
+
+/** Where the guest keeps the agent. */
+export const AGENT_PATH = '/usr/sbin/pratique-agent';
+
+/** What the initramfs needs to reach the system disk. */
+const DISK_MODULES = ['virtio_pci', 'virtio_blk', 'ext4'];
+/** What the running guest needs: channel first (the agent waits for it), then network, CD drives and the drive's format. */
+const SYSTEM_MODULES = ['virtio_console', 'virtio_net', 'isofs', 'virtio_scsi', 'sr_mod'];
+/** The emulated network cards that only the generic kernel knows. */
+const EMULATED_NIC_MODULES = ['e1000', 'e1000e', '8139cp', 'vmxnet3'];
+
+/**
+ * The kernel's words. The guest is thrown away after minutes and runs on emulated processors, so what protects or measures real
+ * ones is switched off: together 0.3 s of a start that takes 1.6 s.
+ */
+export function kernelCommandLine(): string {
+  const console = hostArch() === 'amd64' ? 'ttyS0' : 'ttyAMA0';
+  const quick = 'mitigations=off nokaslr cryptomgr.notests no_timer_check tsc=reliable 8250.nr_uarts=1';
+  return `console=${console} quiet loglevel=3 panic=1 ${quick} random.trust_cpu=on`;
+}
+
+/** Puts start files, drivers and agent into a guest's root folder that has /bin/busybox. */
+export async function installGuestSystem(options: {
+  readonly root: string;
+  readonly kernel: Kernel;
+  readonly agentPath: string;
+}): Promise<void> {
+  const { root, kernel } = options;
+  const programs = join(root, 'usr/lib/pratique-guest');
+  for (const folder of [programs, join(root, 'sbin'), join(root, 'srv/www'), join(root, 'var/lib/pratique')]) {
+    await mkdir(folder, { recursive: true });
+  }
+  for (const name of GUEST_PROGRAMS) await installProgram(join(GUEST_FILES_FOLDER, name), join(programs, name));
+  await mkdir(join(root, 'etc'), { recursive: true });
+  await copyFile(join(GUEST_FILES_FOLDER, 'inittab'), join(root, 'etc/inittab'));
+  await installProgram(options.agentPath, join(root, AGENT_PATH));
+  for (const name of ['init', 'reboot', 'poweroff', 'halt']) await linkToBusybox(join(root, 'sbin', name));
+
+  const onDisk = await listModules(kernel, DISK_MODULES);
+  const wanted = (await knowsEmulatedNics(kernel)) ? [...SYSTEM_MODULES, ...EMULATED_NIC_MODULES] : SYSTEM_MODULES;
+  const later = (await listModules(kernel, wanted)).filter((file) => !onDisk.includes(file));
+  await copyModules(later, join(root, 'lib/modules/pratique'));
+}
+
+async function knowsEmulatedNics(kernel: Kernel): Promise<boolean> {
+  const index = await readFile(join(kernel.root, 'lib/modules', kernel.release, 'modules.dep'), 'utf8');
+  return index.includes('/e1000e.ko');
+}
+
+async function installProgram(from: string, to: string): Promise<void> {
+  await mkdir(dirname(to), { recursive: true });
+  await copyFile(from, to);
+  await chmod(to, 0o755);
+}
+
+async function linkToBusybox(path: string): Promise<void> {
+  await rm(path, { force: true });
+  await symlink('/bin/busybox', path);
+}
+
+/** Writes the initramfs: busybox and the drivers of the system disk, nothing else, not compressed (inflating costs more than reading). */
+export async function writeInitrd(options: {
+  readonly kernel: Kernel;
+  readonly busyboxPath: string;
+  readonly path: string;
+}): Promise<void> {
+  const modules = await listModules(options.kernel, DISK_MODULES);
+  const order = modules.map((file) => `${basename(file)}\n`).join('');
+  const folders = ['bin', 'dev', 'modules', 'proc', 'root'].map((path): CpioEntry => ({ kind: 'folder', path }));
+  const files: CpioEntry[] = [
+    { kind: 'program', path: 'init', content: await readFile(join(GUEST_FILES_FOLDER, 'initrd-init')) },
+    { kind: 'program', path: 'bin/busybox', content: await readFile(options.busyboxPath) },
+    { kind: 'file', path: 'modules/order', content: Buffer.from(order) },
+  ];
+  for (const file of modules) {
+    files.push({ kind: 'file', path: `modules/${basename(file)}`, content: await readFile(file) });
+  }
+  await writeFile(options.path, makeCpio([...folders, ...files]));
+}
+
+/** Makes an ext4 image of a folder without mounting anything. */
+export async function writeExt4(options: {
+  readonly root: string;
+  readonly path: string;
+  readonly sizeMiB: number;
+}): Promise<void> {
+  const layout = ['-t', 'ext4', '-b', '4096', '-m', '0', '-E', 'lazy_itable_init=0,root_owner=0:0'];
+  const argv = [
+    ...asRootPrefix(),
+    '/sbin/mke2fs',
+    '-q',
+    '-F',
+    ...layout,
+    '-d',
+    options.root,
+    options.path,
+    `${options.sizeMiB}M`,
+  ];
+  await runCommand(argv, { purpose: `writing the disk image ${options.path}`, timeoutMs: 300_000 });
+}

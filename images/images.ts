@@ -1,0 +1,230 @@
+// Builds the guest images of the demo and the tests, once per set of inputs, and gives each VM a disk of its own.
+import { access, mkdir, mkdtemp, readdir, rename, rm } from 'node:fs/promises';
+import { homedir } from 'node:os';
+import { join, relative } from 'node:path';
+import type { Static } from 'typebox';
+import { type Digest, digestOf, digestOfFile } from '../src/base/digest.ts';
+import { canonicalJson } from '../src/base/digest-text.ts';
+import { syncFolder, writeDurably } from '../src/base/durable-file.ts';
+import type { Log } from '../src/base/log.ts';
+import { runCommand } from '../src/base/run-command.ts';
+import type { DiskSchema } from '../src/hypervisor/vm-spec.ts';
+import type { VmId } from '../src/model/ids.ts';
+import { debianRecipe } from './debian.ts';
+import { type DebianPackage, fetchPackage } from './debian-package.ts';
+import { withFileLock } from './file-lock.ts';
+import { kernelCommandLine } from './guest-system.ts';
+import { ImageError } from './image-error.ts';
+import { fetchKernelPackage, hostArch, type KernelFlavour } from './kernel.ts';
+import type { ImageRecipe } from './recipe.ts';
+import { tinyRecipe } from './tiny.ts';
+
+export type DiskSpec = Static<typeof DiskSchema>;
+export type ImageName = ImageRecipe['name'];
+
+const RECIPES: Readonly<Record<ImageName, ImageRecipe>> = { tiny: tinyRecipe, debian: debianRecipe };
+
+/** An image as it stands in the cache; its files are shared by all VMs and never written. */
+export type GuestImage = {
+  readonly name: ImageName;
+  readonly kernel: string;
+  readonly initrd: string;
+  /** What the kernel needs to hear; `guestCommandLine` adds what one VM needs. */
+  readonly commandLine: string;
+  /** The shared disks, to be turned into a VM's own with `makeVmDisk`. */
+  readonly disks: readonly DiskSpec[];
+  readonly vmDisk: 'copy' | 'overlay';
+  /** Memory with which it boots and updates without trouble. */
+  readonly memoryMiB: number;
+  /** Of all inputs: equal digests, equal images. */
+  readonly digest: Digest;
+};
+
+export type BuildOptions = {
+  readonly name: ImageName;
+  /** The agent's executable for the guest. */
+  readonly agentPath: string;
+  readonly cacheFolder: string;
+  readonly log: Log;
+  readonly kernelFlavour?: KernelFlavour;
+  readonly onProgress?: (step: string) => void;
+};
+
+/**
+ * Where images are kept: `PRATIQUE_CACHE`, else the XDG cache folder; for root /var/cache, because each QEMU runs under a user of
+ * its own, which cannot look into root's home.
+ */
+export function imageCacheFolder(env: NodeJS.ProcessEnv = process.env): string {
+  if (env.PRATIQUE_CACHE) return env.PRATIQUE_CACHE;
+  if (env.XDG_CACHE_HOME) return join(env.XDG_CACHE_HOME, 'pratique');
+  return process.getuid?.() === 0 ? '/var/cache/pratique' : join(homedir(), '.cache/pratique');
+}
+
+/**
+ * The image for these inputs, from the cache or built now. Several processes may ask at once: one builds, the others wait.
+ * Throws ImageError or CommandError; the cache then holds no half image.
+ */
+export async function buildImage(options: BuildOptions): Promise<GuestImage> {
+  const report = options.onProgress ?? (() => {});
+  const recipe = RECIPES[options.name];
+  const imagesFolder = join(options.cacheFolder, 'images');
+  await mkdir(imagesFolder, { recursive: true });
+  report('resolving inputs');
+  const inputs = await resolveInputs(recipe, options);
+  const digest = digestOf(canonicalJson(inputs.record));
+  const folder = join(imagesFolder, `${recipe.name}-${digest}`);
+  await withFileLock(join(imagesFolder, `${recipe.name}.lock`), async () => {
+    if (await exists(folder)) return;
+    options.log.info({ image: recipe.name, digest }, 'building the guest image');
+    const temporary = await mkdtemp(join(imagesFolder, `${recipe.name}-new-`));
+    try {
+      await buildInto(temporary, { recipe, options, inputs, report });
+      await rename(join(temporary, 'out'), folder);
+      await syncFolder(imagesFolder);
+    } finally {
+      await rm(temporary, { recursive: true, force: true });
+    }
+  });
+  report('ready');
+  return describeImage(recipe, folder, digest);
+}
+
+type ResolvedInputs = {
+  readonly kernelPackage: DebianPackage;
+  readonly packages: readonly DebianPackage[];
+  /** Everything that decides the image's content, for inputs.json and the digest. */
+  readonly record: Readonly<Record<string, unknown>>;
+};
+
+async function resolveInputs(recipe: ImageRecipe, options: BuildOptions): Promise<ResolvedInputs> {
+  const { cacheFolder, log } = options;
+  if (!(await exists(options.agentPath))) {
+    throw new ImageError('not-found/agent', `there is no guest agent at ${options.agentPath}`, {
+      next: 'build the agent first, or give the path of one',
+    });
+  }
+  const flavour = options.kernelFlavour ?? 'cloud';
+  const kernelPackage = await fetchKernelPackage({ flavour, cacheFolder, log });
+  const packages: DebianPackage[] = [];
+  for (const name of recipe.packages) packages.push(await fetchPackage({ name, cacheFolder, log }));
+  const record = {
+    format: 'pratique.image-inputs/1',
+    name: recipe.name,
+    arch: hostArch(),
+    agent: await digestOfFile(options.agentPath),
+    packages: [kernelPackage, ...packages].map(({ name, version, digest }) => ({ name, version, digest })),
+    recipe: await digestsOfRecipeFiles(),
+    ...(recipe.pinFurther === undefined ? {} : { further: await recipe.pinFurther({ cacheFolder, log }) }),
+  };
+  return { kernelPackage, packages, record };
+}
+
+/** The digest of every file of this folder that takes part in a build. */
+async function digestsOfRecipeFiles(): Promise<Readonly<Record<string, Digest>>> {
+  const here = import.meta.dirname;
+  const entries = await readdir(here, { recursive: true, withFileTypes: true });
+  const files = entries.filter((entry) => entry.isFile() && !/\.test\.ts$|^main\.ts$|\.md$/.test(entry.name));
+  const digests: Record<string, Digest> = {};
+  for (const file of files) {
+    const path = join(file.parentPath, file.name);
+    digests[relative(here, path)] = await digestOfFile(path);
+  }
+  return digests;
+}
+
+async function buildInto(
+  temporary: string,
+  job: {
+    readonly recipe: ImageRecipe;
+    readonly options: BuildOptions;
+    readonly inputs: ResolvedInputs;
+    readonly report: (step: string) => void;
+  },
+): Promise<void> {
+  const { recipe, options, inputs, report } = job;
+  const outFolder = join(temporary, 'out');
+  const workFolder = join(temporary, 'work');
+  // QEMU runs under another user: it must be able to read its kernel and disks.
+  await mkdir(outFolder, { mode: 0o755 });
+  await mkdir(workFolder);
+  await recipe.build({
+    kernelPackage: inputs.kernelPackage,
+    packages: inputs.packages,
+    agentPath: options.agentPath,
+    cacheFolder: options.cacheFolder,
+    workFolder,
+    outFolder,
+    report,
+    log: options.log,
+  });
+  await writeDurably(join(outFolder, 'inputs.json'), `${JSON.stringify(inputs.record, null, 2)}\n`, 0o644);
+}
+
+function describeImage(recipe: ImageRecipe, folder: string, digest: Digest): GuestImage {
+  return {
+    name: recipe.name,
+    kernel: join(folder, 'kernel'),
+    initrd: join(folder, 'initrd'),
+    commandLine: kernelCommandLine(),
+    disks: [{ id: 'root', path: join(folder, 'root.raw'), format: 'raw' }],
+    vmDisk: recipe.vmDisk,
+    memoryMiB: recipe.memoryMiB,
+    digest,
+  };
+}
+
+/** What one VM's guest is to do, told on its kernel's command line and read by images/guest/boot. */
+export type GuestWishes = {
+  /** Address and prefix length of eth0, for example 10.77.0.2/24. */
+  readonly address?: string;
+  /** Try to send all the time, so that a leak check has something to count. */
+  readonly chatter?: boolean;
+  /** `no-agent`: the agent is never started. */
+  readonly mode?: 'no-agent';
+};
+
+/** The command line of one VM. Throws ImageError `usage/guest-address` for an address that is none. */
+export function guestCommandLine(image: GuestImage, wishes: GuestWishes): string {
+  const words = [image.commandLine];
+  if (wishes.address !== undefined) {
+    if (!/^\d{1,3}(\.\d{1,3}){3}\/\d{1,2}$/.test(wishes.address)) {
+      throw new ImageError('usage/guest-address', `'${wishes.address}' is no IPv4 address with prefix length`);
+    }
+    words.push(`pq.ip=${wishes.address}`);
+  }
+  if (wishes.chatter === true) words.push('pq.chatter=1');
+  if (wishes.mode !== undefined) words.push(`pq.mode=${wishes.mode}`);
+  return words.join(' ');
+}
+
+/** Makes one VM's own system disk from the image's. Throws ImageError `conflict/vm-disk` if it exists: a VM's disk is never overwritten. */
+export async function makeVmDisk(options: {
+  readonly image: GuestImage;
+  readonly folder: string;
+  readonly vm: VmId;
+}): Promise<DiskSpec> {
+  const { image, folder, vm } = options;
+  const [shared] = image.disks;
+  if (shared === undefined) throw new ImageError('internal/image', `the image ${image.name} has no disk`);
+  const format = image.vmDisk === 'copy' ? 'raw' : 'qcow2';
+  const path = join(folder, `${vm}-${shared.id}.${format}`);
+  if (await exists(path)) {
+    throw new ImageError('conflict/vm-disk', `the disk ${path} of ${vm} exists already`, {
+      next: 'remove it if the VM is to start afresh',
+    });
+  }
+  await mkdir(folder, { recursive: true });
+  const argv =
+    image.vmDisk === 'copy'
+      ? ['cp', '--sparse=always', '--reflink=auto', shared.path, path]
+      : ['qemu-img', 'create', '-q', '-f', 'qcow2', '-F', shared.format, '-b', shared.path, path];
+  await runCommand(argv, { purpose: `making the disk of ${vm}` });
+  return { id: shared.id, path, format };
+}
+
+async function exists(path: string): Promise<boolean> {
+  return await access(path).then(
+    () => true,
+    () => false,
+  );
+}
