@@ -6,8 +6,8 @@ import type { Namespace, VmSpec } from './vm-spec.ts';
 export type VmEvent =
   /** The guest reset itself. `isStopped`: no instruction has run since (managed VMs); otherwise it is already booting again. */
   | { readonly kind: 'reset'; readonly isStopped: boolean }
-  /** The guest powered off or QEMU ended. */
-  | { readonly kind: 'exited'; readonly detail: string }
+  /** The VM ended: the guest powered itself off (`isGuestsWish`), or QEMU quit, was killed or died under it. */
+  | { readonly kind: 'exited'; readonly detail: string; readonly isGuestsWish: boolean }
   | { readonly kind: 'agent-port'; readonly isOpen: boolean }
   /** We lost QEMU's monitor while its process may live on: everything about the VM is doubtful. */
   | { readonly kind: 'monitor-lost'; readonly detail: string };

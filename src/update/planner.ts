@@ -3,8 +3,9 @@
 import type { Clock } from '../base/clock.ts';
 import { describeError, PratiqueError } from '../base/errors.ts';
 import { PLAN_ATTEMPTS_MAX, PLAN_ITEMS_MAX, PLAN_RETRY_DELAY_MS, VENDOR_RECHECK_MS } from '../base/limits.ts';
+import { type Behind, type CompareVersions, findDrift } from '../inventory/drift.ts';
 import type { RunId, VmId } from '../model/ids.ts';
-import { type InstalledProduct, type Inventory, productKey } from '../model/inventory.ts';
+import { type Inventory, productKey } from '../model/inventory.ts';
 import type { Plan, PlanItem } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
 import type { QuarantineReason } from '../model/quarantine.ts';
@@ -32,12 +33,12 @@ export async function makePlan(request: PlanRequest): Promise<PlanAnswer> {
   const checks = await Promise.all(chosen.vendors.map((vendor) => checkVendor(vendor, request)));
   const ill = checks.find((check) => check.kind === 'refused');
   if (ill?.kind === 'refused') return ill;
+  const compare = comparisonOf(chosen.vendors);
   const items: PlanItem[] = [];
   for (const vendor of chosen.vendors) {
-    for (const release of await vendor.latest(request.inventory)) {
-      const item = compare(vendor, release, request.inventory);
-      if (item !== null && isWanted(item, request.policy)) items.push(item);
-    }
+    const releases = await vendor.latest(request.inventory);
+    const behind = findDrift(request.inventory, releases, compare);
+    items.push(...selectItems(behind, releases, request.policy));
   }
   const refusal = refuseItems(items, request.inventory);
   if (refusal !== null) return { kind: 'refused', reason: refusal };
@@ -109,28 +110,26 @@ async function checkVendor(vendor: Vendor, request: PlanRequest): Promise<Check>
   };
 }
 
-/** The plan's item if the installed version is behind, broken or missing; null if there is nothing to do. Never a downgrade. */
-function compare(vendor: Vendor, release: Release, inventory: Inventory): PlanItem | null {
-  const installed = findInstalled(inventory.products, release);
-  const id = productKey(release);
-  if (installed === undefined) return { id, fromVersion: null, release };
-  const order = vendor.compareVersions(installed.version, release.version);
-  const isBehind = order < 0 || (order === 0 && installed.state === 'broken');
-  return isBehind ? { id, fromVersion: installed.version, release } : null;
+/** One order of versions for each ecosystem, as its vendors have it. */
+export function comparisonOf(vendors: readonly Vendor[]): CompareVersions {
+  return (ecosystem, a, b) => {
+    const vendor =
+      vendors.find((each) => each.ecosystem === ecosystem) ?? vendors.find((each) => each.ecosystem === 'bundle');
+    if (vendor === undefined)
+      throw new Error(`assertion failed: versions of ${ecosystem} are compared without a vendor`);
+    return vendor.compareVersions(a, b);
+  };
 }
 
-function findInstalled(products: readonly InstalledProduct[], release: Release): InstalledProduct | undefined {
-  const same = products.filter(
-    (product) => product.ecosystem === release.ecosystem && product.product === release.product,
-  );
-  return (
-    same.find((product) => product.arch === release.arch) ?? (release.ecosystem === 'debian' ? undefined : same[0])
-  );
-}
-
-/** New products are there because something wanted requires them. */
-function isWanted(item: PlanItem, policy: Policy): boolean {
-  return policy.install === 'all' || item.release.kind === 'security' || item.fromVersion === null;
+/** The releases of what is behind and wanted: new products are there because something wanted requires them. */
+function selectItems(behind: readonly Behind[], releases: readonly Release[], policy: Policy): readonly PlanItem[] {
+  const byKey = new Map(releases.map((release) => [productKey(release), release]));
+  return behind.flatMap((entry): readonly PlanItem[] => {
+    const id = productKey({ ...entry, arch: entry.arch ?? undefined });
+    const release = byKey.get(id);
+    const isWanted = policy.install === 'all' || entry.kind === 'security' || entry.installed === null;
+    return release === undefined || !isWanted ? [] : [{ id, fromVersion: entry.installed, release }];
+  });
 }
 
 function refuseItems(items: readonly PlanItem[], inventory: Inventory): QuarantineReason | null {

@@ -23,7 +23,7 @@ import type { Vendor } from '../vendor/vendor.ts';
 import type { Effect } from './effect.ts';
 import { fetchPlan, type Inspections } from './fetch-plan.ts';
 import type { Journal, RunRecord } from './journal.ts';
-import { makePlan } from './planner.ts';
+import { comparisonOf, makePlan } from './planner.ts';
 import { type Found, recover } from './recover.ts';
 import { type Answer, makeRunner, RunError, type Runner } from './runner.ts';
 import { isUnderWay, type Run, type RunState, runOf, sessionOf } from './state.ts';
@@ -67,6 +67,8 @@ export class VmRun {
   /** The run whose drive is attached; `unknown` after a restart of the daemon that found one. */
   #attached: RunId | 'unknown' | null = null;
   #reported: Inventory | null = null;
+  /** What the guest had when the run was planned; a daemon that started since does not know it any more. */
+  #before: { readonly run: RunId; readonly inventory: Inventory } | null = null;
   #evidence: Evidence | null = null;
 
   constructor(deps: VmRunDeps, record: RunRecord) {
@@ -235,7 +237,7 @@ export class VmRun {
 
   #keepInventory(inventory: Inventory, source: 'report' | 'confirm'): void {
     if (source === 'report') this.#reported = inventory;
-    this.#deps.inventories.save({ vm: this.vm, inventory, source, atMs: this.#deps.clock.nowMs() });
+    this.#deps.inventories.record(this.vm, { inventory, source, atMs: this.#deps.clock.nowMs() });
   }
 
   // ---- Effects out --------------------------------------------------------------------------------------------------
@@ -351,6 +353,7 @@ export class VmRun {
     const { plan } = answer;
     await this.#deps.journal.savePlan(plan);
     this.#plan = plan;
+    this.#before = { run: run.run, inventory };
     const sizeBytes = planSizeBytes(plan);
     if (plan.items.length > 0) this.runner.note('state', `${plan.items.length} updates are missing`);
     return { kind: 'planned', plan: { digest: planDigest(plan), itemCount: plan.items.length, sizeBytes } };
@@ -363,7 +366,7 @@ export class VmRun {
 
   /** What would be installed now, from the last known inventory. Throws RunError when there is none or no plan can be made. */
   async dryRun(signal: AbortSignal): Promise<Plan> {
-    const known = this.#deps.inventories.latest(this.vm);
+    const known = this.#deps.inventories.last(this.vm);
     if (known === null) {
       throw new RunError('conflict/no-inventory', `nothing is known of ${this.vm} yet`, {
         next: `start it once: pratique vm start ${this.vm}`,
@@ -395,7 +398,7 @@ export class VmRun {
 
   /** A1: what the VM needs is fetched while it is off. */
   async #stage(signal: AbortSignal): Promise<Answer | null> {
-    const known = this.#deps.inventories.latest(this.vm);
+    const known = this.#deps.inventories.last(this.vm);
     if (known === null) return null;
     const answer = await this.#askForPlan(newRunId(), known.inventory, signal);
     if (answer.kind === 'refused') return null;
@@ -428,8 +431,16 @@ export class VmRun {
       await running.attachDrive({ ...this.#drive.image, frontEnd });
     }
     this.#attached = run.run;
+    const { manifestDigest } = this.#drive;
+    await this.#deps.audit.append({
+      kind: 'offer',
+      vm: this.vm,
+      run: run.run,
+      planDigest: planDigest(plan),
+      manifestDigest,
+    });
     this.runner.note('state', `a drive with ${plan.items.length} updates is attached`);
-    return { kind: 'drive-attached', manifestDigest: this.#drive.manifestDigest };
+    return { kind: 'drive-attached', manifestDigest };
   }
 
   async #detachDrive(): Promise<Answer> {
@@ -447,18 +458,18 @@ export class VmRun {
   async #judge(effect: Extract<Effect, { kind: 'judge' }>, state: RunState): Promise<Answer> {
     const run = this.#requireRun(state);
     const plan = this.#requirePlan(run);
-    const { clock, audit } = this.#deps;
+    const { clock, audit, vendors } = this.#deps;
     this.#keepInventory(effect.confirm.inventory, 'confirm');
     const verdict = judge({
       vm: this.vm,
       run: run.run,
       plan,
-      planDigest: planDigest(plan),
-      session: sessionOf(state) ?? effect.session,
-      confirmSession: effect.session,
-      confirm: effect.confirm,
+      planDigest: run.plan?.digest ?? planDigest(plan),
+      session: sessionOf(state),
+      confirmation: effect.confirm,
       manifestDigests: run.manifests,
-      reported: this.#reported,
+      reported: this.#before?.run === run.run ? this.#before.inventory : null,
+      compareVersions: comparisonOf(vendors()),
       nowMs: clock.nowMs(),
     });
     if (verdict.kind === 'evidence') {
