@@ -103,6 +103,10 @@ export const ARTIFACT_BYTES_MAX = 8 * 1024 * 1024 * 1024;
 export const METADATA_BYTES_MAX = 16 * 1024 * 1024;
 /** Bytes of a compressed package index. */
 export const INDEX_BYTES_MAX = 256 * 1024 * 1024;
+/** Bytes of a package index unpacked; main has 50 MB. The signed Release names the exact size where it can. */
+export const INDEX_UNPACKED_BYTES_MAX = 2 * 1024 * 1024 * 1024;
+/** Characters of one line of a package index; the longest Provides line of Debian main has about 100,000. */
+export const STANZA_LINE_CHARS_MAX = 1024 * 1024;
 /** Milliseconds without a byte after which a download is given up. */
 export const HTTP_STALL_TIMEOUT_MS = 30_000;
 /** Milliseconds for a connection and the response headers. */
@@ -131,6 +135,8 @@ export const BUNDLE_ENTRIES_MAX = 100_000;
 /** Bytes of a bundle unpacked. */
 export const BUNDLE_UNPACKED_BYTES_MAX = 16 * 1024 * 1024 * 1024;
 
+/** Vendors of one host: each is refreshed at intervals and asked for every VM. */
+export const VENDORS_MAX = 200;
 /** Fields of one JSON object in TUF metadata: tuf-js copies an object once per field, and 10,000 of them blocked the process for 19 s. */
 export const TUF_OBJECT_FIELDS_MAX = 2_000;
 /** Bytes of TUF root metadata: a few keys and signatures. */
