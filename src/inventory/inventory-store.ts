@@ -70,7 +70,7 @@ export function makeInventoryStore(db: DatabaseSync): InventoryStore {
       const inventory = parseJson(row.inventory, `the inventory of VM ${vm}`, 'host-fault/database') as Inventory;
       return { inventory, atMs: row.at_ms, source: row.source };
     },
-    vms: () => selectVms.all().map((row) => row['vm'] as VmId),
+    vms: () => selectVms.all().map((row) => row.vm as VmId),
     setDrift: (vm, behind, nowMs) => {
       inTransaction(db, () => replaceDrift(db, vm, behind, nowMs));
       return drift(vm);
@@ -90,16 +90,19 @@ type DriftRow = { readonly vm: VmId; readonly key: string; readonly since_ms: nu
 function replaceDrift(db: DatabaseSync, vm: VmId, behind: readonly Behind[], nowMs: number): void {
   const rows = db.prepare('SELECT vm, key, since_ms, behind FROM drift WHERE vm = ?').all(vm) as DriftRow[];
   const known = new Map(rows.map((row) => [row.key, row]));
+  const seen = new Set<string>();
   const put = db.prepare('INSERT OR REPLACE INTO drift (vm, key, since_ms, behind) VALUES (?, ?, ?, ?)');
   const remove = db.prepare('DELETE FROM drift WHERE vm = ? AND key = ?');
   for (const one of behind) {
     const key = driftKey(one);
+    // A guest may list a product twice.
+    if (seen.has(key)) continue;
+    seen.add(key);
     const before = known.get(key);
-    known.delete(key);
     if (before !== undefined && isDeepStrictEqual(JSON.parse(before.behind), one)) continue;
     put.run(vm, key, before?.since_ms ?? nowMs, JSON.stringify(one));
   }
-  for (const key of known.keys()) remove.run(vm, key);
+  for (const key of known.keys()) if (!seen.has(key)) remove.run(vm, key);
 }
 
 function driftKey({ ecosystem, product, arch }: Behind): string {
