@@ -31,6 +31,8 @@ export type HttpFetchDeps = {
   readonly clock: Clock;
   readonly log?: Log;
   readonly intercept?: RequestInterceptor;
+  /** A proxy for everything, instead of the ones in the environment. */
+  readonly proxyUrl?: string;
   /** Bounds other than those of limits.ts, for tests. */
   readonly headersTimeoutMs?: number;
   readonly stallTimeoutMs?: number;
@@ -149,7 +151,9 @@ export function makeHttpFetch(deps: HttpFetchDeps): HttpFetch {
     progressBytesMin: deps.progressBytesMin ?? HTTP_PROGRESS_BYTES_MIN,
   };
   // Our own clock owns the time limits, so undici's are off; the connection is part of the wait for headers.
-  const dispatcher = new EnvHttpProxyAgent({ headersTimeout: 0, bodyTimeout: 0 });
+  const { proxyUrl } = deps;
+  const proxies = proxyUrl === undefined ? {} : { httpProxy: proxyUrl, httpsProxy: proxyUrl, noProxy: '' };
+  const dispatcher = new EnvHttpProxyAgent({ headersTimeout: 0, bodyTimeout: 0, ...proxies });
   const wire: Wire = { ...deps, bounds, dispatcher };
   return {
     open: async (url, options) => {

@@ -191,8 +191,9 @@ export const API_STREAM_RECONNECTS_MAX = 30;
 /** Milliseconds between these attempts. */
 export const API_STREAM_RECONNECT_DELAY_MS = 1_000;
 
-/** Milliseconds between two `hello` of the guest agent until the host opens the session. */
+/** Milliseconds between two `hello` of the guest agent until the host opens the session, doubling up to the second. */
 export const AGENT_HELLO_INTERVAL_MS = 1_000;
+export const AGENT_HELLO_INTERVAL_MAX_MS = 4_000;
 /** Milliseconds the agent waits before it looks again at a port that is absent or whose host side is closed: first, and at most. */
 export const AGENT_PORT_RETRY_MIN_MS = 50;
 export const AGENT_PORT_RETRY_MAX_MS = 500;
@@ -228,3 +229,5 @@ export const AGENT_SLICE_BYTES = 4 * 1024 * 1024;
 export const TAR_EXTENSION_BYTES_MAX = 64 * 1024;
 /** Milliseconds between two progress notes of one run. */
 export const PROGRESS_INTERVAL_MS = 250;
+/** Milliseconds between two checks of all vendors while the daemon runs. */
+export const VENDOR_POLL_MS = 15 * 60_000;
