@@ -1,0 +1,74 @@
+// Schemas of the QMP answers that we use (QEMU's QAPI reference), each parsed where it is used.
+import { Type } from 'typebox';
+import { makeParser } from '../../base/parse.ts';
+
+const ANSWER = 'host-fault/qmp-answer';
+
+export const parseStatus = makeParser(
+  Type.Object({ status: Type.String({ maxLength: 64 }), running: Type.Boolean() }),
+  ANSWER,
+);
+
+export const parseNodes = makeParser(
+  Type.Array(Type.Object({ 'node-name': Type.Optional(Type.String()), file: Type.Optional(Type.String()) })),
+  ANSWER,
+);
+
+export const parseQomList = makeParser(Type.Array(Type.Object({ name: Type.String(), type: Type.String() })), ANSWER);
+
+export const parseBlock = makeParser(
+  Type.Array(
+    Type.Object({
+      qdev: Type.Optional(Type.String()),
+      inserted: Type.Optional(Type.Object({ 'node-name': Type.Optional(Type.String()) })),
+    }),
+  ),
+  ANSWER,
+);
+
+export const parseChardevs = makeParser(
+  Type.Array(Type.Object({ label: Type.String(), 'frontend-open': Type.Optional(Type.Boolean()) })),
+  ANSWER,
+);
+
+export const parseText = makeParser(Type.String(), ANSWER);
+
+export const parseShutdownEvent = makeParser(
+  Type.Object({ guest: Type.Boolean(), reason: Type.String({ maxLength: 64 }) }),
+  ANSWER,
+);
+
+export const parseDeviceDeleted = makeParser(Type.Object({ device: Type.Optional(Type.String()) }), ANSWER);
+
+export const parsePortChange = makeParser(Type.Object({ id: Type.String(), open: Type.Boolean() }), ANSWER);
+
+type PciBus = { readonly devices: readonly PciDevice[] };
+type PciDevice = {
+  readonly class_info: { readonly class: number };
+  readonly qdev_id: string;
+  readonly pci_bridge?: { readonly devices?: readonly PciDevice[] };
+};
+
+const pciDevice = Type.Cyclic(
+  {
+    Device: Type.Object({
+      class_info: Type.Object({ class: Type.Number() }),
+      qdev_id: Type.String(),
+      pci_bridge: Type.Optional(Type.Object({ devices: Type.Optional(Type.Array(Type.Ref('Device'))) })),
+    }),
+  },
+  'Device',
+);
+const parsePci = makeParser(Type.Array(Type.Object({ devices: Type.Array(pciDevice) })), ANSWER);
+
+/** The device ids of all PCI network cards (class 02), passed-through ones too, from `query-pci`; '' for one without an id. */
+export function networkCards(answer: unknown): readonly string[] {
+  // The cast holds: the schema above is this type, written recursively.
+  const buses = parsePci(answer, 'query-pci') as readonly PciBus[];
+  const all = (devices: readonly PciDevice[]): readonly PciDevice[] =>
+    devices.flatMap((one) => [one, ...all(one.pci_bridge?.devices ?? [])]);
+  return buses
+    .flatMap((bus) => all(bus.devices))
+    .filter((one) => one.class_info.class >> 8 === 0x02)
+    .map((one) => one.qdev_id);
+}

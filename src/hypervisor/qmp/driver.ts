@@ -1,0 +1,29 @@
+// The QMP driver: managed and attached VMs behind the HypervisorDriver contract.
+import { HypervisorError } from '../errors.ts';
+import type { HypervisorDriver } from '../hypervisor.ts';
+import { type Accelerator, probeAccelerator } from './accel.ts';
+import { adoptAttached } from './attached.ts';
+import { adoptManaged, startManaged } from './managed.ts';
+import type { QmpDriverOptions } from './options.ts';
+
+/** A driver for QEMUs on this host. The first start tries KVM with a throw-away VM, once. */
+export function makeQmpDriver(options: QmpDriverOptions): HypervisorDriver {
+  let probed: Promise<Accelerator> | null = null;
+  const accelerator = () => {
+    probed ??= probeAccelerator(options.qemuBinary ?? 'qemu-system-x86_64', options.clock, options.log);
+    return probed;
+  };
+  const context = { ...options, accelerator };
+  return {
+    kind: 'qmp',
+    start: async (spec) => {
+      if (spec.kind === 'managed') return await startManaged(spec, context);
+      const machine = await adoptAttached(spec, options);
+      if (machine !== null) return machine;
+      throw new HypervisorError('host-fault/qmp-connect', `${spec.vm}: nobody listens on ${spec.qmpSocket}`, {
+        next: 'start its QEMU (with -S) first',
+      });
+    },
+    adopt: (spec) => (spec.kind === 'managed' ? adoptManaged(spec, context) : adoptAttached(spec, options)),
+  };
+}

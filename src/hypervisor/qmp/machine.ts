@@ -1,0 +1,254 @@
+// One running QEMU behind the RunningVm contract: what managed and attached VMs have in common.
+import type { Clock } from '../../base/clock.ts';
+import { assert } from '../../base/errors.ts';
+import {
+  CONSOLE_BYTES,
+  GUEST_POWERDOWN_TIMEOUT_MS,
+  QEMU_EXIT_TIMEOUT_MS,
+  VM_EVENTS_PENDING_MAX,
+} from '../../base/limits.ts';
+import type { Log } from '../../base/log.ts';
+import { printableBlock } from '../../base/printable.ts';
+import type { VmId } from '../../model/ids.ts';
+import { HypervisorError } from '../errors.ts';
+import type { AdoptedState, RunningVm, Tap, VmEvent } from '../hypervisor.ts';
+import type { Namespace } from '../vm-spec.ts';
+import { parsePortChange, parseShutdownEvent, parseStatus, parseText } from './answers.ts';
+import { CONSOLE_CHARDEV } from './command-line.ts';
+import { type DriveSlots, makeDrive } from './drive.ts';
+import { ejectMedia, insertMedia, type Medium } from './media.ts';
+import { waitUntil } from './process.ts';
+import type { QmpClient, QmpEvent } from './qmp-client.ts';
+
+export type MachineParts = {
+  readonly vm: VmId;
+  readonly namespace: Namespace;
+  readonly taps: readonly Tap[];
+  /** Device ids that set_link knows the NICs by. */
+  readonly nicDevices: readonly string[];
+  readonly channelSocket: string;
+  readonly adopted: AdoptedState;
+  /** What happened before anybody listened; told to the first listener. */
+  readonly missed: readonly VmEvent[];
+  readonly qmp: QmpClient;
+  readonly slots: DriveSlots;
+  readonly media: readonly Medium[];
+  /** Id of the agent's port in VSERPORT_CHANGE. */
+  readonly agentPort: string;
+  /** Managed VMs stop at a reset and at power-off, and have a console. */
+  readonly isManaged: boolean;
+  /** Whether the QEMU process is gone. */
+  readonly hasEnded: () => Promise<boolean>;
+  /** SIGKILL; null when the process is not ours to kill. */
+  readonly kill: (() => void) | null;
+  /** Cleans up after the process is gone, before anybody is told. */
+  readonly onEnded: () => Promise<void>;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly unplugTimeoutMs?: number;
+};
+
+/** Puts a RunningVm around a connected monitor. */
+export function makeMachine(parts: MachineParts): RunningVm {
+  const { qmp } = parts;
+  const drive = makeDrive(parts);
+  const events = makeEventQueue(parts.missed);
+  const life = watchLife(parts, events.emit);
+  const setLinks = async (isUp: boolean) => {
+    await Promise.all(parts.nicDevices.map((name) => qmp.execute('set_link', { name, up: isUp })));
+  };
+  const status = async () => parseStatus(await qmp.execute('query-status'), 'query-status');
+  qmp.onEvent((event) => translate(event, parts, events.emit, life.guestPoweredOff));
+
+  return {
+    vm: parts.vm,
+    namespace: parts.namespace,
+    taps: parts.taps,
+    channelSocket: parts.channelSocket,
+    adopted: parts.adopted,
+    onEvent: events.listen,
+    lowerLinks: () => named(parts.vm, 'lowering the links', () => setLinks(false)),
+    raiseLinks: () => named(parts.vm, 'raising the links', () => setLinks(true)),
+    resume: () =>
+      named(parts.vm, 'letting the VM run', async () => {
+        if ((await status()).running) return;
+        if (parts.isManaged) await qmp.execute('set-action', { reboot: 'shutdown', shutdown: 'pause' });
+        await qmp.execute('cont');
+      }),
+    resetStopped: () => named(parts.vm, 'resetting the VM', () => resetStopped(parts, drive.detach, status)),
+    isStopped: () => named(parts.vm, 'asking for its state', async () => !(await status()).running),
+    attachDrive: (image) => named(parts.vm, 'attaching the drive', () => drive.attach(image)),
+    detachDrive: () => named(parts.vm, 'detaching the drive', drive.detach),
+    hasDrive: () => named(parts.vm, 'looking for the drive', drive.isAttached),
+    releaseMedia: () => named(parts.vm, 'inserting its media', () => insertMedia(qmp, parts.media)),
+    withholdMedia: () => named(parts.vm, 'withholding its media', () => ejectMedia(qmp, parts.media)),
+    stop: ({ graceful }) => named(parts.vm, 'ending the VM', () => life.stop(graceful)),
+    ...(parts.isManaged ? { readConsole: () => readConsole(parts.vm, qmp) } : {}),
+    release: async () => life.release(),
+  };
+}
+
+/** Says which VM and step an error belongs to; the class and the code stay. */
+async function named<T>(vm: VmId, step: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (cause) {
+    if (!(cause instanceof HypervisorError)) throw cause;
+    throw new HypervisorError(cause.code, `${vm}: ${step}`, {
+      cause,
+      ...(cause.next === undefined ? {} : { next: cause.next }),
+      ...(cause.qemuClass === undefined ? {} : { qemuClass: cause.qemuClass }),
+    });
+  }
+}
+
+function readConsole(vm: VmId, qmp: QmpClient): Promise<string> {
+  return named(vm, 'reading its console', async () => {
+    const read = { device: CONSOLE_CHARDEV, size: CONSOLE_BYTES, format: 'utf8' };
+    return printableBlock(parseText(await qmp.execute('ringbuf-read', read), 'ringbuf-read'), CONSOLE_BYTES);
+  });
+}
+
+/** Resets a machine and leaves it before its first instruction: its run state is `prelaunch` again. */
+async function resetStopped(
+  parts: MachineParts,
+  detach: () => Promise<unknown>,
+  status: () => Promise<{ readonly status: string; readonly running: boolean }>,
+): Promise<void> {
+  const { qmp } = parts;
+  if ((await status()).running) await qmp.execute('stop');
+  // A guest that boots anew gets its drive anew; the reset itself completes what a hung guest never let go of.
+  await detach();
+  // While stopped nothing can reset but us, so the action that stops at resets may be off for this one.
+  if (parts.isManaged) await qmp.execute('set-action', { reboot: 'reset' });
+  await qmp.execute('system_reset');
+  const isReset = await waitUntil(
+    async () => (await status()).status === 'prelaunch',
+    parts.clock,
+    QEMU_EXIT_TIMEOUT_MS,
+  );
+  if (parts.isManaged) await qmp.execute('set-action', { reboot: 'shutdown', shutdown: 'pause' });
+  if (!isReset) throw new HypervisorError('timeout/reset', 'the machine did not come out of its reset');
+}
+
+/** Turns QEMU's events into ours (QAPI: SHUTDOWN, RESET, VSERPORT_CHANGE). */
+function translate(
+  { event, data }: QmpEvent,
+  parts: MachineParts,
+  emit: (event: VmEvent) => void,
+  guestPoweredOff: () => void,
+): void {
+  switch (event) {
+    case 'SHUTDOWN': {
+      const { guest, reason } = parseShutdownEvent(data, event);
+      if (guest && reason === 'guest-shutdown') guestPoweredOff();
+      else if (guest && parts.isManaged) emit({ kind: 'reset', isStopped: true });
+      return;
+    }
+    case 'RESET':
+      // Our own resets of managed VMs come by here too; those of guests arrive as SHUTDOWN.
+      if (!parts.isManaged) emit({ kind: 'reset', isStopped: false });
+      return;
+    case 'VSERPORT_CHANGE': {
+      const { id, open } = parsePortChange(data, event);
+      if (id === parts.agentPort) emit({ kind: 'agent-port', isOpen: open });
+      return;
+    }
+    default:
+      return;
+  }
+}
+
+/** Follows the process to its end, and brings the end about when asked. */
+function watchLife(parts: MachineParts, emit: (event: VmEvent) => void) {
+  const { qmp, clock } = parts;
+  const ended = Promise.withResolvers<void>();
+  let detail = 'QEMU ended';
+  let isGuestsWish = false;
+  let isReleased = false;
+
+  const settle = async (why: string): Promise<void> => {
+    const isGone = await waitUntil(parts.hasEnded, clock, QEMU_EXIT_TIMEOUT_MS);
+    if (isReleased) return ended.resolve();
+    if (!isGone) {
+      emit({ kind: 'monitor-lost', detail: why });
+      return ended.resolve();
+    }
+    try {
+      await parts.onEnded();
+    } catch (error) {
+      parts.log.error({ err: error, vm: parts.vm }, 'could not clean up after a VM that ended');
+    }
+    emit({ kind: 'exited', detail, isGuestsWish });
+    ended.resolve();
+  };
+  qmp.closed.then(settle, (error: unknown) => assert(false, `closed never rejects: ${String(error)}`));
+
+  const quit = async (): Promise<void> => {
+    try {
+      await qmp.execute('quit');
+    } catch (error) {
+      // The connection may end before the answer arrives; whether the process did is looked at next.
+      parts.log.debug({ err: error, vm: parts.vm }, 'quit was not answered');
+    }
+  };
+  const isOver = (timeoutMs: number) => within(ended.promise, clock, timeoutMs);
+
+  return {
+    guestPoweredOff: () => {
+      detail = 'the guest powered off';
+      isGuestsWish = true;
+      // An attached VM's QEMU ends or waits as its owner decided; its closed monitor will tell.
+      if (parts.isManaged) void quit();
+    },
+    release: () => {
+      isReleased = true;
+      qmp.close();
+    },
+    stop: async (graceful: boolean): Promise<void> => {
+      detail = 'we ended the VM';
+      isGuestsWish = false;
+      if (graceful) {
+        await qmp.execute('system_powerdown');
+        if (await isOver(GUEST_POWERDOWN_TIMEOUT_MS)) return;
+      }
+      await quit();
+      const isGone = () => waitUntil(parts.hasEnded, clock, QEMU_EXIT_TIMEOUT_MS);
+      if (!(await isGone())) parts.kill?.();
+      if (await isGone()) return ended.promise;
+      throw new HypervisorError('timeout/qemu-exit', 'QEMU does not end', {
+        next: 'look at the process; it may hang in the kernel',
+      });
+    },
+  };
+}
+
+/** Whether the promise resolves within the time. */
+async function within(promise: Promise<void>, clock: Clock, timeoutMs: number): Promise<boolean> {
+  const late = Promise.withResolvers<boolean>();
+  const cancel = clock.after(timeoutMs, () => late.resolve(false));
+  const isDone = await Promise.race([promise.then(() => true), late.promise]);
+  cancel();
+  return isDone;
+}
+
+/** Events wait for the first listener, so that none is lost between the start of a VM and its runner. */
+function makeEventQueue(missed: readonly VmEvent[]) {
+  const listeners: ((event: VmEvent) => void)[] = [];
+  let pending: VmEvent[] = [...missed];
+  return {
+    emit: (event: VmEvent) => {
+      if (listeners.length === 0) {
+        if (pending.length < VM_EVENTS_PENDING_MAX) pending.push(event);
+        return;
+      }
+      for (const listener of listeners) listener(event);
+    },
+    listen: (listener: (event: VmEvent) => void) => {
+      listeners.push(listener);
+      const kept = pending;
+      pending = [];
+      for (const event of kept) listener(event);
+    },
+  };
+}
