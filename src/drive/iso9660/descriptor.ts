@@ -1,8 +1,8 @@
 // Volume descriptors: the fixed sectors at the start of an image (ECMA-119, 8).
-import { putBoth16, putBoth32, putNoVolumeDate, putVolumeDate, utf16be } from './fields.ts';
-import { SELF_IDENTIFIER } from './hierarchy.ts';
-import { writeRecord } from './record.ts';
+import { putBoth16, putBoth32, putNoVolumeDate, putUtf16be, putVolumeDate } from './fields.ts';
+import { SELF_IDENTIFIER, writeRecord } from './record.ts';
 import { NO_SYSTEM_USE } from './rock-ridge.ts';
+import type { FolderNode } from './tree.ts';
 import { SECTOR_BYTES } from './types.ts';
 
 /** The first descriptor's sector: the 16 before it belong to the boot loader and stay empty. */
@@ -15,7 +15,7 @@ export type VolumeContent = {
   readonly totalSectors: number;
   readonly pathTableBytes: number;
   readonly pathTableSector: { readonly little: number; readonly big: number };
-  readonly root: { readonly sector: number; readonly lengthBytes: number; readonly mtimeMs: number };
+  readonly root: { readonly node: FolderNode; readonly sector: number; readonly lengthBytes: number };
 };
 
 /** Text fields of both kinds: offset, bytes (ECMA-119, 8.4). */
@@ -50,12 +50,10 @@ export function writeVolumeDescriptor(target: Buffer, sector: number, content: V
   target.writeUInt32LE(content.pathTableSector.little, at + 140);
   target.writeUInt32BE(content.pathTableSector.big, at + 148);
   writeRecord(target, at + 156, {
+    ...content.root,
     identifier: SELF_IDENTIFIER,
-    sector: content.root.sector,
-    lengthBytes: content.root.lengthBytes,
-    isFolder: true,
+    encoding: 'ascii',
     hasMoreSections: false,
-    mtimeMs: content.root.mtimeMs,
     systemUse: NO_SYSTEM_USE,
     continuationSector: 0,
   });
@@ -79,7 +77,7 @@ function putIdentifier(target: Buffer, at: number): void {
 
 /** Text padded with spaces. An odd last byte of a Joliet field stays zero. */
 function putText(target: Buffer, at: number, bytes: number, text: string, isWide: boolean): void {
-  const units = isWide ? Math.floor(bytes / 2) : bytes;
-  const padded = text.padEnd(units, ' ');
-  (isWide ? utf16be(padded) : Buffer.from(padded, 'latin1')).copy(target, at);
+  const padded = text.padEnd(isWide ? Math.floor(bytes / 2) : bytes, ' ');
+  if (isWide) putUtf16be(target, at, padded);
+  else target.write(padded, at, 'latin1');
 }

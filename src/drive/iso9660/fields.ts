@@ -14,14 +14,19 @@ export function putBoth32(target: Buffer, offset: number, value: number): void {
 
 /** The 7-byte date of a record, in UTC (ECMA-119, 9.1.5). */
 export function putRecordDate(target: Buffer, offset: number, wallMs: number): void {
+  target.set(recordDate(wallMs), offset);
+}
+
+/** Most records of an image have the same time. */
+const lastDate = { wallMs: Number.NaN, bytes: new Uint8Array(7) };
+
+function recordDate(wallMs: number): Uint8Array {
+  if (wallMs === lastDate.wallMs) return lastDate.bytes;
   const date = new Date(wallMs);
-  target[offset] = date.getUTCFullYear() - 1900;
-  target[offset + 1] = date.getUTCMonth() + 1;
-  target[offset + 2] = date.getUTCDate();
-  target[offset + 3] = date.getUTCHours();
-  target[offset + 4] = date.getUTCMinutes();
-  target[offset + 5] = date.getUTCSeconds();
-  target[offset + 6] = 0;
+  const day = [date.getUTCFullYear() - 1900, date.getUTCMonth() + 1, date.getUTCDate()];
+  lastDate.wallMs = wallMs;
+  lastDate.bytes.set([...day, date.getUTCHours(), date.getUTCMinutes(), date.getUTCSeconds(), 0]);
+  return lastDate.bytes;
 }
 
 /** The 17-byte date of a volume descriptor, in UTC (ECMA-119, 8.4.26.1). */
@@ -37,7 +42,7 @@ export function putNoVolumeDate(target: Buffer, offset: number): void {
   target[offset + 16] = 0;
 }
 
-/** Text as UTF-16 with the high byte first. */
-export function utf16be(text: string): Buffer {
-  return Buffer.from(text, 'utf16le').swap16();
+/** Writes text as UTF-16 with the high byte first. */
+export function putUtf16be(target: Buffer, offset: number, text: string): void {
+  for (let unit = 0; unit < text.length; unit += 1) target.writeUInt16BE(text.charCodeAt(unit), offset + 2 * unit);
 }

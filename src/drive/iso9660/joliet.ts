@@ -1,7 +1,6 @@
 // Joliet: the same names in UTF-16 for guests without Rock Ridge. What it cannot carry is refused, never changed.
 import { printable } from '../../base/printable.ts';
 import { DriveError } from '../drive-error.ts';
-import { utf16be } from './fields.ts';
 
 /** UTF-16 units of a name: 64 in the specification, 103 in what Windows, Linux and mkisofs write and read. */
 const NAME_UNITS_MAX = 103;
@@ -9,8 +8,8 @@ const NAME_UNITS_MAX = 103;
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for.
 const FORBIDDEN = /[\u0000-\u001f*:;?\\]/;
 
-/** The Joliet identifier of a file or folder. Throws DriveError `usage/drive-joliet`. */
-export function jolietIdentifier(name: string, isFolder: boolean): Buffer {
+/** The Joliet identifier of a file or folder, to be written in UTF-16. Throws DriveError `usage/drive-joliet`. */
+export function jolietIdentifier(name: string, isFolder: boolean): string {
   const why = whyNotJoliet(name);
   if (why !== null) {
     throw new DriveError(
@@ -21,7 +20,7 @@ export function jolietIdentifier(name: string, isFolder: boolean): Buffer {
       },
     );
   }
-  return utf16be(isFolder ? name : `${name};1`);
+  return isFolder ? name : `${name};1`;
 }
 
 function whyNotJoliet(name: string): string | null {

@@ -5,24 +5,23 @@
 import { DRIVE_METADATA_BYTES_MAX } from '../../base/limits.ts';
 import { DriveError } from '../drive-error.ts';
 import { FIRST_DESCRIPTOR_SECTOR, type VolumeContent, writeTerminator, writeVolumeDescriptor } from './descriptor.ts';
+import { type Hierarchy, type PlannedChild, type PlannedFolder, planJoliet, planRockRidge } from './hierarchy.ts';
 import {
-  type Hierarchy,
   PARENT_IDENTIFIER,
-  type PlannedChild,
-  type PlannedFolder,
-  planJoliet,
-  planRockRidge,
+  pathTableBytes,
+  SECTION_BYTES_MAX,
   SELF_IDENTIFIER,
-} from './hierarchy.ts';
-import { pathTableBytes, SECTION_BYTES_MAX, sectionsOf, writePathTable, writeRecord } from './record.ts';
-import type { FileNode, FolderNode } from './tree.ts';
-import { type IsoExtent, type IsoImage, SECTOR_BYTES, sectorsOf } from './types.ts';
+  sectionsOf,
+  writePathTable,
+  writeRecord,
+} from './record.ts';
+import type { FileNode, Tree } from './tree.ts';
+import { type BlobSource, type IsoExtent, type IsoImage, SECTOR_BYTES, sectorsOf } from './types.ts';
 
 type LayoutOptions = { readonly label: string; readonly joliet: boolean; readonly createdAtMs: number };
 
 /** A hierarchy with its sectors. `folderSectors` is indexed by folder number. */
 type PlacedHierarchy = {
-  readonly kind: 'primary' | 'joliet';
   readonly plan: Hierarchy;
   readonly tableBytes: number;
   readonly tableSector: { readonly little: number; readonly big: number };
@@ -32,38 +31,37 @@ type PlacedHierarchy = {
 };
 
 type PlacedFiles = {
-  readonly startOf: ReadonlyMap<FileNode, number>;
+  /** Indexed by file. An empty file has no place and says 0. */
+  readonly startSectors: Float64Array;
   readonly metadataSectors: number;
   readonly extents: readonly IsoExtent[];
   readonly totalSectors: number;
 };
 
 /** The image of a tree. Throws DriveError when the volume or its metadata would be too large. */
-export function layImage(root: FolderNode, options: LayoutOptions): IsoImage {
-  const plans = [{ kind: 'primary' as const, plan: planRockRidge(root) }];
-  const joliet = options.joliet ? [{ kind: 'joliet' as const, plan: planJoliet(root) }] : [];
+export function layImage(tree: Tree, options: LayoutOptions): IsoImage {
+  const plans = options.joliet ? [planRockRidge(tree.root), planJoliet(tree.root)] : [planRockRidge(tree.root)];
   const hierarchies: PlacedHierarchy[] = [];
-  let sector = FIRST_DESCRIPTOR_SECTOR + plans.length + joliet.length + 1;
-  for (const { kind, plan } of [...plans, ...joliet]) {
-    const placed = placeHierarchy(kind, plan, sector);
+  let sector = FIRST_DESCRIPTOR_SECTOR + plans.length + 1;
+  for (const plan of plans) {
+    const placed = placeHierarchy(plan, sector);
     hierarchies.push(placed);
     sector = placed.endSector;
   }
-  const files = placeFiles(root, sector);
+  const files = placeFiles(tree, sector);
   const metadata = Buffer.alloc(files.metadataSectors * SECTOR_BYTES);
   hierarchies.forEach((placed, index) => {
-    writeHierarchy(metadata, placed, files.startOf);
-    writeVolumeDescriptor(metadata, FIRST_DESCRIPTOR_SECTOR + index, describeVolume(placed, files, options));
+    writeHierarchy(metadata, placed, files.startSectors);
+    writeVolumeDescriptor(metadata, FIRST_DESCRIPTOR_SECTOR + index, describeVolume(tree, placed, files, options));
   });
   writeTerminator(metadata, FIRST_DESCRIPTOR_SECTOR + hierarchies.length);
-  for (const [file, start] of files.startOf) {
-    if (file.source.kind === 'inline') metadata.set(file.source.bytes, start * SECTOR_BYTES);
-  }
+  writeInlineFiles(metadata, tree, files.startSectors);
   return { metadata, extents: files.extents, totalSectors: files.totalSectors };
 }
 
-function placeHierarchy(kind: 'primary' | 'joliet', plan: Hierarchy, startSector: number): PlacedHierarchy {
-  const tableBytes = pathTableBytes(plan.folders.map((folder) => folder.identifier));
+function placeHierarchy(plan: Hierarchy, startSector: number): PlacedHierarchy {
+  const identifiers = plan.folders.map((folder) => folder.identifier);
+  const tableBytes = pathTableBytes(identifiers, plan.encoding);
   const tableSector = { little: startSector, big: startSector + sectorsOf(tableBytes) };
   let sector = tableSector.big + sectorsOf(tableBytes);
   const folderSectors = new Float64Array(plan.folders.length + 1);
@@ -72,149 +70,146 @@ function placeHierarchy(kind: 'primary' | 'joliet', plan: Hierarchy, startSector
     sector += sectorsOf(folder.lengthBytes);
   }
   const endSector = sector + plan.continuations.sectors();
-  return { kind, plan, tableBytes, tableSector, folderSectors, continuationSector: sector, endSector };
+  return { plan, tableBytes, tableSector, folderSectors, continuationSector: sector, endSector };
 }
 
 /** Inline files follow the folders, then each distinct blob once, smallest first so that a prefix of them can be packed. */
-function placeFiles(root: FolderNode, startSector: number): PlacedFiles {
-  const files = listFiles(root);
-  const startOf = new Map<FileNode, number>();
+function placeFiles(tree: Tree, startSector: number): PlacedFiles {
+  const startSectors = new Float64Array(tree.fileCount);
   let sector = startSector;
-  for (const file of files) {
-    if (file.source.kind === 'blob') continue;
-    startOf.set(file, file.sizeBytes === 0 ? 0 : sector);
+  for (const file of filesOf(tree)) {
+    if (file.source.kind === 'blob' || file.sizeBytes === 0) continue;
+    startSectors[file.index] = sector;
     sector += sectorsOf(file.sizeBytes);
   }
   const metadataSectors = sector;
   checkMetadata(metadataSectors);
   const extents: IsoExtent[] = [];
-  const startOfBlob = new Map<string, number>();
-  for (const blob of distinctBlobs(files)) {
-    startOfBlob.set(blob.source.digest, sector);
-    extents.push({ startSector: sector, lengthBytes: blob.lengthBytes, source: blob.source });
-    sector += sectorsOf(blob.lengthBytes);
+  for (const { source, lengthBytes, files } of distinctBlobs(tree)) {
+    extents.push({ startSector: sector, lengthBytes, source });
+    for (const index of files) startSectors[index] = sector;
+    sector += sectorsOf(lengthBytes);
   }
   checkVolume(sector);
-  for (const file of files) {
-    if (file.source.kind === 'blob') startOf.set(file, startOfBlob.get(file.source.digest) ?? 0);
-  }
-  return { startOf, metadataSectors, extents, totalSectors: sector };
+  return { startSectors, metadataSectors, extents, totalSectors: sector };
 }
 
-function distinctBlobs(files: readonly FileNode[]): Omit<IsoExtent, 'startSector'>[] {
-  const blobs = new Map<string, Omit<IsoExtent, 'startSector'>>();
-  for (const { source, sizeBytes } of files) {
+/** A blob, and the indices of the files that have its content. */
+type SharedBlob = { readonly source: BlobSource; readonly lengthBytes: number; readonly files: number[] };
+
+function distinctBlobs(tree: Tree): SharedBlob[] {
+  const blobs = new Map<string, SharedBlob>();
+  for (const { source, sizeBytes, index } of filesOf(tree)) {
     if (source.kind !== 'blob') continue;
     const known = blobs.get(source.digest);
-    if (known === undefined) blobs.set(source.digest, { lengthBytes: sizeBytes, source });
-    else if (known.lengthBytes !== sizeBytes) {
-      throw new DriveError('usage/drive-entry', `the blob ${source.digest} is listed with two different sizes`);
-    }
-  }
-  // An empty file has no place.
-  const placed = [...blobs.values()].filter((blob) => blob.lengthBytes > 0);
-  return placed.sort((a, b) => a.lengthBytes - b.lengthBytes || (a.source.digest < b.source.digest ? -1 : 1));
-}
-
-/** All files in an order that does not depend on the order of the entries. */
-function listFiles(root: FolderNode): FileNode[] {
-  const files: FileNode[] = [];
-  const folders = [root];
-  for (const folder of folders) {
-    for (const child of [...folder.children.values()].sort((a, b) => (a.name < b.name ? -1 : 1))) {
-      if (child.kind === 'folder') folders.push(child);
-      if (child.kind === 'file') files.push(child);
-    }
-  }
-  return files;
-}
-
-function writeHierarchy(target: Buffer, placed: PlacedHierarchy, startOf: ReadonlyMap<FileNode, number>): void {
-  const sectorOf = (number: number): number => placed.folderSectors[number] ?? 0;
-  const table = placed.plan.folders.map(({ identifier, number, parentNumber }) => ({
-    identifier,
-    parentNumber,
-    sector: sectorOf(number),
-  }));
-  writePathTable(target, placed.tableSector.little * SECTOR_BYTES, table, 'little');
-  writePathTable(target, placed.tableSector.big * SECTOR_BYTES, table, 'big');
-  for (const folder of placed.plan.folders) writeFolder(target, placed, folder, startOf);
-  placed.plan.continuations.write(target, placed.continuationSector * SECTOR_BYTES);
-}
-
-function writeFolder(
-  target: Buffer,
-  placed: PlacedHierarchy,
-  folder: PlannedFolder,
-  startOf: ReadonlyMap<FileNode, number>,
-): void {
-  const { continuationSector } = placed;
-  const folderRecord = (number: number, child: PlannedChild) => ({
-    ...child,
-    sector: placed.folderSectors[number] ?? 0,
-    lengthBytes: placed.plan.folders[number - 1]?.lengthBytes ?? 0,
-    isFolder: true,
-    hasMoreSections: false,
-    mtimeMs: child.node.mtimeMs,
-    continuationSector,
-  });
-  const self = { node: folder.node, identifier: SELF_IDENTIFIER, systemUse: folder.self };
-  const parent = { node: folder.node.parent ?? folder.node, identifier: PARENT_IDENTIFIER, systemUse: folder.parent };
-  let at = (placed.folderSectors[folder.number] ?? 0) * SECTOR_BYTES;
-  at = writeRecord(target, at, folderRecord(folder.number, self));
-  at = writeRecord(target, at, folderRecord(folder.parentNumber, parent));
-  for (const child of folder.children) {
-    if (child.node.kind === 'folder') {
-      at = writeRecord(target, at, folderRecord(placed.plan.numberOf.get(child.node) ?? 0, child));
+    if (known === undefined) {
+      blobs.set(source.digest, { source, lengthBytes: sizeBytes, files: [index] });
     } else {
-      const start = child.node.kind === 'file' ? (startOf.get(child.node) ?? 0) : 0;
-      at = writeFileRecords(target, at, child, start, continuationSector);
+      checkSameSize(known, sizeBytes);
+      known.files.push(index);
     }
+  }
+  return [...blobs.values()]
+    .filter((blob) => blob.lengthBytes > 0)
+    .sort((a, b) => a.lengthBytes - b.lengthBytes || (a.source.digest < b.source.digest ? -1 : 1));
+}
+
+function* filesOf(tree: Tree): Iterable<FileNode> {
+  for (const folder of tree.folders) for (const child of folder.sorted) if (child.kind === 'file') yield child;
+}
+
+function writeInlineFiles(target: Buffer, tree: Tree, startSectors: Float64Array): void {
+  for (const { source, index } of filesOf(tree)) {
+    if (source.kind === 'inline') target.set(source.bytes, (startSectors[index] ?? 0) * SECTOR_BYTES);
+  }
+}
+
+function writeHierarchy(target: Buffer, placed: PlacedHierarchy, startSectors: Float64Array): void {
+  const { plan, folderSectors, tableSector } = placed;
+  const { encoding } = plan;
+  const entries = plan.folders.map(({ identifier, number, parentNumber }) => {
+    return { identifier, parentNumber, sector: folderSectors[number] ?? 0 };
+  });
+  writePathTable(target, tableSector.little * SECTOR_BYTES, { entries, encoding, order: 'little' });
+  writePathTable(target, tableSector.big * SECTOR_BYTES, { entries, encoding, order: 'big' });
+  for (const folder of plan.folders) writeFolder(target, placed, folder, startSectors);
+  plan.continuations.write(target, placed.continuationSector * SECTOR_BYTES);
+}
+
+function writeFolder(target: Buffer, placed: PlacedHierarchy, folder: PlannedFolder, startSectors: Float64Array): void {
+  const { plan, folderSectors } = placed;
+  const { node } = folder;
+  const putFolder = (offset: number, number: number, child: PlannedChild) =>
+    writeRecord(target, offset, {
+      ...child,
+      encoding: plan.encoding,
+      sector: folderSectors[number] ?? 0,
+      lengthBytes: plan.folders[number - 1]?.lengthBytes ?? 0,
+      hasMoreSections: false,
+      continuationSector: placed.continuationSector,
+    });
+  const self = { node, identifier: SELF_IDENTIFIER, systemUse: folder.self };
+  const parent = { node: node.parent ?? node, identifier: PARENT_IDENTIFIER, systemUse: folder.parent };
+  let at = putFolder((folderSectors[folder.number] ?? 0) * SECTOR_BYTES, folder.number, self);
+  at = putFolder(at, folder.parentNumber, parent);
+  for (const child of folder.children) {
+    if (child.node.kind === 'folder') at = putFolder(at, plan.numberOf.get(child.node) ?? 0, child);
+    else at = writeLeafRecords(target, at, placed, child, startSectors);
   }
 }
 
 /** One record, or one for each section of a file over 4 GiB. */
-function writeFileRecords(
+function writeLeafRecords(
   target: Buffer,
   start: number,
-  child: PlannedChild,
-  firstSector: number,
-  continuationSector: number,
+  { plan, continuationSector }: PlacedHierarchy,
+  { node, identifier, systemUse }: PlannedChild,
+  startSectors: Float64Array,
 ): number {
-  const sizeBytes = child.node.kind === 'file' ? child.node.sizeBytes : 0;
+  const sizeBytes = node.kind === 'file' ? node.sizeBytes : 0;
+  const firstSector = node.kind === 'file' ? (startSectors[node.index] ?? 0) : 0;
   const sections = sectionsOf(sizeBytes);
   let at = start;
   for (let section = 0; section < sections; section += 1) {
     const offset = section * SECTION_BYTES_MAX;
     at = writeRecord(target, at, {
-      identifier: child.identifier,
-      systemUse: child.systemUse,
+      node,
+      identifier,
+      encoding: plan.encoding,
+      systemUse,
       sector: firstSector + offset / SECTOR_BYTES,
       lengthBytes: Math.min(sizeBytes - offset, SECTION_BYTES_MAX),
-      isFolder: false,
       hasMoreSections: section < sections - 1,
-      mtimeMs: child.node.mtimeMs,
       continuationSector,
     });
   }
   return at;
 }
 
-function describeVolume(placed: PlacedHierarchy, files: PlacedFiles, options: LayoutOptions): VolumeContent {
-  const root = placed.plan.folders[0];
+function describeVolume(
+  tree: Tree,
+  placed: PlacedHierarchy,
+  files: PlacedFiles,
+  options: LayoutOptions,
+): VolumeContent {
   return {
-    kind: placed.kind,
+    kind: placed.plan.kind,
     label: options.label,
     createdAtMs: options.createdAtMs,
     totalSectors: files.totalSectors,
     pathTableBytes: placed.tableBytes,
     pathTableSector: placed.tableSector,
     root: {
+      node: tree.root,
       sector: placed.folderSectors[1] ?? 0,
-      lengthBytes: root?.lengthBytes ?? 0,
-      mtimeMs: root?.node.mtimeMs ?? 0,
+      lengthBytes: placed.plan.folders[0]?.lengthBytes ?? 0,
     },
   };
+}
+
+function checkSameSize(known: SharedBlob, sizeBytes: number): void {
+  if (known.lengthBytes === sizeBytes) return;
+  throw new DriveError('usage/drive-entry', `the blob ${known.source.digest} is listed with two different sizes`);
 }
 
 function checkMetadata(sectors: number): void {

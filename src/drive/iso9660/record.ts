@@ -1,7 +1,8 @@
 // Directory records and path tables (ECMA-119, 9.1 and 9.4).
 import { assert } from '../../base/errors.ts';
-import { putBoth16, putBoth32, putRecordDate } from './fields.ts';
-import { putContinuation, type SystemUse } from './rock-ridge.ts';
+import { putBoth16, putBoth32, putRecordDate, putUtf16be } from './fields.ts';
+import { type SystemUse, writeSystemUse } from './rock-ridge.ts';
+import type { TreeNode } from './tree.ts';
 import { SECTOR_BYTES } from './types.ts';
 
 /** Even, because records are padded to even length, and at most what the length byte can say. */
@@ -29,62 +30,83 @@ export function placeRecord(offset: number, lengthBytes: number): number {
   return lengthBytes <= room ? offset : offset + room;
 }
 
+/** How a hierarchy writes its identifiers. */
+export type IdentifierEncoding = 'ascii' | 'utf16';
+
+/** `.` and `..`: one byte in either encoding (ECMA-119, 7.6.2). */
+export const SELF_IDENTIFIER = '\u0000';
+export const PARENT_IDENTIFIER = '\u0001';
+
+/** Bytes of an identifier as it is written. */
+export function identifierBytes(identifier: string, encoding: IdentifierEncoding): number {
+  const isDot = identifier === SELF_IDENTIFIER || identifier === PARENT_IDENTIFIER;
+  return encoding === 'utf16' && !isDot ? 2 * identifier.length : identifier.length;
+}
+
+function putIdentifier(target: Buffer, at: number, identifier: string, encoding: IdentifierEncoding): number {
+  const bytes = identifierBytes(identifier, encoding);
+  if (bytes === identifier.length) target.write(identifier, at, 'latin1');
+  else putUtf16be(target, at, identifier);
+  return bytes;
+}
+
 export type RecordContent = {
-  readonly identifier: Buffer;
+  readonly node: TreeNode;
+  readonly identifier: string;
+  readonly encoding: IdentifierEncoding;
   readonly sector: number;
   readonly lengthBytes: number;
-  readonly isFolder: boolean;
   readonly hasMoreSections: boolean;
-  readonly mtimeMs: number;
   readonly systemUse: SystemUse;
   readonly continuationSector: number;
 };
 
 /** Writes one record where it has room at or after `offset`; returns its end. */
 export function writeRecord(target: Buffer, offset: number, content: RecordContent): number {
-  const { identifier, systemUse } = content;
-  const length = recordBytes(identifier.length, systemUse.bytes.length);
+  const { node, identifier, encoding, systemUse } = content;
+  const nameBytes = identifierBytes(identifier, encoding);
+  const length = recordBytes(nameBytes, systemUse.lengthBytes);
   assert(length <= RECORD_BYTES_MAX, 'a directory record has at most 254 bytes');
   const at = placeRecord(offset, length);
   target[at] = length;
   putBoth32(target, at + 2, content.sector);
   putBoth32(target, at + 10, content.lengthBytes);
-  putRecordDate(target, at + 18, content.mtimeMs);
-  target[at + 25] = (content.isFolder ? FLAG_FOLDER : 0) | (content.hasMoreSections ? FLAG_MORE_SECTIONS : 0);
+  putRecordDate(target, at + 18, node.mtimeMs);
+  target[at + 25] = (node.kind === 'folder' ? FLAG_FOLDER : 0) | (content.hasMoreSections ? FLAG_MORE_SECTIONS : 0);
   putBoth16(target, at + 28, 1);
-  target[at + 32] = identifier.length;
-  identifier.copy(target, at + 33);
-  const useAt = at + recordBytes(identifier.length, 0);
-  systemUse.bytes.copy(target, useAt);
-  if (systemUse.continuesAt !== null) {
-    putContinuation(target, useAt + systemUse.bytes.length, content.continuationSector, systemUse.continuesAt);
-  }
+  target[at + 32] = putIdentifier(target, at + 33, identifier, encoding);
+  const useAt = at + recordBytes(nameBytes, 0);
+  if (systemUse.lengthBytes > 0) writeSystemUse(target, useAt, node, systemUse, content.continuationSector);
   return at + length;
 }
 
 export type PathTableEntry = {
-  readonly identifier: Buffer;
+  readonly identifier: string;
   readonly sector: number;
   readonly parentNumber: number;
 };
 
 /** Bytes of a path table with these identifiers. */
-export function pathTableBytes(identifiers: Iterable<Buffer>): number {
+export function pathTableBytes(identifiers: Iterable<string>, encoding: IdentifierEncoding): number {
   let total = 0;
-  for (const identifier of identifiers) total += 8 + identifier.length + (identifier.length % 2);
+  for (const identifier of identifiers) total += pathEntryBytes(identifierBytes(identifier, encoding));
   return total;
 }
 
+function pathEntryBytes(nameBytes: number): number {
+  return 8 + nameBytes + (nameBytes % 2);
+}
+
+export type PathTable = {
+  readonly entries: Iterable<PathTableEntry>;
+  readonly encoding: IdentifierEncoding;
+  readonly order: 'little' | 'big';
+};
+
 /** Writes a path table, once per byte order (ECMA-119, 6.9). */
-export function writePathTable(
-  target: Buffer,
-  start: number,
-  entries: Iterable<PathTableEntry>,
-  order: 'little' | 'big',
-): void {
+export function writePathTable(target: Buffer, start: number, { entries, encoding, order }: PathTable): void {
   let at = start;
   for (const { identifier, sector, parentNumber } of entries) {
-    target[at] = identifier.length;
     if (order === 'little') {
       target.writeUInt32LE(sector, at + 2);
       target.writeUInt16LE(parentNumber, at + 6);
@@ -92,7 +114,8 @@ export function writePathTable(
       target.writeUInt32BE(sector, at + 2);
       target.writeUInt16BE(parentNumber, at + 6);
     }
-    identifier.copy(target, at + 8);
-    at += 8 + identifier.length + (identifier.length % 2);
+    const nameBytes = putIdentifier(target, at + 8, identifier, encoding);
+    target[at] = nameBytes;
+    at += pathEntryBytes(nameBytes);
   }
 }

@@ -1,17 +1,23 @@
 // Rock Ridge (RRIP 1.10 on SUSP): POSIX names, modes, times and symlinks in the spare bytes of directory records.
 import { assert } from '../../base/errors.ts';
 import { putBoth32, putRecordDate } from './fields.ts';
-import type { TreeNode } from './tree.ts';
+import type { FolderNode, TreeNode } from './tree.ts';
 import { SECTOR_BYTES, sectorsOf } from './types.ts';
 
-/** The system use field of one record. */
+/**
+ * The system use field of one record. Most are written straight into the image when their record is; only the length
+ * is known before, so that a hundred thousand of them cost no memory.
+ */
 export type SystemUse = {
-  readonly bytes: Buffer;
-  /** Where its continuation begins in the continuation area; the last 28 bytes are then a CE entry to be filled in. Null: none. */
+  readonly lengthBytes: number;
+  /** Ready bytes of a field that had to be split or is special; null: made from the node. */
+  readonly ready: Buffer | null;
+  /** Where the continuation begins in the continuation area; the last 28 ready bytes are then a CE entry to be filled in. Null: none. */
   readonly continuesAt: number | null;
 };
 
-export const NO_SYSTEM_USE: SystemUse = { bytes: Buffer.alloc(0), continuesAt: null };
+/** The field of records without Rock Ridge. */
+export const NO_SYSTEM_USE: SystemUse = { lengthBytes: 0, ready: Buffer.alloc(0), continuesAt: null };
 
 /** The entries that did not fit into their records, each within one sector as Linux demands. */
 export type ContinuationArea = {
@@ -21,7 +27,13 @@ export type ContinuationArea = {
 };
 
 const ENTRY_BYTES_MAX = 255;
+const PX_BYTES = 36;
+const TF_BYTES = 12;
+const NM_HEAD_BYTES = 5;
 const CE_BYTES = 28;
+
+/** The field of `.` and `..`: mode and time. */
+const ATTRIBUTES_ONLY: SystemUse = { lengthBytes: PX_BYTES + TF_BYTES, ready: null, continuesAt: null };
 
 /** An empty continuation area. */
 export function makeContinuationArea(): ContinuationArea {
@@ -43,10 +55,48 @@ export function makeContinuationArea(): ContinuationArea {
   };
 }
 
-/** Packs entries into a system use field of at most `roomBytes`, the rest into the continuation area. */
-export function packEntries(entries: readonly Buffer[], roomBytes: number, area: ContinuationArea): SystemUse {
+/** The field of `.` or `..` of a folder; the root's own `.` says which extensions the image has. */
+export function planAttributes(
+  node: FolderNode,
+  isRootSelf: boolean,
+  roomBytes: number,
+  area: ContinuationArea,
+): SystemUse {
+  if (!isRootSelf) return ATTRIBUTES_ONLY;
+  const attributes = Buffer.alloc(PX_BYTES + TF_BYTES);
+  putAttributes(attributes, 0, node);
+  const { first, last } = rootEntries();
+  return packEntries([first, attributes, last], roomBytes, area);
+}
+
+/** The field of a child's record: mode, time, name, symlink target. */
+export function planChild(node: TreeNode, roomBytes: number, area: ContinuationArea): SystemUse {
+  const lengthBytes = PX_BYTES + TF_BYTES + NM_HEAD_BYTES + Buffer.byteLength(node.name);
+  if (node.kind !== 'symlink' && lengthBytes <= roomBytes) return { lengthBytes, ready: null, continuesAt: null };
+  const attributes = Buffer.alloc(PX_BYTES + TF_BYTES);
+  putAttributes(attributes, 0, node);
+  const target = node.kind === 'symlink' ? linkEntries(node.target) : [];
+  return packEntries([attributes, ...nameEntries(node.name), ...target], roomBytes, area);
+}
+
+/** Writes a field; its CE entry, if it has one, then points into the area that starts at `areaSector` (SUSP 5.1). */
+export function writeSystemUse(target: Buffer, at: number, node: TreeNode, use: SystemUse, areaSector: number): void {
+  if (use.ready === null) {
+    putAttributes(target, at, node);
+    if (use !== ATTRIBUTES_ONLY) putShortName(target, at + PX_BYTES + TF_BYTES, node.name);
+    return;
+  }
+  use.ready.copy(target, at);
+  if (use.continuesAt === null) return;
+  const pointer = at + use.lengthBytes - CE_BYTES;
+  putBoth32(target, pointer + 4, areaSector + Math.floor(use.continuesAt / SECTOR_BYTES));
+  putBoth32(target, pointer + 12, use.continuesAt % SECTOR_BYTES);
+}
+
+/** Packs entries into a field of at most `roomBytes`, the rest into the continuation area. */
+function packEntries(entries: readonly Buffer[], roomBytes: number, area: ContinuationArea): SystemUse {
   const total = entries.reduce((sum, entry) => sum + entry.length, 0);
-  if (total <= roomBytes) return { bytes: Buffer.concat(entries, total), continuesAt: null };
+  if (total <= roomBytes) return { lengthBytes: total, ready: Buffer.concat(entries, total), continuesAt: null };
   let kept = 0;
   let keptBytes = 0;
   for (const entry of entries) {
@@ -57,30 +107,12 @@ export function packEntries(entries: readonly Buffer[], roomBytes: number, area:
   const rest = Buffer.concat(entries.slice(kept));
   const pointer = startEntry('CE', CE_BYTES);
   putBoth32(pointer, 20, rest.length);
-  return { bytes: Buffer.concat([...entries.slice(0, kept), pointer]), continuesAt: area.add(rest) };
-}
-
-/** Fills in the CE entry of a written system use field that ends at `end` (SUSP 5.1). */
-export function putContinuation(target: Buffer, end: number, areaSector: number, continuesAt: number): void {
-  putBoth32(target, end - CE_BYTES + 4, areaSector + Math.floor(continuesAt / SECTOR_BYTES));
-  putBoth32(target, end - CE_BYTES + 12, continuesAt % SECTOR_BYTES);
-}
-
-/** Mode and time of a node: what `.` and `..` carry too. */
-export function attributeEntries(node: TreeNode, subfolders: number): Buffer[] {
-  return [posixEntry(node, subfolders), timeEntry(node.mtimeMs)];
-}
-
-/** All entries of a child's record. */
-export function childEntries(node: TreeNode, subfolders: number): Buffer[] {
-  const entries = attributeEntries(node, subfolders);
-  entries.push(...nameEntries(node.name));
-  if (node.kind === 'symlink') entries.push(...linkEntries(node.target));
-  return entries;
+  const ready = Buffer.concat([...entries.slice(0, kept), pointer]);
+  return { lengthBytes: ready.length, ready, continuesAt: area.add(rest) };
 }
 
 /** SP says that system use fields follow (SUSP 5.3), ER which ones (SUSP 5.5, RRIP 4.3); on the root's `.` only. */
-export function rootEntries(): { readonly first: Buffer; readonly last: Buffer } {
+function rootEntries(): { readonly first: Buffer; readonly last: Buffer } {
   const first = startEntry('SP', 7);
   first[4] = 0xbe;
   first[5] = 0xef;
@@ -97,43 +129,48 @@ export function rootEntries(): { readonly first: Buffer; readonly last: Buffer }
   return { first, last };
 }
 
-function startEntry(signature: string, lengthBytes: number): Buffer {
+function putHead(target: Buffer, at: number, signature: string, lengthBytes: number): void {
   assert(lengthBytes <= ENTRY_BYTES_MAX, 'a system use entry has at most 255 bytes');
+  target[at] = signature.charCodeAt(0);
+  target[at + 1] = signature.charCodeAt(1);
+  target[at + 2] = lengthBytes;
+  target[at + 3] = 1;
+}
+
+function startEntry(signature: string, lengthBytes: number): Buffer {
   const entry = Buffer.alloc(lengthBytes);
-  entry.write(signature, 0, 'latin1');
-  entry[2] = lengthBytes;
-  entry[3] = 1;
+  putHead(entry, 0, signature, lengthBytes);
   return entry;
 }
 
 const FILE_TYPE = { folder: 0o040000, file: 0o100000, symlink: 0o120000 } as const;
 
-/** PX: mode, links, owner 0:0 (RRIP 4.1.1). */
-function posixEntry(node: TreeNode, subfolders: number): Buffer {
-  const entry = startEntry('PX', 36);
-  putBoth32(entry, 4, FILE_TYPE[node.kind] | node.mode);
-  putBoth32(entry, 12, node.kind === 'folder' ? 2 + subfolders : 1);
-  return entry;
+/** PX with mode, links and owner 0:0 (RRIP 4.1.1), then TF with the time of the last change only (RRIP 4.1.6). */
+function putAttributes(target: Buffer, at: number, node: TreeNode): void {
+  putHead(target, at, 'PX', PX_BYTES);
+  putBoth32(target, at + 4, FILE_TYPE[node.kind] | node.mode);
+  putBoth32(target, at + 12, node.kind === 'folder' ? 2 + node.subfolders : 1);
+  putHead(target, at + PX_BYTES, 'TF', TF_BYTES);
+  target[at + PX_BYTES + 4] = 0x02;
+  putRecordDate(target, at + PX_BYTES + 5, node.mtimeMs);
 }
 
-/** TF with the time of the last change only (RRIP 4.1.6). */
-function timeEntry(mtimeMs: number): Buffer {
-  const entry = startEntry('TF', 12);
-  entry[4] = 0x02;
-  putRecordDate(entry, 5, mtimeMs);
-  return entry;
+/** NM of a name that fits one entry (RRIP 4.1.4). */
+function putShortName(target: Buffer, at: number, name: string): void {
+  const nameBytes = target.write(name, at + NM_HEAD_BYTES, 'utf8');
+  putHead(target, at, 'NM', NM_HEAD_BYTES + nameBytes);
 }
 
 /** NM, in two entries when the name is over 250 bytes (RRIP 4.1.4). */
 function nameEntries(name: string): Buffer[] {
   const bytes = Buffer.from(name, 'utf8');
-  const pieceMax = ENTRY_BYTES_MAX - 5;
+  const pieceMax = ENTRY_BYTES_MAX - NM_HEAD_BYTES;
   const entries: Buffer[] = [];
   for (let start = 0; start < bytes.length; start += pieceMax) {
     const piece = bytes.subarray(start, start + pieceMax);
-    const entry = startEntry('NM', 5 + piece.length);
+    const entry = startEntry('NM', NM_HEAD_BYTES + piece.length);
     entry[4] = start + pieceMax < bytes.length ? 0x01 : 0;
-    piece.copy(entry, 5);
+    piece.copy(entry, NM_HEAD_BYTES);
     entries.push(entry);
   }
   return entries;

@@ -7,7 +7,7 @@ import type { FolderNode, TreeNode } from './tree.ts';
 /** Symlinks followed while one is resolved: what Linux follows (path_resolution(7)). */
 const HOPS_MAX = 40;
 
-type Link = { readonly root: FolderNode; readonly folder: FolderNode; readonly path: string; readonly target: string };
+type Link = { readonly folder: FolderNode; readonly path: string; readonly target: string };
 
 /** Throws DriveError `usage/drive-link` unless the link, resolved as a kernel would, stays in the tree and ends at something. */
 export function checkLink(link: Link): void {

@@ -16,9 +16,15 @@ export type FolderNode = NodeCommon & {
   /** Null for the root only. */
   readonly parent: FolderNode | null;
   readonly children: Map<string, TreeNode>;
+  /** The children by name, in UTF-16 order; filled when the tree is complete. */
+  readonly sorted: TreeNode[];
+  /** How many of the children are folders. */
+  subfolders: number;
 };
 export type FileNode = NodeCommon & {
   readonly kind: 'file';
+  /** Its number among the files of the tree, from 0. */
+  readonly index: number;
   readonly sizeBytes: number;
   readonly source: BlobSource | InlineSource;
 };
@@ -30,22 +36,43 @@ const NAME_BYTES_MAX = 255;
 /** The last second a 7-byte date can say (ECMA-119, 9.1.5: years since 1900 in one byte). */
 const MTIME_MS_MAX = Date.UTC(2155, 11, 31, 23, 59, 59);
 
+export type Tree = {
+  readonly root: FolderNode;
+  /** Breadth first, by name. */
+  readonly folders: readonly FolderNode[];
+  readonly fileCount: number;
+};
+
 /** The tree of the entries. Throws DriveError `usage/drive-path`, `drive-conflict`, `drive-link`, `drive-entry` or `drive-folders`. */
-export function makeTree(entries: readonly IsoEntry[]): FolderNode {
+export function makeTree(entries: readonly IsoEntry[]): Tree {
   const attributes = collectFolders(entries);
   const root = makeFolder('', null, attributes.get('/'));
-  const folders = new Map<string, FolderNode>([['', root]]);
-  for (const path of attributes.keys()) if (path !== '/') ensureFolder(folders, attributes, path);
+  const known = new Map<string, FolderNode>([['', root]]);
+  for (const path of attributes.keys()) if (path !== '/') ensureFolder(known, attributes, path);
   const links: { readonly entry: IsoLinkEntry; readonly folder: FolderNode }[] = [];
+  let fileCount = 0;
   for (const entry of entries) {
     if (entry.kind === 'folder') continue;
     const slash = splitPath(entry.path);
-    const folder = ensureFolder(folders, attributes, entry.path.slice(0, slash));
-    addChild(folder, makeLeaf(entry, checkName(entry.path.slice(slash + 1), entry.path)), entry.path);
+    const folder = ensureFolder(known, attributes, entry.path.slice(0, slash));
+    const name = checkName(entry.path.slice(slash + 1), entry.path);
+    addChild(folder, entry.kind === 'symlink' ? makeLink(entry, name) : makeFile(entry, name, fileCount), entry.path);
     if (entry.kind === 'symlink') links.push({ entry, folder });
+    else fileCount += 1;
   }
-  for (const { entry, folder } of links) checkLink({ root, folder, path: entry.path, target: entry.target });
-  return root;
+  for (const { entry, folder } of links) checkLink({ folder, path: entry.path, target: entry.target });
+  return { root, folders: sortFolders(root), fileCount };
+}
+
+/** Sorts each folder once, so that nothing after depends on the order of the entries. */
+function sortFolders(root: FolderNode): FolderNode[] {
+  const folders = [root];
+  for (const folder of folders) {
+    for (const child of folder.children.values()) folder.sorted.push(child);
+    folder.sorted.sort((a, b) => (a.name < b.name ? -1 : 1));
+    for (const child of folder.sorted) if (child.kind === 'folder') folders.push(child);
+  }
+  return folders;
 }
 
 function collectFolders(entries: readonly IsoEntry[]): Map<string, IsoFolderEntry> {
@@ -94,23 +121,34 @@ function ensureFolder(
 function makeFolder(name: string, parent: FolderNode | null, entry: IsoFolderEntry | undefined): FolderNode {
   const path = entry?.path ?? name;
   const mode = checkMode(entry?.mode ?? 0o555, path);
-  return { kind: 'folder', name, parent, children: new Map(), mode, mtimeMs: checkTime(entry?.mtimeMs ?? 0, path) };
+  const mtimeMs = checkTime(entry?.mtimeMs ?? 0, path);
+  return { kind: 'folder', name, parent, mode, mtimeMs, children: new Map(), sorted: [], subfolders: 0 };
 }
 
-function makeLeaf(entry: IsoFileEntry | IsoLinkEntry, name: string): FileNode | LinkNode {
-  const mtimeMs = checkTime(entry.mtimeMs ?? 0, entry.path);
-  if (entry.kind === 'symlink') return { kind: 'symlink', name, mode: 0o777, mtimeMs, target: entry.target };
-  const { source, sizeBytes } = entry;
-  if (!Number.isSafeInteger(sizeBytes) || sizeBytes < 0) throw badEntry(entry.path, `cannot have ${sizeBytes} bytes`);
+function makeLink(entry: IsoLinkEntry, name: string): LinkNode {
+  return {
+    kind: 'symlink',
+    name,
+    mode: 0o777,
+    mtimeMs: checkTime(entry.mtimeMs ?? 0, entry.path),
+    target: entry.target,
+  };
+}
+
+function makeFile(entry: IsoFileEntry, name: string, index: number): FileNode {
+  const { source, sizeBytes, path } = entry;
+  if (!Number.isSafeInteger(sizeBytes) || sizeBytes < 0) throw badEntry(path, `cannot have ${sizeBytes} bytes`);
   if (source.kind === 'inline' && source.bytes.length !== sizeBytes) {
-    throw badEntry(entry.path, `says ${sizeBytes} bytes and brings ${source.bytes.length}`);
+    throw badEntry(path, `says ${sizeBytes} bytes and brings ${source.bytes.length}`);
   }
-  return { kind: 'file', name, mode: checkMode(entry.mode ?? 0o444, entry.path), mtimeMs, sizeBytes, source };
+  const mode = checkMode(entry.mode ?? 0o444, path);
+  return { kind: 'file', name, index, mode, mtimeMs: checkTime(entry.mtimeMs ?? 0, path), sizeBytes, source };
 }
 
 function addChild(folder: FolderNode, child: TreeNode, path: string): void {
   if (folder.children.has(child.name)) throw conflict(path);
   folder.children.set(child.name, child);
+  if (child.kind === 'folder') folder.subfolders += 1;
 }
 
 function checkName(name: string, path: string): string {
