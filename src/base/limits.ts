@@ -221,6 +221,8 @@ export const MANIFEST_BYTES_MAX = 16 * 1024 * 1024;
 export const AGENT_STATE_BYTES_MAX = 16 * 1024 * 1024;
 /** Bytes of dpkg's status file: a full desktop has about 6 MB. */
 export const DPKG_STATUS_BYTES_MAX = 64 * 1024 * 1024;
+/** Bytes of the kernel's list of modules: Debian's generic kernel has 0.6 MB of them. */
+export const MODULE_LIST_BYTES_MAX = 8 * 1024 * 1024;
 /** Products with a record of their own in one guest. */
 export const AGENT_PRODUCTS_MAX = 1_000;
 /** Bytes the agent reads, hashes or copies before it looks at the channel again. */
@@ -231,3 +233,5 @@ export const TAR_EXTENSION_BYTES_MAX = 64 * 1024;
 export const PROGRESS_INTERVAL_MS = 250;
 /** Milliseconds between two checks of all vendors while the daemon runs. */
 export const VENDOR_POLL_MS = 15 * 60_000;
+/** Notes read from the journal at a time. */
+export const EVENTS_PAGE_MAX = 500;

@@ -1,0 +1,162 @@
+// The demonstration's own network: a namespace with a bridge and a peer on it, where leaked frames would arrive and are counted.
+import { type ChildProcess, spawn } from 'node:child_process';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { Clock } from '../../src/base/clock.ts';
+import { PratiqueError } from '../../src/base/errors.ts';
+import { runCommand, tryCommand } from '../../src/base/run-command.ts';
+import { enterPrefix } from '../../src/hypervisor/namespace.ts';
+import type { Namespace } from '../../src/hypervisor/vm-spec.ts';
+
+export const DEMO_BRIDGE = 'pqdemo0';
+export const PEER_ADDRESS = '10.77.0.1/24';
+
+/** A frame from a guest as the kernel saw it arrive at the peer. */
+export type SeenFrame = { readonly mac: string; readonly atMs: number };
+
+export type DemoNetwork = {
+  readonly namespace: Namespace;
+  /** All frames with this source address so far, with the kernel's own time stamps (wall time). */
+  readonly framesFrom: (mac: string) => Promise<readonly SeenFrame[]>;
+  /** Fetches a page from inside the namespace; null when nobody answers within the time. */
+  readonly fetchPage: (url: string, timeoutMs: number) => Promise<string | null>;
+  readonly close: () => Promise<void>;
+};
+
+/** Makes the namespace (as root by name, otherwise a user namespace), the bridge and the listening peer. */
+export async function makeDemoNetwork(options: {
+  readonly folder: string;
+  readonly clock: Clock;
+}): Promise<DemoNetwork> {
+  const { folder, clock } = options;
+  const home = process.getuid?.() === 0 ? await makeNamedNamespace() : await makeUserNamespace(clock);
+  const enter = enterPrefix(home.namespace);
+  const run = async (...argv: readonly string[]) =>
+    await runCommand([...enter, ...argv], { purpose: 'making the demonstration network' });
+  const capture = join(folder, 'peer.pcap');
+  let listener: ChildProcess | null = null;
+  try {
+    await run('ip', 'link', 'set', 'lo', 'up');
+    await run('ip', 'link', 'add', DEMO_BRIDGE, 'type', 'bridge', 'mcast_snooping', '0');
+    await run('ip', 'link', 'add', 'peer0', 'type', 'veth', 'peer', 'name', 'peer1');
+    await run('ip', 'link', 'set', 'peer0', 'master', DEMO_BRIDGE);
+    for (const device of [DEMO_BRIDGE, 'peer0', 'peer1']) await run('ip', 'link', 'set', device, 'up');
+    await run('ip', 'address', 'add', PEER_ADDRESS, 'dev', 'peer1');
+    listener = await listen(enter, capture, clock);
+  } catch (error) {
+    listener?.kill('SIGKILL');
+    await home.close();
+    throw error;
+  }
+  return {
+    namespace: home.namespace,
+    framesFrom: async (mac) => (await readCapture(capture)).filter((frame) => frame.mac === mac),
+    fetchPage: async (url, timeoutMs) => {
+      const seconds = String(Math.ceil(timeoutMs / 1000));
+      const answer = await tryCommand([...enter, 'busybox', 'wget', '-q', '-T', seconds, '-O', '-', url], {
+        timeoutMs: timeoutMs + 5_000,
+      });
+      return answer.exitCode === 0 ? answer.stdout.trim() : null;
+    },
+    close: async () => {
+      listener?.kill('SIGTERM');
+      await home.close();
+    },
+  };
+}
+
+type Home = { readonly namespace: Namespace; readonly close: () => Promise<void> };
+
+async function makeNamedNamespace(): Promise<Home> {
+  const name = `pqdemo${process.pid}`;
+  await runCommand(['ip', 'netns', 'add', name], { purpose: 'making the network namespace of the demonstration' });
+  return {
+    namespace: { kind: 'named', name },
+    close: async () => void (await tryCommand(['ip', 'netns', 'delete', name])),
+  };
+}
+
+/** An ordinary user's own network: a process that holds a user and a network namespace open. */
+async function makeUserNamespace(clock: Clock): Promise<Home> {
+  const holder = spawn('unshare', ['--user', '--map-root-user', '--net', 'sleep', 'infinity'], { stdio: 'ignore' });
+  const { pid } = holder;
+  const ready = pid !== undefined && (await waitUntil(clock, 5_000, async () => await isInOwnNamespace(pid)));
+  if (!ready || pid === undefined) {
+    holder.kill('SIGKILL');
+    throw new PratiqueError(
+      'host-unfit/user-namespaces',
+      'this kernel does not let an ordinary user make network namespaces',
+      {
+        next: 'run the demonstration as root, or allow unprivileged user namespaces',
+      },
+    );
+  }
+  return { namespace: { kind: 'process', pid, withUser: true }, close: async () => void holder.kill('SIGKILL') };
+}
+
+async function isInOwnNamespace(pid: number): Promise<boolean> {
+  const command = await readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '');
+  return command.trim() === 'sleep';
+}
+
+/** Writes every frame that arrives at the peer, with the kernel's time, to a capture file. */
+async function listen(enter: readonly string[], capture: string, clock: Clock): Promise<ChildProcess> {
+  const [program, ...args] = [
+    ...enter,
+    'tcpdump',
+    '-i',
+    'peer1',
+    '-Q',
+    'in',
+    '-U',
+    '--immediate-mode',
+    '-s',
+    '64',
+    '-Z',
+    'root',
+    '-w',
+    capture,
+  ];
+  if (program === undefined) throw new Error('assertion failed: tcpdump has a name');
+  const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+  let said = '';
+  child.stderr?.on('data', (piece: Buffer) => {
+    said += piece.toString('utf8');
+  });
+  const isListening = await waitUntil(
+    clock,
+    10_000,
+    async () => said.includes('listening on') || child.exitCode !== null,
+  );
+  if (isListening && child.exitCode === null) return child;
+  child.kill('SIGKILL');
+  throw new PratiqueError('host-unfit/tcpdump', `the peer cannot listen: ${said.trim()}`, {
+    next: 'check that tcpdump is installed',
+  });
+}
+
+const PCAP_HEADER_BYTES = 24;
+const FRAME_HEADER_BYTES = 16;
+
+/** The frames of a capture file (pcap-savefile(5), microsecond times in this machine's byte order). */
+async function readCapture(path: string): Promise<readonly SeenFrame[]> {
+  const bytes = await readFile(path);
+  const frames: SeenFrame[] = [];
+  for (let at = PCAP_HEADER_BYTES; at + FRAME_HEADER_BYTES + 12 <= bytes.length; ) {
+    const atMs = bytes.readUInt32LE(at) * 1000 + bytes.readUInt32LE(at + 4) / 1000;
+    const source = bytes.subarray(at + FRAME_HEADER_BYTES + 6, at + FRAME_HEADER_BYTES + 12);
+    frames.push({ mac: [...source].map((byte) => byte.toString(16).padStart(2, '0')).join(':'), atMs });
+    at += FRAME_HEADER_BYTES + bytes.readUInt32LE(at + 8);
+  }
+  return frames;
+}
+
+/** Polls until the condition holds; false when the time is up. */
+export async function waitUntil(clock: Clock, timeoutMs: number, condition: () => Promise<boolean>): Promise<boolean> {
+  const until = clock.monotonicMs() + timeoutMs;
+  while (clock.monotonicMs() < until) {
+    if (await condition()) return true;
+    await clock.sleep(25);
+  }
+  return await condition();
+}

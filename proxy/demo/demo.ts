@@ -1,0 +1,259 @@
+// The main job, for real: a stale VM from power-on to plugged in, with the frames counted where they would arrive.
+import { access, mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { buildAgent } from '../../guest-agent/build.ts';
+import { HELLO_SEEDED_VERSION } from '../../images/hello-product.ts';
+import { buildImage, type GuestImage, guestCommandLine, imageCacheFolder, makeVmDisk } from '../../images/images.ts';
+import { systemClock } from '../../src/base/clock.ts';
+import { EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, PratiqueError } from '../../src/base/errors.ts';
+import { makeLog } from '../../src/base/log.ts';
+import { runCommand } from '../../src/base/run-command.ts';
+import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
+import type { VmId } from '../../src/model/ids.ts';
+import type { VendorConfig } from '../../src/vendor/registry.ts';
+import type { Service, VmEventRecord } from '../service.ts';
+import { makeDemoDaemon } from './demo-daemon.ts';
+import { DEMO_BRIDGE, type DemoNetwork, makeDemoNetwork, waitUntil } from './demo-network.ts';
+import { type DemoVendor, startDemoVendor } from './demo-vendor.ts';
+import { type DemoDocument, writeDocument } from './document.ts';
+import { type FollowedRun, followRun } from './follow-run.ts';
+import { SCENARIO_TABLE, type Scenario, type ScenarioName } from './scenarios.ts';
+
+export type DemoOptions = {
+  readonly guest: 'tiny' | 'debian';
+  readonly scenario: ScenarioName;
+  /** Keep the folder with disks, logs and capture. */
+  readonly keep: boolean;
+  /** Shows one event of the run. */
+  readonly onEvent?: (event: VmEventRecord) => void;
+  /** Shows a line of progress before and after the run. */
+  readonly say: (line: string) => void;
+};
+
+export type DemoResult = { readonly document: DemoDocument; readonly exitCode: number };
+
+const NEW_VERSION = '1.1.0';
+const SUBJECT = { vm: 'demo' as VmId, mac: '52:54:00:77:00:02', address: '10.77.0.2' }; // "demo" has the form of a VmId.
+const CONTROL = { vm: 'control' as VmId, mac: '52:54:00:77:00:03', address: '10.77.0.3' }; // So has "control".
+type Guest = typeof SUBJECT;
+
+/** Milliseconds for the whole run: a Debian guest under emulation installs for minutes. */
+const RUN_TIMEOUT_MS = { tiny: 180_000, debian: 1_200_000 } as const;
+/** Frames that prove the control's point; one would do, a few show that it goes on. */
+const CONTROL_FRAMES = 3;
+const CONTROL_TIMEOUT_MS = 90_000;
+
+/** Runs one scenario. Throws when it could not be run at all; a broken promise is exit code 1 with the document. */
+export async function runDemo(options: DemoOptions): Promise<DemoResult> {
+  const scenario = SCENARIO_TABLE[options.scenario];
+  options.say(`${options.scenario}: ${scenario.title}`);
+  await setUpHost(options.say);
+  const image = await prepareImage(options, scenario);
+  const folder = await mkdtemp(join(process.getuid?.() === 0 ? '/var/tmp' : tmpdir(), 'pratique-demo-'));
+  await runCommand(['chmod', '0711', folder], { purpose: 'opening the way to the disks' });
+  const network = await makeDemoNetwork({ folder, clock: systemClock });
+  try {
+    return await runScenario({ ...options, image, folder, network, plan: scenario });
+  } finally {
+    await network.close();
+    if (options.keep) options.say(`kept: ${folder}`);
+    else await rm(folder, { recursive: true, force: true });
+  }
+}
+
+/** In a checkout, installs the Debian packages that are missing; an installed Pratique has them as dependencies. */
+async function setUpHost(say: (line: string) => void): Promise<void> {
+  const script = join(import.meta.dirname, '../../scripts/setup.sh');
+  const isCheckout = await access(script).then(
+    () => true,
+    () => false,
+  );
+  if (!isCheckout) return;
+  const said = await runCommand(['sh', script], { purpose: 'checking the Debian packages', timeoutMs: 900_000 });
+  if (said.trim() !== '') say(said.trim());
+}
+
+async function prepareImage({ guest, say }: DemoOptions, scenario: Scenario): Promise<GuestImage> {
+  const log = makeLog('warn');
+  const cacheFolder = imageCacheFolder();
+  await mkdir(cacheFolder, { recursive: true });
+  say('building the guest agent (once; cached)');
+  const agent = await buildAgent({ cacheFolder, log, variant: scenario.agent === 'forging' ? 'forging' : 'agent' });
+  say(`building the ${guest} image (once; cached)`);
+  return await buildImage({
+    name: guest,
+    agentPath: agent.path,
+    cacheFolder,
+    log,
+    onProgress: (step) => say(`  ${step}`),
+  });
+}
+
+type Stage = DemoOptions & {
+  readonly image: GuestImage;
+  readonly folder: string;
+  readonly network: DemoNetwork;
+  readonly plan: Scenario;
+};
+
+async function runScenario(stage: Stage): Promise<DemoResult> {
+  const { folder, plan, say } = stage;
+  const vendor = stage.guest === 'tiny' ? await startHelloVendor(folder, plan) : null;
+  // A unix socket's path is short; the run folder is not below the long temporary folder.
+  const runFolder = await mkdtemp(join(process.getuid?.() === 0 ? '/run' : tmpdir(), 'pq'));
+  const daemon = await makeDemoDaemon({
+    folder,
+    runFolder,
+    clock: systemClock,
+    configuration: configure(stage, vendor),
+  });
+  try {
+    await daemon.start();
+    const { service } = daemon;
+    say('checking the vendor');
+    await service.checkVendor(null);
+    await service.addVm(await makeSpec(stage, SUBJECT), {});
+    const run = await followRun({
+      daemon,
+      vm: SUBJECT.vm,
+      clock: systemClock,
+      timeoutMs: RUN_TIMEOUT_MS[stage.guest],
+      killDaemonIn: plan.killDaemonIn,
+      onEvent: stage.onEvent ?? (() => {}),
+    });
+    const served = run.state === 'connected' ? await askVersion(stage) : null;
+    const frames = await stage.network.framesFrom(SUBJECT.mac);
+    const seen = await writeDocument({
+      vm: SUBJECT.vm,
+      guest: stage.guest,
+      scenario: stage.scenario,
+      run,
+      service,
+      frames,
+      served,
+    });
+    await service.stopVm(SUBJECT.vm, { force: true });
+    say('positive control: the same guest with the gate overridden');
+    return conclude(stage, { ...seen, framesControl: await runControl(stage, service) });
+  } finally {
+    await stopAll(daemon.service);
+    await daemon.stop();
+    await vendor?.close();
+    await rm(runFolder, { recursive: true, force: true });
+  }
+}
+
+async function startHelloVendor(folder: string, plan: Scenario): Promise<DemoVendor> {
+  const version = plan.release === null ? HELLO_SEEDED_VERSION : NEW_VERSION;
+  return await startDemoVendor({
+    folder: join(folder, 'vendor'),
+    version,
+    behaviour: plan.release ?? 'ok',
+    clock: systemClock,
+  });
+}
+
+/** The daemon's configuration: the vendor, where disks lie, and a short wait for an agent that will never come. */
+function configure({ folder, image, plan }: Stage, vendor: DemoVendor | null): Record<string, unknown> {
+  const debian: VendorConfig = { kind: 'debian-apt', name: 'debian', suites: ['bookworm', 'bookworm-security'] };
+  return {
+    vendors: [vendor === null ? debian : vendor.config],
+    diskRoots: [folder, join(image.kernel, '..'), imageCacheFolder()],
+    ...(plan.agent === 'absent' ? { deadlines: { booting: 15 } } : {}),
+  };
+}
+
+async function makeSpec(stage: Stage, guest: Guest): Promise<VmSpec> {
+  const { image, folder, network, plan } = stage;
+  const disk = await makeVmDisk({ image, folder: join(folder, 'disks'), vm: guest.vm });
+  const mode = plan.agent === 'absent' || guest === CONTROL ? 'no-agent' : undefined;
+  return {
+    format: 'pratique.vm/1',
+    kind: 'managed',
+    vm: guest.vm,
+    machine: 'q35',
+    memoryMiB: image.memoryMiB,
+    cpus: 1,
+    kernel: {
+      image: image.kernel,
+      initrd: image.initrd,
+      commandLine: guestCommandLine(image, {
+        address: `${guest.address}/24`,
+        chatter: true,
+        ...(mode === undefined ? {} : { mode }),
+      }),
+    },
+    disks: [disk],
+    nics: [{ id: 'net0', model: 'virtio-net-pci', mac: guest.mac, bridge: DEMO_BRIDGE }],
+    namespace: network.namespace,
+  };
+}
+
+async function askVersion({ network, guest }: Stage): Promise<string | null> {
+  if (guest === 'debian') return null; // The Debian image serves no page; its packages are its proof.
+  return await network.fetchPage(`http://${SUBJECT.address}/version`, 20_000);
+}
+
+/** The same guest, admitted from the start by an audited override: its frames must arrive, or the count of zero says nothing. */
+async function runControl(stage: Stage, service: Service): Promise<number> {
+  await service.addVm(await makeSpec(stage, CONTROL), {});
+  await service.startVm(CONTROL.vm);
+  const isRunning = await waitUntil(
+    systemClock,
+    CONTROL_TIMEOUT_MS,
+    async () => (await service.showVm(CONTROL.vm)).state === 'booting',
+  );
+  if (!isRunning) throw new PratiqueError('internal/control', 'the positive control did not start');
+  await service.admitVm(CONTROL.vm, { reason: 'positive control of the demonstration', actor: 'demo' });
+  await waitUntil(
+    systemClock,
+    CONTROL_TIMEOUT_MS,
+    async () => (await stage.network.framesFrom(CONTROL.mac)).length >= CONTROL_FRAMES,
+  );
+  return (await stage.network.framesFrom(CONTROL.mac)).length;
+}
+
+function conclude(stage: Stage, document: DemoDocument): DemoResult {
+  const { plan, say } = stage;
+  const broken = brokenPromises(stage, document);
+  for (const promise of broken) say(`BROKEN: ${promise}`);
+  if (broken.length > 0) return { document, exitCode: EXIT_FAILED };
+  say(
+    plan.ends === 'connected'
+      ? 'kept its promise: plugged in, up to date, no frame before'
+      : 'kept its promise: stayed unplugged, no frame left',
+  );
+  return { document, exitCode: plan.ends === 'connected' ? EXIT_DONE : EXIT_QUARANTINED };
+}
+
+/** Every promise of the scenario that the findings break, in words. */
+function brokenPromises({ plan, guest }: Stage, document: DemoDocument): readonly string[] {
+  const isStale = Object.entries(document.latest).some(([product, version]) => document.installed[product] !== version);
+  const isOpen = plan.ends === 'connected';
+  const checks: readonly (readonly [boolean, string])[] = [
+    [document.state === plan.ends, `it ended ${document.state}, not ${plan.ends}: ${document.why.reason}`],
+    [document.framesBeforePlug === 0, `${document.framesBeforePlug} frames reached the peer before the plug`],
+    [document.framesControl > 0, 'the positive control sent no frame, so the count says nothing'],
+    [!isOpen || !isStale, 'installed is not the latest'],
+    [!isOpen || Object.keys(document.latest).length > 0, 'no product was compared'],
+    [
+      !isOpen || guest === 'debian' || document.served === document.latest.hello,
+      `the service answers ${document.served}`,
+    ],
+    [isOpen || document.gate.linkUpAtMs === null, 'the gate opened'],
+    [plan.reason === null || plan.reason.test(document.why.reason), `the reason is: ${document.why.reason}`],
+  ];
+  return checks.filter(([isKept]) => !isKept).map(([, words]) => words);
+}
+
+async function stopAll(service: Service): Promise<void> {
+  const vms = await service.listVms().catch(() => []);
+  for (const { vm, state } of vms) {
+    if (state !== 'off' && state !== 'staged') await service.stopVm(vm, { force: true }).catch(() => {});
+  }
+  await waitUntil(systemClock, 20_000, async () => {
+    const left = await service.listVms().catch(() => []);
+    return left.every((view) => view.state === 'off' || view.state === 'staged');
+  });
+}

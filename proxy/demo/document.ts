@@ -1,0 +1,111 @@
+// The one JSON document with which a demonstration ends (contracts.md).
+import type { EvidenceFacts } from '../../src/model/evidence.ts';
+import type { VmId } from '../../src/model/ids.ts';
+import type { AuditEntry, Service, VmEventRecord, Why } from '../service.ts';
+import type { FollowedRun } from './follow-run.ts';
+
+export type DemoDocument = {
+  readonly vm: string;
+  readonly guest: string;
+  readonly scenario: string;
+  readonly state: string;
+  /** Versions of the products the plan was about, and of every product with a vendor, as last confirmed. */
+  readonly installed: Readonly<Record<string, string>>;
+  readonly latest: Readonly<Record<string, string>>;
+  /** Frames from the guest that the kernel saw arrive at a peer on the bridge before the decision to plug in; all, if there was none. */
+  readonly framesBeforePlug: number;
+  /** The same guest with the gate overridden. */
+  readonly framesControl: number;
+  /** Milliseconds after power-on; null if it never came to it. */
+  readonly gate: { readonly linkUpAtMs: number | null; readonly confirmedAtMs: number | null };
+  /** Milliseconds after power-on at which each state was first reached. */
+  readonly timelineMs: Readonly<Record<string, number>>;
+  /** The audit record that opened the gate; null if it stayed closed. */
+  readonly evidence: unknown;
+  readonly why: Pick<Why, 'reason' | 'next'>;
+  /** What the product answered over the network after the plug; null where it was not asked. */
+  readonly served: string | null;
+  readonly daemonKilled: boolean;
+};
+
+export type DocumentInput = {
+  readonly vm: VmId;
+  readonly guest: string;
+  readonly scenario: string;
+  readonly run: FollowedRun;
+  readonly service: Service;
+  readonly frames: readonly { readonly atMs: number }[];
+  readonly served: string | null;
+};
+
+/** Puts the document together while the VM still runs; the positive control comes after it. From the run's events, the audit chain and the frames at the peer. */
+export async function writeDocument(input: DocumentInput): Promise<DemoDocument> {
+  const { vm, service, run } = input;
+  const entries = await service.auditEntries({ vm, afterSeq: 0, limit: 1000 });
+  const opened = entries.find((entry) => entry.record.kind === 'gate-opened' || entry.record.kind === 'override');
+  const products = await productVersions(service, vm, opened);
+  const why = await service.whyVm(vm);
+  const since = (atMs: number | undefined) => (atMs === undefined ? null : atMs - run.startedAtMs);
+  return {
+    vm,
+    guest: input.guest,
+    scenario: input.scenario,
+    state: run.state,
+    ...products,
+    framesBeforePlug: input.frames.filter((frame) => opened === undefined || frame.atMs < opened.atMs).length,
+    framesControl: 0,
+    gate: {
+      linkUpAtMs: since(run.events.find((event) => event.kind === 'state' && event.state === 'connected')?.atMs),
+      confirmedAtMs: since(run.events.find((event) => event.kind === 'state' && event.state === 'opening')?.atMs),
+    },
+    timelineMs: timeline(run.events, run.startedAtMs),
+    evidence: evidenceOf(opened),
+    why: { reason: why.reason, next: why.next },
+    served: input.served,
+    daemonKilled: run.wasKilled,
+  };
+}
+
+function timeline(events: readonly VmEventRecord[], startedAtMs: number): Readonly<Record<string, number>> {
+  const reached = new Map<string, number>();
+  for (const event of events) {
+    if (event.kind === 'state' && !reached.has(event.state)) reached.set(event.state, event.atMs - startedAtMs);
+  }
+  return Object.fromEntries(reached);
+}
+
+function evidenceOf(opened: AuditEntry | undefined): unknown {
+  if (opened === undefined) return null;
+  return { seq: opened.seq, hash: opened.hash, ...opened.record };
+}
+
+/** Installed versions as last confirmed or reported, and the vendor's latest: of what the run was about, what is behind, and what a TUF vendor offers. */
+async function productVersions(
+  service: Service,
+  vm: VmId,
+  opened: AuditEntry | undefined,
+): Promise<Pick<DemoDocument, 'installed' | 'latest'>> {
+  const { products } = await service.showVm(vm);
+  const newest = new Map<string, string>();
+  for (const { vendor, kind } of await service.listVendors()) {
+    if (kind !== 'tuf') continue; // A Debian archive offers 60,000 packages.
+    for (const release of await service.vendorOffers(vendor)) newest.set(release.product, release.version);
+  }
+  for (const { item, version } of evidenceItems(opened)) newest.set(productOfItem(item), version);
+  for (const row of await service.drift()) if (row.vm === vm) newest.set(row.product, row.latest);
+  const concerned = products.filter(({ product }) => newest.has(product));
+  return {
+    installed: Object.fromEntries(concerned.map(({ product, version }) => [product, version])),
+    latest: Object.fromEntries(concerned.map(({ product }) => [product, newest.get(product) ?? ''])),
+  };
+}
+
+function evidenceItems(opened: AuditEntry | undefined): EvidenceFacts['items'] {
+  // The cast holds: the audit chain's gate-opened records carry the facts as they are.
+  return opened?.record.kind === 'gate-opened' ? (opened.record.evidence as EvidenceFacts).items : [];
+}
+
+/** `debian/jq:amd64` is about `jq`. */
+function productOfItem(item: string): string {
+  return item.replace(/^[a-z]+\//, '').replace(/:[a-z0-9]+$/, '');
+}

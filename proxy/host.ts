@@ -1,0 +1,222 @@
+// The running host: opens every room over one data folder, takes over the VMs it knows, and answers the surfaces.
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type Audit, openAudit } from '../src/audit/audit.ts';
+import type { Clock } from '../src/base/clock.ts';
+import { digestOf } from '../src/base/digest.ts';
+import { canonicalJson } from '../src/base/digest-text.ts';
+import { describeError, PratiqueError } from '../src/base/errors.ts';
+import { makeHttpFetch } from '../src/base/http-fetch.ts';
+import type { Log } from '../src/base/log.ts';
+import { type DatabaseSync, openDatabase } from '../src/base/sqlite.ts';
+import { isEvidence } from '../src/confirm/judge.ts';
+import { GATE_MIGRATIONS, type Gate, makeGate } from '../src/gate/gate.ts';
+import { type Fence, openFence } from '../src/hypervisor/fence.ts';
+import { namespaceKey } from '../src/hypervisor/namespace.ts';
+import { makeQmpDriver } from '../src/hypervisor/qmp/driver.ts';
+import type { Namespace, VmSpec } from '../src/hypervisor/vm-spec.ts';
+import { INVENTORY_MIGRATIONS, type InventoryStore, makeInventoryStore } from '../src/inventory/inventory-store.ts';
+import type { VmId } from '../src/model/ids.ts';
+import type { Policy } from '../src/model/policy.ts';
+import { type BlobStore, openBlobStore } from '../src/store/blob-store.ts';
+import { JOURNAL_MIGRATIONS, type Journal, openJournal, type RunRecord } from '../src/update/journal.ts';
+import type { RunState } from '../src/update/state.ts';
+import { VmRun, type VmRunDeps } from '../src/update/vm-run.ts';
+import type { Config } from './config.ts';
+import { makeService } from './host-service.ts';
+import type { Service } from './service.ts';
+import { openVendorBook, VENDOR_MIGRATIONS, type VendorBook } from './vendor-book.ts';
+
+export type HostOptions = {
+  readonly config: Config;
+  readonly log: Log;
+  readonly clock: Clock;
+  /** Other deadlines than the usual ones, for demonstrations and tests. */
+  readonly deadlinesMs?: Readonly<Partial<Record<RunState['kind'], number>>>;
+};
+
+export type RunningHost = { readonly service: Service; readonly rooms: HostRooms; readonly close: () => Promise<void> };
+
+/** What the service works with. */
+export type HostRooms = {
+  readonly config: Config;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly journal: Journal;
+  readonly inventories: InventoryStore;
+  readonly audit: Audit;
+  readonly store: BlobStore;
+  readonly gate: Gate;
+  readonly vendors: VendorBook;
+  readonly fenceFor: (namespace: Namespace) => Promise<Fence>;
+  readonly runs: Map<VmId, VmRun>;
+  readonly addRun: (spec: VmSpec, policy: Policy) => VmRun;
+  readonly removeRun: (run: VmRun) => Promise<void>;
+};
+
+/** Opens the host over its data folder and takes over its VMs. Throws PratiqueError when a room cannot be opened. */
+export async function startHost(options: HostOptions): Promise<RunningHost> {
+  const { config, log, clock } = options;
+  const { dataFolder, runFolder } = config;
+  // QEMUs run under other users and reach their own drives below; listing is not for them.
+  await mkdir(dataFolder, { recursive: true, mode: 0o711 });
+  await mkdir(runFolder, { recursive: true, mode: 0o711 });
+  const db = openDatabase(join(dataFolder, 'pratique.db'), [
+    ...JOURNAL_MIGRATIONS,
+    ...INVENTORY_MIGRATIONS,
+    ...VENDOR_MIGRATIONS,
+    ...GATE_MIGRATIONS,
+  ]);
+  const journal = openJournal(db);
+  const inventories = makeInventoryStore(db);
+  const audit = await openAudit({ folder: join(dataFolder, 'audit'), clock, log });
+  const storeFolder = join(dataFolder, 'store');
+  const store = await openBlobStore({ folder: storeFolder, clock, log, budgetBytes: config.storeBudgetBytes });
+  const vendors = await openVendors(options, db);
+  const fences = makeFences(options);
+  const gate = makeGate({
+    fenceFor: fences.fenceFor,
+    audit: (record) => audit.append(record),
+    isEvidence,
+    db,
+    clock,
+    log,
+  });
+  const driver = makeQmpDriver({
+    runFolder,
+    diskRoots: [...config.diskRoots, dataFolder],
+    fenceFor: fences.fenceFor,
+    clock,
+    log,
+  });
+  const runs = new Map<VmId, VmRun>();
+  const deps = makeRunDeps(options, { journal, inventories, audit, store, vendors, gate, driver });
+  const rooms: HostRooms = {
+    config,
+    clock,
+    log,
+    journal,
+    inventories,
+    audit,
+    store,
+    gate,
+    vendors,
+    runs,
+    fenceFor: fences.fenceFor,
+    addRun: (spec, policy) => addRun(rooms, deps, spec, policy),
+    removeRun: async (run) => {
+      await run.close();
+      runs.delete(run.vm);
+      inventories.forget(run.vm);
+      journal.removeVm(run.vm);
+    },
+  };
+  await takeOver(rooms, deps);
+  return {
+    service: makeService(rooms),
+    rooms,
+    close: async () => {
+      await Promise.all([...runs.values()].map((run) => run.close()));
+      await vendors.close();
+      await store.close();
+      await fences.close();
+      await audit.close();
+      journal.flush();
+      db.close();
+    },
+  };
+}
+
+type Parts = Pick<VmRunDeps, 'journal' | 'inventories' | 'audit' | 'store' | 'gate' | 'driver'> & {
+  readonly vendors: VendorBook;
+};
+
+function makeRunDeps(options: HostOptions, parts: Parts): VmRunDeps {
+  const { clock, log, config, deadlinesMs } = options;
+  return {
+    ...parts,
+    clock,
+    log,
+    vendors: () => parts.vendors.registry.opened(),
+    inspections: new Map(),
+    drivesFolder: join(config.dataFolder, 'drives'),
+    ...(deadlinesMs === undefined ? {} : { deadlinesMs }),
+  };
+}
+
+async function openVendors({ config, log, clock }: HostOptions, db: DatabaseSync): Promise<VendorBook> {
+  return await openVendorBook(config.vendors, {
+    db,
+    folder: join(config.dataFolder, 'vendors'),
+    http: makeHttpFetch({ clock, log }),
+    clock,
+    log,
+    metadataAgeMaxMs: config.policy.metadataAgeMaxMs,
+  });
+}
+
+type Fences = { readonly fenceFor: (namespace: Namespace) => Promise<Fence>; readonly close: () => Promise<void> };
+
+/** One fence for each network namespace, opened when it is first needed. */
+function makeFences({ log, clock }: HostOptions): Fences {
+  const fences = new Map<string, Promise<Fence>>();
+  return {
+    fenceFor: (namespace) => {
+      const key = namespaceKey(namespace);
+      const known = fences.get(key);
+      if (known !== undefined) return known;
+      const opening = openFence({ namespace, log, clock });
+      fences.set(key, opening);
+      opening.catch(() => fences.delete(key)); // The next caller tries again; this one has the error.
+      return opening;
+    },
+    close: async () => {
+      const opened = await Promise.allSettled(fences.values());
+      await Promise.all(
+        opened.map(async (each) => (each.status === 'fulfilled' ? await each.value.close() : undefined)),
+      );
+    },
+  };
+}
+
+function addRun(rooms: HostRooms, deps: VmRunDeps, spec: VmSpec, policy: Policy): VmRun {
+  const record: RunRecord = {
+    vm: spec.vm,
+    uid: freeUid(rooms),
+    spec,
+    specDigest: digestOf(canonicalJson(spec)),
+    policy,
+    journaled: { step: 0, state: { kind: 'off' } },
+    sinceMs: rooms.clock.nowMs(),
+  };
+  rooms.journal.addVm(record);
+  const run = new VmRun(deps, record);
+  rooms.runs.set(spec.vm, run);
+  return run;
+}
+
+/** The lowest user id of the configured range that no VM has. */
+function freeUid({ config, runs }: HostRooms): number {
+  const taken = new Set([...runs.values()].map((run) => run.uid));
+  const { first, count } = config.uids;
+  for (let uid = first; uid < first + count; uid += 1) if (!taken.has(uid)) return uid;
+  throw new PratiqueError('refused/uids', `all ${count} user ids for VMs are taken`, {
+    next: 'raise uids.count in the configuration',
+  });
+}
+
+/** Each VM on its own: what goes wrong with one is said and does not keep the others. */
+async function takeOver(rooms: HostRooms, deps: VmRunDeps): Promise<void> {
+  const records = rooms.journal.load();
+  for (const record of records) rooms.runs.set(record.vm, new VmRun(deps, record));
+  await Promise.all(
+    [...rooms.runs.values()].map(async (run) => {
+      try {
+        await run.recover();
+      } catch (error) {
+        rooms.log.error({ vm: run.vm, detail: describeError(error) }, 'a VM could not be taken over');
+        run.runner.post({ kind: 'monitor-lost', detail: describeError(error) });
+      }
+    }),
+  );
+}
