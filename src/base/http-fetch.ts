@@ -138,6 +138,8 @@ type Answer = {
   readonly headers: Readonly<Record<string, string | string[] | undefined>>;
   readonly body: AsyncIterable<Uint8Array>;
   readonly url: URL;
+  /** The caller's own; its reason is what an aborted read throws. */
+  readonly callerSignal: AbortSignal | undefined;
   /** Ends the exchange, also in the middle of the body. */
   readonly abort: (reason: unknown) => void;
 };
@@ -152,7 +154,9 @@ export function makeHttpFetch(deps: HttpFetchDeps): HttpFetch {
   };
   // Our own clock owns the time limits, so undici's are off; the connection is part of the wait for headers.
   const { proxyUrl } = deps;
-  const proxies = proxyUrl === undefined ? {} : { httpProxy: proxyUrl, httpsProxy: proxyUrl, noProxy: '' };
+  // Without a value of its own undici would read no_proxy again at every request.
+  const noProxy = process.env.no_proxy ?? process.env.NO_PROXY ?? '';
+  const proxies = proxyUrl === undefined ? { noProxy } : { httpProxy: proxyUrl, httpsProxy: proxyUrl, noProxy: '' };
   const dispatcher = new EnvHttpProxyAgent({ headersTimeout: 0, bodyTimeout: 0, ...proxies });
   const wire: Wire = { ...deps, bounds, dispatcher };
   return {
@@ -325,7 +329,7 @@ async function exchangeOnce(
       if (reason === null && status >= 300) void body.dump({ limit: HTTP_DISCARD_BYTES_MAX }).catch(() => {});
       else ours.abort(reason ?? new HttpError('vendor-ill/cut-short', `reading ${nameOf(url)} was given up`));
     };
-    return { status, headers: answer.headers, body, url, abort };
+    return { status, headers: answer.headers, body, url, callerSignal: options.signal, abort };
   } catch (cause) {
     if (options.signal?.aborted === true) throw options.signal.reason;
     throw httpErrorOf(cause, url);
@@ -379,6 +383,7 @@ async function nextPiece(
   try {
     return await iterator.next();
   } catch (cause) {
+    if (answer.callerSignal?.aborted === true) throw answer.callerSignal.reason;
     throw httpErrorOf(cause, answer.url);
   } finally {
     stopWaiting();
@@ -448,10 +453,10 @@ function cutShort(answer: Answer, bytes: number, promised: number): HttpError {
   return new HttpError('vendor-ill/cut-short', message);
 }
 
-/** The string `code` of a Node or undici error, '' when it has none. */
+/** The string `code` of a Node or undici error, its name when it has none (undici's parser), '' for what is no error. */
 function codeOf(error: unknown): string {
-  const code = error instanceof Error && 'code' in error ? error.code : '';
-  return typeof code === 'string' ? code : '';
+  if (!(error instanceof Error)) return '';
+  return 'code' in error && typeof error.code === 'string' ? error.code : error.name;
 }
 
 /** Causes in the order they are asked: the first that matches names who has to act. */
@@ -460,7 +465,11 @@ const CAUSES: readonly { readonly pattern: RegExp; readonly code: ErrorCode; rea
   { pattern: /^UND_ERR_PRX/, code: 'host-fault/proxy', says: 'not reached through the proxy' },
   { pattern: /CERT|^ERR_TLS|^ERR_SSL|^EPROTO$|^UNABLE_TO_/, code: 'vendor-ill/tls', says: 'not trusted' },
   { pattern: /^UND_ERR_CONNECT_TIMEOUT$|^ETIMEDOUT$/, code: 'vendor-ill/timeout', says: 'did not answer' },
-  { pattern: /^HPE_|^UND_ERR_HEADERS_OVERFLOW$/, code: 'vendor-ill/protocol', says: 'did not speak HTTP' },
+  {
+    pattern: /^HPE_|^HTTPParserError$|^UND_ERR_HEADERS_OVERFLOW$/,
+    code: 'vendor-ill/protocol',
+    says: 'did not speak HTTP',
+  },
   {
     pattern: /^UND_ERR_RES_CONTENT_LENGTH_MISMATCH$|^UND_ERR_SOCKET$|^UND_ERR_ABORTED$/,
     code: 'vendor-ill/cut-short',
