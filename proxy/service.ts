@@ -5,6 +5,7 @@ import type { InstalledProduct, Os } from '../src/model/inventory.ts';
 import type { Plan } from '../src/model/plan.ts';
 import type { Policy } from '../src/model/policy.ts';
 import type { Kind, Release } from '../src/model/release.ts';
+import type { VendorConfig } from '../src/vendor/registry.ts';
 import type { VendorStatus } from '../src/vendor/vendor.ts';
 
 /** State names of a run, as users see them (ARCHITECTURE.md has the diagram). */
@@ -73,21 +74,7 @@ export type DriftRow = {
   readonly sinceMs: number;
 };
 
-export type VendorConfig =
-  | {
-      readonly kind: 'tuf';
-      readonly name: string;
-      readonly metadataUrl: string;
-      readonly targetsUrl: string;
-      readonly rootPath: string;
-    }
-  | {
-      readonly kind: 'debian-apt';
-      readonly name: string;
-      readonly suites: readonly string[];
-      readonly url?: string;
-      readonly keyring?: string;
-    };
+export type { VendorConfig };
 
 export type DoctorLine = {
   readonly check: string;

@@ -84,7 +84,7 @@ export type VendorRegistry = {
 
 type Entry = { readonly config: VendorConfig; vendor: Vendor | null; failure: unknown };
 
-/** Opens all configured vendors; `deps.folder` is the parent of their folders. Never throws for a broken one. */
+/** Opens all configured vendors; `deps.folder` is the parent of their folders. Throws for a name given twice, not for a broken vendor. */
 export async function makeVendorRegistry(configs: readonly VendorConfig[], deps: VendorDeps): Promise<VendorRegistry> {
   const entries = new Map<string, Entry>();
   const depsOf = (name: string): VendorDeps => ({ ...deps, folder: join(deps.folder, name) });

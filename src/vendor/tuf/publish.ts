@@ -221,7 +221,7 @@ type Repository = {
 /** Reads what clients see now: by way of the timestamp, so what an interrupted publish left unreferenced does not count. */
 async function readRepository(repository: string): Promise<Repository> {
   const folder = join(repository, 'metadata');
-  const names = await readdir(folder).catch(() => []);
+  const names = await readdir(folder).catch((): string[] => []);
   const rootVersions = names.flatMap((name) => /^(\d+)\.root\.json$/.exec(name)?.[1] ?? []).map(Number);
   const rootVersion = Math.max(0, ...rootVersions);
   const none: Repository = { root: null, targets: null, versions: { root: 0, targets: 0, snapshot: 0, timestamp: 0 } };
