@@ -17,7 +17,7 @@ import { makeDemoDaemon } from './demo-daemon.ts';
 import { DEMO_BRIDGE, type DemoNetwork, makeDemoNetwork, waitUntil } from './demo-network.ts';
 import { type DemoVendor, startDemoVendor } from './demo-vendor.ts';
 import { type DemoDocument, writeDocument } from './document.ts';
-import { type FollowedRun, followRun } from './follow-run.ts';
+import { followRun } from './follow-run.ts';
 import { SCENARIO_TABLE, type Scenario, type ScenarioName } from './scenarios.ts';
 
 export type DemoOptions = {

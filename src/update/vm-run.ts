@@ -302,7 +302,7 @@ export class VmRun {
   async #startVm(): Promise<Answer | null> {
     this.#deps.onStart?.();
     this.#attached = null;
-    const running = await this.#deps.driver.start(this.spec, { uid: this.uid });
+    const running = await this.#deps.driver.start(this.spec);
     this.#hold(running);
     if (running.adopted.kind !== 'ungated') return null;
     return { kind: 'found-ungated', detail: 'it was running when it was attached' };
