@@ -10,7 +10,7 @@ const httpUrl = { minLength: 8, maxLength: 2048, pattern: '^https?://[^\\s]+$' }
 export const VendorNameSchema = Type.String({
   minLength: 1,
   maxLength: 64,
-  pattern: '^[a-zA-Z0-9][a-zA-Z0-9._-]*$',
+  pattern: '^[a-z0-9][a-z0-9._-]*$',
   description: 'Unique name of this vendor',
 });
 

@@ -1,3 +1,4 @@
+// Tests of the configuration: what is read, in which order, and what its errors say.
 import assert from 'node:assert/strict';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';

@@ -3,7 +3,7 @@ import { readdir, readFile, stat } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { PratiqueError } from '../src/base/errors.ts';
-import { CONFIG_FILE_BYTES_MAX } from '../src/base/limits.ts';
+import { CONFIG_FILE_BYTES_MAX, SOCKET_PATH_BYTES_MAX } from '../src/base/limits.ts';
 import { printable } from '../src/base/printable.ts';
 import { DEFAULT_POLICY, type Policy } from '../src/model/policy.ts';
 import type { ConfigFile } from './config-schema.ts';
@@ -36,8 +36,6 @@ export type ConfigSources = {
   readonly uid: number;
 };
 
-/** Linux allows 108 bytes for a unix socket's path, the final zero included (unix(7)). */
-const SOCKET_PATH_BYTES_MAX = 107;
 const STORE_BUDGET_BYTES_DEFAULT = 20 * 1024 * 1024 * 1024;
 /** In the range that systemd's list of user ids calls unused (1879048192 to 2147483647). */
 const UIDS_DEFAULT = { first: 1_900_000_000, count: 10_000 } as const;

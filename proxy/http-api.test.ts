@@ -1,3 +1,4 @@
+// Tests of the API and its client together, over a real unix socket, against the in-memory service.
 import assert from 'node:assert/strict';
 import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
 import { request } from 'node:http';

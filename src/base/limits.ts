@@ -77,8 +77,8 @@ export const DRIVE_FOLDERS_MAX = 65_535;
 export const DRIVE_PATH_BYTES_MAX = 4095;
 /** Bytes of a symlink's target on a drive: with a name of 255 bytes it still fits one continuation sector. */
 export const DRIVE_LINK_BYTES_MAX = 1024;
-/** Bytes of a drive's names and inline files, which are put together in memory: 100,000 files need about 30 MB. */
-export const DRIVE_METADATA_BYTES_MAX = 256 * 1024 * 1024;
+/** Bytes of a drive's names and inline files, put together in memory: 100,000 files need 30 MB, 65,535 folders 280 MB. */
+export const DRIVE_METADATA_BYTES_MAX = 384 * 1024 * 1024;
 /** Files that QEMU holds open for one drive. */
 export const DRIVE_OPEN_FILES_MAX = 256;
 /** Bytes up to which a blob is copied behind the metadata instead of being opened on its own. */
@@ -235,3 +235,5 @@ export const PROGRESS_INTERVAL_MS = 250;
 export const VENDOR_POLL_MS = 15 * 60_000;
 /** Notes read from the journal at a time. */
 export const EVENTS_PAGE_MAX = 500;
+/** Milliseconds for one command of the doctor: a version is printed at once, a hanging tool must not hold the page. */
+export const DOCTOR_COMMAND_TIMEOUT_MS = 10_000;

@@ -1,0 +1,73 @@
+// pratique drift: what is installed against what is the latest.
+import { type Command, Option } from 'commander';
+import { EXIT_DRIFT } from '../../src/base/errors.ts';
+import { printable } from '../../src/base/printable.ts';
+import type { DriftRow } from '../service.ts';
+import { type Build, completeCommand } from './context.ts';
+import { renderTable } from './table.ts';
+import { durationText } from './text.ts';
+
+type DriftOptions = { readonly failOn?: 'security' | 'any'; readonly csv?: boolean };
+
+/** Adds `pratique drift`. */
+export function addDriftCommand(program: Command, build: Build): void {
+  const command = program
+    .command('drift')
+    .description('installed against latest, per VM')
+    .addOption(new Option('--fail-on <kinds>', 'exit code 8 when there is such drift').choices(['security', 'any']))
+    .option('--csv', 'as comma-separated values (RFC 4180)');
+  completeCommand<DriftOptions>(
+    command,
+    build,
+    'pratique drift --fail-on security',
+    async ({ output, connect, clock }, _args, options) => {
+      const drift = await (await connect()).drift();
+      const head = ['VM', 'PRODUCT', 'INSTALLED', 'LATEST', 'KIND', 'SINCE', 'ADVISORIES'].map((title) => ({ title }));
+      const rows = drift.map((row) => [
+        row.vm,
+        row.product,
+        row.installed ?? '-',
+        row.latest,
+        { text: row.kind, paint: (text: string) => (row.kind === 'security' ? output.paint('red', text) : text) },
+        durationText(clock.nowMs() - row.sinceMs),
+        row.advisories.join(' '),
+      ]);
+      output.show({ drift }, () =>
+        options.csv === true
+          ? driftCsv(drift)
+          : renderTable(head, rows, {
+              columns: output.columns,
+              ifEmpty: 'No drift: every known product is at its latest version.',
+            }),
+      );
+      return hasDrift(drift, options.failOn) ? EXIT_DRIFT : undefined;
+    },
+  );
+}
+
+function hasDrift(drift: readonly DriftRow[], failOn: DriftOptions['failOn']): boolean {
+  if (failOn === undefined) return false;
+  return drift.some(({ kind }) => failOn === 'any' || kind === 'security');
+}
+
+/** The rows as CSV with a head line. A cell that a spreadsheet would run as a formula gets an apostrophe before it. */
+export function driftCsv(drift: readonly DriftRow[]): string {
+  const head = ['vm', 'ecosystem', 'product', 'installed', 'latest', 'kind', 'since_ms', 'advisories'];
+  const rows = drift.map((row) => [
+    row.vm,
+    row.ecosystem,
+    row.product,
+    row.installed ?? '',
+    row.latest,
+    row.kind,
+    String(row.sinceMs),
+    row.advisories.join(' '),
+  ]);
+  return [head, ...rows].map((row) => row.map(csvCell).join(',')).join('\r\n');
+}
+
+function csvCell(value: string): string {
+  const clean = printable(value, 1_000);
+  const harmless = /^[=+\-@]/.test(clean) ? `'${clean}` : clean;
+  return /[",]/.test(harmless) ? `"${harmless.replaceAll('"', '""')}"` : harmless;
+}

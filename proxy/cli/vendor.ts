@@ -1,0 +1,167 @@
+// pratique vendor …: where updates come from.
+import { resolve } from 'node:path';
+import { type Command, Option } from 'commander';
+import { isoTime } from '../../src/base/clock.ts';
+import { ERROR_FAMILIES, PratiqueError } from '../../src/base/errors.ts';
+import { printable } from '../../src/base/printable.ts';
+import type { VendorConfig } from '../service.ts';
+import { type Build, completeCommand } from './context.ts';
+import type { Output } from './output.ts';
+import { renderTable } from './table.ts';
+import { sizeText } from './text.ts';
+
+type AddOptions = {
+  readonly kind: VendorConfig['kind'];
+  readonly metadataUrl?: string;
+  readonly targetsUrl?: string;
+  readonly root?: string;
+  readonly suite?: readonly string[];
+  readonly url?: string;
+  readonly keyring?: string;
+};
+type PublishOptions = { readonly repository: string; readonly keys: string; readonly rotate?: readonly TufRole[] };
+type TufRole = (typeof TUF_ROLES)[number];
+type Row = {
+  readonly vendor: string;
+  readonly kind?: string;
+  readonly checkedAtMs: number | null;
+  readonly isFresh: boolean;
+  readonly trouble: { readonly code: string; readonly message: string } | null;
+};
+
+const TUF_ROLES = ['root', 'targets', 'snapshot', 'timestamp'] as const;
+
+/** Adds `pratique vendor` and its verbs. */
+export function addVendorCommands(program: Command, build: Build): void {
+  const vendor = program.command('vendor').description('sources of updates');
+  addAdd(vendor, build);
+  addReading(vendor, build);
+  addPublish(vendor, build);
+}
+
+function addAdd(vendor: Command, build: Build): void {
+  const command = vendor
+    .command('add')
+    .description('add a source of updates')
+    .argument('<name>')
+    .addOption(new Option('--kind <kind>', 'kind of source').choices(['tuf', 'debian-apt']).makeOptionMandatory())
+    .option('--metadata-url <url>', 'tuf: folder of the signed metadata')
+    .option('--targets-url <url>', 'tuf: folder of the bundles')
+    .option('--root <file>', 'tuf: the first trusted root.json')
+    .option('--suite <name...>', 'debian-apt: suites, for example bookworm bookworm-security')
+    .option('--url <url>', "debian-apt: archive instead of the host's own")
+    .option('--keyring <file>', 'debian-apt: keyring that signs the archive');
+  const example = 'pratique vendor add shop --kind tuf --metadata-url URL --targets-url URL --root root.json';
+  completeCommand<AddOptions>(command, build, example, async ({ output, connect }, [name = ''], options) => {
+    const status = await (await connect()).addVendor(vendorConfig(name, options));
+    output.done(status, `vendor ${status.vendor} is added; ask it with: pratique vendor check ${status.vendor}`);
+    return undefined;
+  });
+}
+
+function vendorConfig(name: string, options: AddOptions): VendorConfig {
+  if (options.kind === 'tuf') {
+    return {
+      kind: 'tuf',
+      name,
+      metadataUrl: needed(options.metadataUrl, '--metadata-url'),
+      targetsUrl: needed(options.targetsUrl, '--targets-url'),
+      rootPath: resolve(needed(options.root, '--root')),
+    };
+  }
+  return {
+    kind: 'debian-apt',
+    name,
+    suites: needed(options.suite, '--suite'),
+    ...(options.url === undefined ? {} : { url: options.url }),
+    ...(options.keyring === undefined ? {} : { keyring: resolve(options.keyring) }),
+  };
+}
+
+function needed<T>(value: T | undefined, option: string): T {
+  if (value !== undefined) return value;
+  throw new PratiqueError('usage/command-line', `this kind of vendor needs ${option}`, {
+    next: 'see `pratique vendor add --help`',
+  });
+}
+
+function addReading(vendor: Command, build: Build): void {
+  const list = vendor
+    .command('list')
+    .description('the sources and their state; with a name, what that one offers')
+    .argument('[vendor]');
+  completeCommand(list, build, 'pratique vendor list', async ({ output, connect }, [name]) => {
+    const service = await connect();
+    if (name === undefined) {
+      const vendors = await service.listVendors();
+      output.show({ vendors }, () => vendorText(vendors, output));
+      return undefined;
+    }
+    const releases = await service.vendorOffers(name);
+    const head = ['PRODUCT', 'VERSION', 'KIND', 'ADVISORIES', 'SUMMARY'].map((title) => ({ title }));
+    output.show({ releases }, () =>
+      renderTable(
+        head,
+        releases.map((each) => [each.product, each.version, each.kind, each.advisories.join(' '), each.summary ?? '']),
+        { columns: output.columns, ifEmpty: 'This vendor offers nothing.' },
+      ),
+    );
+    return undefined;
+  });
+  const check = vendor
+    .command('check')
+    .description('ask one source, or all, for news now; exit code 6 when one is ill')
+    .argument('[vendor]');
+  completeCommand(check, build, 'pratique vendor check', async ({ output, connect }, [name]) => {
+    const vendors = await (await connect()).checkVendor(name ?? null);
+    output.show({ vendors }, () => vendorText(vendors, output));
+    return vendors.some(({ trouble }) => trouble !== null) ? ERROR_FAMILIES['vendor-ill'].exitCode : undefined;
+  });
+}
+
+function vendorText(vendors: readonly Row[], output: Output): string {
+  const head = ['VENDOR', 'KIND', 'FRESH', 'CHECKED', 'TROUBLE'].map((title) => ({ title }));
+  const rows = vendors.map(({ vendor, kind, checkedAtMs, isFresh, trouble }) => [
+    vendor,
+    kind ?? '',
+    { text: isFresh ? 'yes' : 'no', paint: (text: string) => output.paint(isFresh ? 'green' : 'yellow', text) },
+    checkedAtMs === null ? 'never' : isoTime(checkedAtMs),
+    trouble === null ? '' : `${trouble.code}: ${trouble.message}`,
+  ]);
+  return renderTable(head, rows, { columns: output.columns, ifEmpty: 'No vendors. Add one with: pratique vendor add' });
+}
+
+function addPublish(vendor: Command, build: Build): void {
+  const command = vendor
+    .command('publish')
+    .description('make and sign a TUF repository for your own software, or sign it again before it expires')
+    .argument('[source]', 'a folder with release.json and files/, or a folder of such folders; none: only sign again')
+    .requiredOption('--repository <folder>', 'the folder to serve over HTTP')
+    .requiredOption('--keys <folder>', 'the private keys; made on first use; keep a copy offline')
+    .addOption(new Option('--rotate <role...>', 'give these roles new keys').choices([...TUF_ROLES]));
+  const example = 'pratique vendor publish ./release-2.0.0 --repository /srv/tuf --keys /root/tuf-keys';
+  completeCommand<PublishOptions>(command, build, example, async ({ output, clock }, [source], options) => {
+    const { publishFolder } = await import('../../src/vendor/tuf/publish.ts');
+    const { repository, keys, rotate = [] } = options;
+    const published = await publishFolder({ source: source ?? null, repository, keys, rotate, clock });
+    output.show(published, () => {
+      const head = [{ title: 'PRODUCT' }, { title: 'VERSION' }, { title: 'SIZE', alignRight: true }, { title: 'FILE' }];
+      const rows = published.targets.map((target) => [
+        target.product,
+        target.version,
+        sizeText(target.sizeBytes),
+        target.path,
+      ]);
+      const table = renderTable(head, rows, {
+        columns: output.columns,
+        ifEmpty: 'Nothing new; everything is signed again.',
+      });
+      const rest = [
+        `The repository offers ${published.targetsTotal} releases; sign it again before ${printable(published.expires)}.`,
+        `Operators need its root by a trusted way: ${printable(published.rootPath, 1_000)}`,
+      ];
+      return [table, ...rest].join('\n');
+    });
+    return undefined;
+  });
+}

@@ -1,0 +1,124 @@
+// VMs, plans, reasons and events as text for people. Pure; every foreign text goes through printable.
+import { isoTime } from '../../src/base/clock.ts';
+import { printable } from '../../src/base/printable.ts';
+import type { Plan } from '../../src/model/plan.ts';
+import type { RunStateName, Service, VmEventRecord, VmView, Why } from '../service.ts';
+import type { Colour, Output } from './output.ts';
+import { renderTable } from './table.ts';
+import { durationText, sizeText } from './text.ts';
+import { progressText } from './timeline.ts';
+
+type VmDetail = Awaited<ReturnType<Service['showVm']>>;
+
+/** Products shown of one VM; `--json` has all of them. */
+const PRODUCTS_SHOWN_MAX = 40;
+
+/** The table of `vm list`. */
+export function vmListText(vms: readonly VmView[], output: Output, nowMs: number): string {
+  const head = ['VM', 'STATE', 'SINCE', 'GATE', 'OS', 'REASON'].map((title) => ({ title }));
+  const rows = vms.map((view) => [
+    view.vm,
+    { text: view.state, paint: stateColour(view.state, output) },
+    durationText(nowMs - view.sinceMs),
+    view.gate,
+    osText(view),
+    view.why.isPlugged ? '' : view.why.reason,
+  ]);
+  return renderTable(head, rows, { columns: output.columns, ifEmpty: 'No VMs. Add one with: pratique vm add SPEC' });
+}
+
+function stateColour(state: RunStateName, output: Output): (text: string) => string {
+  const colours: Partial<Record<RunStateName, Colour>> = { connected: 'green', quarantined: 'red', off: 'dim' };
+  const colour = colours[state] ?? 'yellow';
+  return (text) => output.paint(colour, text);
+}
+
+function osText({ os }: VmView): string {
+  return os === null ? '-' : printable(`${os.id} ${os.versionId} ${os.arch}`, 60);
+}
+
+/** The page of `vm show`. */
+export function vmText(vm: VmDetail, output: Output, nowMs: number): string {
+  const { policy, fenceDropped, why } = vm;
+  const facts: readonly (readonly [string, string])[] = [
+    ['state', `${vm.state} for ${durationText(nowMs - vm.sinceMs)}`],
+    ['gate', vm.gate],
+    ...(why.isPlugged
+      ? []
+      : ([
+          ['why', why.reason],
+          ['next', why.next],
+        ] as const)),
+    ['kind', vm.kind],
+    ['os', osText(vm)],
+    ['agent', vm.agentVersion ?? '-'],
+    ['run', vm.run ?? '-'],
+    [
+      'policy',
+      `install ${policy.install}, reboot ${policy.allowReboot ? 'allowed' : 'not allowed'}${policy.infrastructure ? ', infrastructure' : ''}`,
+    ],
+    ['fence dropped', `${fenceDropped.fromGuest} frames from the guest, ${fenceDropped.toGuest} to it`],
+    ['spec', vm.specDigest],
+  ];
+  const lines = facts.map(([name, value]) => `${name.padEnd(14)} ${printable(value, 1_000)}`);
+  const products = vm.products.slice(0, PRODUCTS_SHOWN_MAX);
+  const head = ['PRODUCT', 'VERSION', 'ECOSYSTEM', 'STATE'].map((title) => ({ title }));
+  const table = renderTable(
+    head,
+    products.map(({ product, arch, version, ecosystem, state }) => [
+      arch === undefined ? product : `${product}:${arch}`,
+      version,
+      ecosystem,
+      state,
+    ]),
+    { columns: output.columns, ifEmpty: 'No products known yet.' },
+  );
+  const more = vm.products.length - products.length;
+  const rest = more > 0 ? [`… and ${more} more; --json shows all`] : [];
+  return [printable(vm.vm), ...lines, '', table, ...rest].join('\n');
+}
+
+/** One paragraph per VM: what keeps it, and what to do. */
+export function whyText(reasons: readonly Why[]): string {
+  if (reasons.length === 0) return 'Every VM is plugged in.';
+  return reasons
+    .map(({ vm, state, isPlugged, reason, next }) => {
+      const head = `${printable(vm)} is ${state}${isPlugged ? '' : ', not plugged in'}: ${printable(reason, 1_000)}`;
+      return `${head}\n  next: ${printable(next, 1_000)}`;
+    })
+    .join('\n');
+}
+
+/** The table of `vm plan`. */
+export function planText(plan: Plan, output: Output): string {
+  const head = [
+    { title: 'PRODUCT' },
+    { title: 'INSTALLED' },
+    { title: 'NEW' },
+    { title: 'KIND' },
+    { title: 'SIZE', alignRight: true },
+    { title: 'ADVISORIES' },
+  ];
+  const rows = plan.items.map(({ id, fromVersion, release }) => [
+    id,
+    fromVersion ?? '-',
+    release.version,
+    { text: release.kind, paint: (text: string) => (release.kind === 'security' ? output.paint('red', text) : text) },
+    sizeText(release.artifact.sizeBytes),
+    release.advisories.join(' '),
+  ]);
+  const table = renderTable(head, rows, { columns: output.columns, ifEmpty: 'Nothing to install: up to date.' });
+  const stale = plan.vendors
+    .filter(({ fresh }) => !fresh)
+    .map(({ vendor }) => `Not fresh: vendor ${printable(vendor)}`);
+  const sizeBytes = plan.items.reduce((sum, { release }) => sum + release.artifact.sizeBytes, 0);
+  const total = rows.length === 0 ? [] : [`${rows.length} items, at most ${sizeText(sizeBytes)} to download`];
+  return [table, ...total, ...stale].join('\n');
+}
+
+/** One line per event. */
+export function eventText(event: VmEventRecord, output: Output): string {
+  const said = event.progress === undefined ? printable(event.text, 1_000) : progressText(event.progress);
+  const paint = event.kind === 'warning' ? (text: string) => output.paint('yellow', text) : (text: string) => text;
+  return paint(`${isoTime(event.atMs)} ${event.seq} ${printable(event.vm)} ${event.state} ${event.kind}: ${said}`);
+}

@@ -1,0 +1,259 @@
+// pratique vm …: the VMs of this host.
+import { userInfo } from 'node:os';
+import { type Command, Option } from 'commander';
+import { EXIT_FAILED, EXIT_QUARANTINED } from '../../src/base/errors.ts';
+import type { Policy } from '../../src/model/policy.ts';
+import { RUN_STATES, type RunStateName, type Service, type VmEventRecord, type VmView, type Why } from '../service.ts';
+import { type Build, type Context, completeCommand } from './context.ts';
+import { durationText, parseDuration, wholeNumber } from './text.ts';
+
+// The texts are loaded when they are printed: `--help` and the quiet commands do without.
+const texts = async () => await import('./vm-text.ts');
+
+type AddOptions = {
+  readonly install?: 'security' | 'all';
+  readonly reboot: boolean;
+  readonly infrastructure?: boolean;
+  readonly vendor?: readonly string[];
+  readonly qmp?: string;
+  readonly channel?: string;
+  readonly tap?: readonly string[];
+  readonly drivePort?: string;
+};
+type WaitOptions = { readonly for: RunStateName; readonly timeout: string; readonly quiet?: boolean };
+type EventOptions = { readonly follow?: boolean; readonly after: string; readonly limit: string };
+
+const PAGE_EVENTS = 1_000;
+
+/** Adds `pratique vm` and its verbs. */
+export function addVmCommands(program: Command, build: Build): void {
+  const vm = program.command('vm').description('virtual machines');
+  addAdd(vm, build);
+  addReadingCommands(vm, build);
+  addActingCommands(vm, build);
+  addEventCommands(vm, build);
+}
+
+function addAdd(vm: Command, build: Build): void {
+  const command = vm
+    .command('add')
+    .description('take a VM under the gate: from a spec file, or one that runs already (--qmp, --channel, --tap)')
+    .argument('<spec-or-name>', 'spec file (TOML or JSON), or the name of a running VM')
+    .addOption(new Option('--install <kinds>', 'what a run installs').choices(['security', 'all']))
+    .option('--no-reboot', 'never reboot the guest for an update')
+    .option('--infrastructure', 'plug in unchecked (audited) when no vendor can be reached: for a router or DNS server')
+    .option('--vendor <name...>', 'ask only these vendors')
+    .option('--qmp <socket>', "unix socket of the running VM's QMP monitor")
+    .option('--channel <socket>', "unix socket of the running VM's agent channel")
+    .option('--tap <nic=tap...>', "tap of each of the running VM's NICs")
+    .option('--drive-port <id>', 'spare pcie-root-port of the running VM');
+  completeCommand<AddOptions>(
+    command,
+    build,
+    'pratique vm add web.toml --install security',
+    async (context, [given = ''], options) => {
+      const { attachedSpec, readVmSpec } = await import('../spec-file.ts');
+      const isAttached = options.qmp !== undefined || options.channel !== undefined || options.tap !== undefined;
+      const { config } = await context.loadConfig();
+      const spec = isAttached ? attachedSpec(given, options) : await readVmSpec(given, config.network.bridge);
+      const service = await context.connect();
+      const view = await service.addVm(spec, policyOf(options));
+      context.output.done(view, `VM ${view.vm} is under the gate; start it with: pratique vm start ${view.vm}`);
+      return undefined;
+    },
+  );
+}
+
+function policyOf(options: AddOptions): Partial<Policy> {
+  return {
+    ...(options.install === undefined ? {} : { install: options.install }),
+    ...(options.reboot ? {} : { allowReboot: false }),
+    ...(options.infrastructure === true ? { infrastructure: true } : {}),
+    ...(options.vendor === undefined ? {} : { vendors: [...options.vendor] }),
+  };
+}
+
+function addReadingCommands(vm: Command, build: Build): void {
+  const list = vm.command('list').description('all VMs and their states');
+  completeCommand(list, build, 'pratique vm list', async ({ output, connect, clock }) => {
+    const vms = await (await connect()).listVms();
+    const { vmListText } = await texts();
+    output.show({ vms }, () => vmListText(vms, output, clock.nowMs()));
+    return undefined;
+  });
+  const show = vm
+    .command('show')
+    .description('one VM: state, reason, policy, spec, installed products')
+    .argument('<vm>');
+  completeCommand(show, build, 'pratique vm show web', async ({ output, connect, clock }, [name = '']) => {
+    const shown = await (await connect()).showVm(name);
+    const { vmText } = await texts();
+    output.show(shown, () => vmText(shown, output, clock.nowMs()));
+    return undefined;
+  });
+  const why = vm
+    .command('why')
+    .description('why a VM is not plugged in, and what to do next; without a name, for every VM that is not')
+    .argument('[vm]');
+  completeCommand(why, build, 'pratique vm why web', async ({ output, connect }, [name]) => {
+    const service = await connect();
+    const reasons = name === undefined ? await reasonsOfAll(service) : [await service.whyVm(name)];
+    const { whyText } = await texts();
+    output.show(name === undefined ? { vms: reasons } : reasons[0], () => whyText(reasons));
+    return undefined;
+  });
+  const plan = vm.command('plan').description('what would be installed now (changes nothing)').argument('<vm>');
+  completeCommand(plan, build, 'pratique vm plan web', async ({ output, connect }, [name = '']) => {
+    const planned = await (await connect()).planVm(name);
+    const { planText } = await texts();
+    output.show(planned, () => planText(planned, output));
+    return undefined;
+  });
+}
+
+async function reasonsOfAll(service: Service): Promise<readonly Why[]> {
+  const vms = await service.listVms();
+  return vms.filter(({ gate }) => gate === 'closed').map(({ why }) => why);
+}
+
+function addActingCommands(vm: Command, build: Build): void {
+  const act = (verb: string, description: string, action: (service: Service, vm: string) => Promise<VmView>) => {
+    const command = vm.command(verb).description(description).argument('<vm>');
+    completeCommand(command, build, `pratique vm ${verb} web`, async ({ output, connect }, [name = '']) => {
+      const view = await action(await connect(), name);
+      output.done(view, `VM ${view.vm} is ${view.state}, its gate is ${view.gate}`);
+      return undefined;
+    });
+  };
+  act('start', 'start a VM behind the closed gate', (service, name) => service.startVm(name));
+  act('retry', 'try again after a quarantine', (service, name) => service.retryVm(name));
+  act('update', 'look for updates and install them now; a connected VM stays plugged in', (service, name) =>
+    service.updateVm(name),
+  );
+  const stop = vm
+    .command('stop')
+    .description('shut a VM down')
+    .argument('<vm>')
+    .option('--force', 'end it without asking the guest');
+  completeCommand<{ readonly force?: boolean }>(
+    stop,
+    build,
+    'pratique vm stop web',
+    async ({ output, connect }, [name = ''], { force }) => {
+      const view = await (await connect()).stopVm(name, { force: force === true });
+      output.done(view, `VM ${view.vm} is ${view.state}`);
+      return undefined;
+    },
+  );
+  const admit = vm
+    .command('admit')
+    .description('plug a VM in without evidence; who did it and why goes into the audit records')
+    .argument('<vm>')
+    .requiredOption('--reason <text>', 'why this VM may go on the network unchecked');
+  completeCommand<{ readonly reason: string }>(
+    admit,
+    build,
+    'pratique vm admit gateway --reason "it routes for this host"',
+    async ({ output, connect, env }, [name = ''], { reason }) => {
+      const view = await (await connect()).admitVm(name, { reason, actor: actorOf(env) });
+      output.done(view, `VM ${view.vm} is plugged in by override`);
+      return undefined;
+    },
+  );
+  const remove = vm.command('remove').description('forget a VM; its disks stay').argument('<vm>');
+  completeCommand(remove, build, 'pratique vm remove web', async ({ output, connect }, [name = '']) => {
+    await (await connect()).removeVm(name);
+    output.done({ removed: name }, `VM ${name} is forgotten`);
+    return undefined;
+  });
+}
+
+/** Who asked, for the audit record: the person behind sudo where there is one. */
+function actorOf(env: NodeJS.ProcessEnv): string {
+  const user = userInfo().username;
+  return env.SUDO_USER === undefined ? user : `${env.SUDO_USER} (as ${user})`;
+}
+
+function addEventCommands(vm: Command, build: Build): void {
+  const events = vm
+    .command('events')
+    .description('what happened to a VM, or to all')
+    .argument('[vm]')
+    .option('--follow', 'go on with what happens next')
+    .option('--after <seq>', 'only events with a greater number', '0')
+    .option('--limit <n>', 'at most so many past events', '2000');
+  completeCommand<EventOptions>(events, build, 'pratique vm events web --follow', async (context, [name], options) => {
+    await showEvents(context, name, options);
+    return undefined;
+  });
+  const wait = vm
+    .command('wait')
+    .description('block until a VM is in a state: exit 0 then, 4 if it is quarantined, 1 after the timeout')
+    .argument('<vm>')
+    .addOption(new Option('--for <state>', 'state to wait for').choices([...RUN_STATES]).default('connected'))
+    .option('--timeout <duration>', 'how long: 90s, 10m, 1h', '10m')
+    .option('-q, --quiet', 'no timeline on stderr');
+  completeCommand<WaitOptions>(
+    wait,
+    build,
+    'pratique vm wait web --for connected --timeout 10m',
+    async (context, [name = ''], options) => await waitFor(context, name, options),
+  );
+}
+
+async function showEvents(context: Context, vm: string | undefined, options: EventOptions): Promise<void> {
+  const { output, signal } = context;
+  const service = await context.connect();
+  const { eventText } = await texts();
+  const only = vm === undefined ? {} : { vm };
+  const show = (event: VmEventRecord): void => output.show(event, () => eventText(event, output));
+  let afterSeq = wholeNumber('--after', options.after);
+  if (options.follow === true) {
+    for await (const event of service.followEvents({ ...only, afterSeq, signal })) show(event);
+    return;
+  }
+  let left = wholeNumber('--limit', options.limit);
+  while (left > 0) {
+    const page = await service.pastEvents({ ...only, afterSeq, limit: Math.min(left, PAGE_EVENTS) });
+    for (const event of page) show(event);
+    if (page.length === 0) return;
+    left -= page.length;
+    afterSeq = page.at(-1)?.seq ?? afterSeq;
+  }
+}
+
+/** Past events are read too, but only the present state decides: an old `connected` is no answer. */
+async function waitFor(context: Context, vm: string, options: WaitOptions): Promise<number> {
+  const { output, clock, signal } = context;
+  const timeoutMs = parseDuration(options.timeout);
+  const service = await context.connect();
+  const stop = new AbortController();
+  signal.addEventListener('abort', () => stop.abort());
+  const cancel = clock.after(timeoutMs, () => stop.abort());
+  const { makeTimelinePrinter } = await import('./timeline.ts');
+  const printer = options.quiet === true ? null : makeTimelinePrinter(output.stderr, clock, context.env);
+  const startedMs = clock.nowMs();
+  let why = await service.whyVm(vm);
+  // The timeline starts with the present state; what is older belongs to other runs as well.
+  printer?.push({ seq: 0, vm: why.vm, atMs: startedMs, kind: 'state', state: why.state, text: why.reason });
+  const isDecided = (): boolean => why.state === options.for || why.state === 'quarantined';
+  try {
+    if (!isDecided()) {
+      for await (const event of service.followEvents({ vm, afterSeq: 0, signal: stop.signal })) {
+        if (event.atMs >= startedMs) printer?.push(event);
+        if (event.kind !== 'state' || (event.state !== options.for && event.state !== 'quarantined')) continue;
+        why = await service.whyVm(vm);
+        if (isDecided()) break;
+      }
+    }
+  } finally {
+    cancel();
+    printer?.end();
+  }
+  const { whyText } = await texts();
+  output.show(why, () => whyText([why]));
+  if (why.state === options.for) return 0;
+  if (why.state === 'quarantined') return EXIT_QUARANTINED;
+  output.warn(`VM ${vm} is still ${why.state} after ${durationText(timeoutMs)}; see: pratique vm why ${vm}`);
+  return EXIT_FAILED;
+}

@@ -1,0 +1,148 @@
+// The daemon: one per data folder. Opens the host, serves it on the socket, tells systemd, and ends without losing anything.
+import { mkdir, readFile, rm } from 'node:fs/promises';
+import { connect } from 'node:net';
+import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+import type { Clock } from '../src/base/clock.ts';
+import { writeDurably } from '../src/base/durable-file.ts';
+import { describeError, PratiqueError } from '../src/base/errors.ts';
+import type { Log } from '../src/base/log.ts';
+import { tryCommand } from '../src/base/run-command.ts';
+import { breakGlassPage, breakGlassPath } from './break-glass.ts';
+import { type Config, socketPathOf } from './config.ts';
+import { listenOnSocket, makeHttpApi } from './http-api.ts';
+import type { Service } from './service.ts';
+
+export class DaemonError extends PratiqueError {}
+
+export type DaemonOptions = {
+  readonly config: Config;
+  readonly log: Log;
+  readonly clock: Clock;
+  readonly env: NodeJS.ProcessEnv;
+  readonly uid: number;
+  readonly startHost: (options: {
+    readonly config: Config;
+    readonly log: Log;
+    readonly clock: Clock;
+  }) => Promise<{ readonly service: Service; readonly close: () => Promise<void> }>;
+};
+
+export type Daemon = { readonly socketPath: string; readonly close: () => Promise<void> };
+
+/** Starts the daemon. Throws DaemonError `conflict/daemon-running` when another one has the data folder or the socket. */
+export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
+  const { config, log, clock, env, uid } = options;
+  // 0711: each QEMU has a user of its own and reaches its own files below, without listing the others'.
+  await mkdir(config.dataFolder, { recursive: true, mode: 0o711 });
+  await mkdir(config.runFolder, { recursive: true, mode: 0o711 });
+  const unlock = await lockFolder(config);
+  const undo: (() => Promise<void>)[] = [async () => unlock()];
+  try {
+    const socketPath = socketPathOf(config.runFolder);
+    await clearSocket(socketPath);
+    await writeDurably(pidPath(config), `${process.pid}\n`, 0o644);
+    undo.push(async () => await rm(pidPath(config), { force: true }));
+    const host = await options.startHost({ config, log, clock });
+    undo.push(host.close);
+    const service = await withBreakGlassPage(host.service, config);
+    const api = await makeHttpApi({ service, log, clock });
+    await listenOnSocket(api, socketPath, uid);
+    undo.push(async () => await api.close());
+    await notifySystemd(env, '--ready', log);
+    log.info({ socketPath, dataFolder: config.dataFolder }, 'the daemon is ready');
+    return {
+      socketPath,
+      close: async () => {
+        await notifySystemd(env, '--stopping', log);
+        await undoAll(undo);
+        log.info('the daemon has ended; VMs go on as they are');
+      },
+    };
+  } catch (error) {
+    await undoAll(undo);
+    throw error;
+  }
+}
+
+/** Last opened, first closed; each one is tried, the first failure is thrown. */
+async function undoAll(undo: readonly (() => Promise<void>)[]): Promise<void> {
+  const failures: unknown[] = [];
+  for (const step of [...undo].reverse()) await step().catch((error: unknown) => failures.push(error));
+  if (failures.length > 0) throw failures[0];
+}
+
+function pidPath(config: Config): string {
+  return join(config.runFolder, 'daemon.pid');
+}
+
+/**
+ * An exclusive SQLite transaction is a file lock that the kernel drops when we die, however we die; Node has no flock of
+ * its own.
+ */
+async function lockFolder(config: Config): Promise<() => void> {
+  const lock = new DatabaseSync(join(config.dataFolder, 'daemon.lock'));
+  try {
+    lock.exec('PRAGMA busy_timeout = 0; BEGIN EXCLUSIVE');
+  } catch (cause) {
+    lock.close();
+    const pid = (await readFile(pidPath(config), 'utf8').catch(() => '')).trim();
+    const who = /^\d+$/.test(pid) ? `process ${pid}` : 'another process';
+    throw new DaemonError('conflict/daemon-running', `${who} already serves the data folder ${config.dataFolder}`, {
+      cause,
+      next: 'use the daemon that runs, or stop it first',
+    });
+  }
+  return () => lock.close();
+}
+
+/** Removes the socket a dead daemon left; refuses when somebody answers on it. */
+async function clearSocket(socketPath: string): Promise<void> {
+  const isAnswered = await new Promise<boolean>((resolve) => {
+    const probe = connect(socketPath);
+    probe.on('connect', () => {
+      probe.destroy();
+      resolve(true);
+    });
+    probe.on('error', () => resolve(false));
+  });
+  if (isAnswered) {
+    throw new DaemonError('conflict/daemon-running', `another daemon answers on ${socketPath}`, {
+      next: 'use the daemon that runs, stop it, or configure another runFolder',
+    });
+  }
+  await rm(socketPath, { force: true });
+}
+
+/** The service, which also keeps the page for the day on which this daemon does not start. */
+async function withBreakGlassPage(service: Service, config: Config): Promise<Service> {
+  const write = async (): Promise<void> => {
+    const vms = await service.listVms();
+    const specs = await Promise.all(vms.map(async ({ vm }) => (await service.showVm(vm)).spec));
+    await writeDurably(breakGlassPath(config.dataFolder), breakGlassPage(specs, config.runFolder), 0o644);
+  };
+  await write();
+  return {
+    ...service,
+    addVm: async (spec, policy) => {
+      const view = await service.addVm(spec, policy);
+      await write();
+      return view;
+    },
+    removeVm: async (vm) => {
+      await service.removeVm(vm);
+      await write();
+    },
+  };
+}
+
+/** Node has no datagram sockets for the unix domain, so systemd's own program speaks for us (sd_notify(3)). */
+async function notifySystemd(env: NodeJS.ProcessEnv, what: '--ready' | '--stopping', log: Log): Promise<void> {
+  if (env.NOTIFY_SOCKET === undefined) return;
+  try {
+    const { exitCode, stderr } = await tryCommand(['systemd-notify', what, `--pid=${process.pid}`], { env });
+    if (exitCode !== 0) log.warn({ stderr }, 'systemd was not told about our state');
+  } catch (error) {
+    log.warn({ detail: describeError(error) }, 'systemd was not told about our state');
+  }
+}

@@ -1,0 +1,238 @@
+// Is this host fit? Each check with its state and how to mend it. What touches the machine comes in as ports.
+import { constants } from 'node:fs';
+import { access, readFile, stat, statfs } from 'node:fs/promises';
+import type { Clock } from '../src/base/clock.ts';
+import { isoTime } from '../src/base/clock.ts';
+import { DOCTOR_COMMAND_TIMEOUT_MS } from '../src/base/limits.ts';
+import type { Log } from '../src/base/log.ts';
+import { printable } from '../src/base/printable.ts';
+import { tryCommand } from '../src/base/run-command.ts';
+import { probeAccelerator } from '../src/hypervisor/qmp/accel.ts';
+import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
+import { breakGlassCommands } from './break-glass.ts';
+import type { Config } from './config.ts';
+import type { DoctorLine } from './service.ts';
+
+export type DoctorPorts = {
+  /** Whether hardware virtualisation was proven to work. */
+  readonly probeKvm: () => Promise<boolean>;
+  /** How a command ended; null when it is not installed or hangs. */
+  readonly run: (
+    argv: readonly string[],
+  ) => Promise<{ readonly exitCode: number | null; readonly text: string } | null>;
+  readonly mayUse: (path: string) => Promise<boolean>;
+  readonly readText: (path: string) => Promise<string | null>;
+  /** Free bytes and mode of a folder, or of its nearest ancestor that exists. */
+  readonly folder: (path: string) => Promise<{ readonly freeBytes: number; readonly mode: number | null }>;
+  readonly nowMs: () => number;
+  readonly uid: number;
+};
+
+export type DoctorHost = {
+  readonly config: Config;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly runs?: ReadonlyMap<string, { readonly spec: VmSpec }>;
+};
+
+const QEMU_BINARY = 'qemu-system-x86_64';
+/** What this project is tested with; older ones lack `-action reboot=shutdown,shutdown=pause` in this form. */
+const QEMU_VERSION_MIN = [7, 2] as const;
+const SPACE_UNFIT_BYTES = 256 * 1024 * 1024;
+const SPACE_WARNING_BYTES = 2 * 1024 * 1024 * 1024;
+/** 2026-01-01: a clock before this is wrong, and would make expired signatures look good. */
+const CLOCK_EARLIEST_MS = 1_767_225_600_000;
+
+const ok = (check: string, detail: string): DoctorLine => ({ check, state: 'ok', detail, mend: null });
+const bad = (check: string, state: 'warning' | 'unfit', detail: string, mend: string): DoctorLine => ({
+  check,
+  state,
+  detail,
+  mend,
+});
+
+/** All checks, and for each VM the commands that plug it in by hand. Never throws for a missing tool. */
+export async function runDoctor(host: DoctorHost, ports = hostPorts(host)): Promise<readonly DoctorLine[]> {
+  const { config } = host;
+  const lines = await Promise.all([
+    checkRights(ports),
+    checkKvm(ports),
+    checkQemu(ports),
+    checkNft(ports),
+    ...TOOLS.map(async (tool) => await checkTool(tool, ports)),
+    checkTun(ports),
+    checkBridgeNetfilter(ports),
+    checkFolder('data folder', config.dataFolder, ports),
+    checkFolder('run folder', config.runFolder, ports),
+    checkSpace(config, ports),
+    checkClock(ports),
+    checkAptSources(config, ports),
+  ]);
+  const byHand = [...(host.runs?.values() ?? [])].map(({ spec }) =>
+    ok(`break-glass ${spec.vm}`, breakGlassCommands(spec, config.runFolder).join(' && ')),
+  );
+  return [...lines, ...byHand];
+}
+
+/** The real machine. */
+export function hostPorts({ clock, log }: DoctorHost): DoctorPorts {
+  return {
+    probeKvm: async () => (await probeAccelerator(QEMU_BINARY, clock, log)) === 'kvm',
+    run: async (argv) => {
+      try {
+        const { exitCode, stdout, stderr } = await tryCommand(argv, { timeoutMs: DOCTOR_COMMAND_TIMEOUT_MS });
+        return { exitCode, text: stdout + stderr };
+      } catch {
+        return null; // Not installed, or too much output: either way it is of no use to us.
+      }
+    },
+    mayUse: async (path) =>
+      await access(path, constants.R_OK | constants.W_OK).then(
+        () => true,
+        () => false,
+      ),
+    readText: async (path) => await readFile(path, 'utf8').catch(() => null),
+    folder: async (path) => {
+      const { bavail, bsize } = await statfs(await nearestFolder(path));
+      const mode = await stat(path).then(
+        (found) => found.mode & 0o777,
+        () => null,
+      );
+      return { freeBytes: bavail * bsize, mode };
+    },
+    nowMs: clock.nowMs,
+    uid: process.getuid?.() ?? 0,
+  };
+}
+
+async function nearestFolder(path: string): Promise<string> {
+  let folder = path;
+  while (
+    folder !== '/' &&
+    !(await stat(folder).then(
+      (found) => found.isDirectory(),
+      () => false,
+    ))
+  ) {
+    folder = folder.slice(0, Math.max(1, folder.lastIndexOf('/')));
+  }
+  return folder;
+}
+
+async function checkRights({ uid }: DoctorPorts): Promise<DoctorLine> {
+  if (uid === 0) return ok('rights', 'runs as root');
+  const mend = 'run the daemon as root, or keep every VM in a namespace of your own (`unshare -Urn`)';
+  return bad('rights', 'warning', `runs as user ${uid}: no taps and no fence in the host's own network`, mend);
+}
+
+async function checkKvm(ports: DoctorPorts): Promise<DoctorLine> {
+  if (await ports.probeKvm()) return ok('kvm', 'a throw-away VM ran with hardware virtualisation');
+  const mend =
+    'enable virtualisation in the firmware (or nested virtualisation) and load the module kvm_intel or kvm_amd';
+  return bad('kvm', 'warning', 'KVM does not work: guests are emulated, which is slow', mend);
+}
+
+async function checkQemu(ports: DoctorPorts): Promise<DoctorLine> {
+  const mend = 'install the package qemu-system-x86, version 7.2 or newer';
+  const answer = await ports.run([QEMU_BINARY, '--version']);
+  const version = /version (\d+)\.(\d+)\S*/.exec(answer?.text ?? '');
+  if (answer?.exitCode !== 0 || version === null) return bad('qemu', 'unfit', `${QEMU_BINARY} is not usable`, mend);
+  const [major, minor] = [Number(version[1]), Number(version[2])];
+  const [majorMin, minorMin] = QEMU_VERSION_MIN;
+  const isOld = major < majorMin || (major === majorMin && minor < minorMin);
+  return isOld ? bad('qemu', 'unfit', `QEMU ${major}.${minor} is too old`, mend) : ok('qemu', printable(version[0]));
+}
+
+async function checkNft(ports: DoctorPorts): Promise<DoctorLine> {
+  const version = await ports.run(['nft', '--version']);
+  if (version?.exitCode !== 0) return bad('nft', 'unfit', 'nft is not usable', 'install the package nftables');
+  if (ports.uid !== 0) return ok('nft', printable(version.text.trim()));
+  const listed = await ports.run(['nft', 'list', 'tables', 'bridge']);
+  if (listed?.exitCode === 0) return ok('nft', printable(version.text.trim()));
+  const mend = 'use a kernel with nf_tables and its bridge family (module nft_meta_bridge)';
+  return bad('nft', 'unfit', `nft cannot list tables of the bridge family: ${printable(listed?.text ?? '')}`, mend);
+}
+
+type Tool = {
+  readonly name: string;
+  readonly argv: readonly string[];
+  readonly need: string;
+  readonly package: string;
+};
+
+const TOOLS: readonly Tool[] = [
+  { name: 'ip', argv: ['ip', '-V'], need: 'makes taps and bridges', package: 'iproute2' },
+  { name: 'perl', argv: ['perl', '-e', '1'], need: 'starts QEMU with inherited taps', package: 'perl-base' },
+  { name: 'setpriv', argv: ['setpriv', '--version'], need: "takes QEMU's rights away", package: 'util-linux' },
+  { name: 'gpgv', argv: ['gpgv', '--version'], need: "checks Debian's signatures", package: 'gpgv' },
+  { name: 'xz', argv: ['xz', '--version'], need: "unpacks Debian's package lists", package: 'xz-utils' },
+];
+
+async function checkTool(tool: Tool, ports: DoctorPorts): Promise<DoctorLine> {
+  const answer = await ports.run(tool.argv);
+  if (answer?.exitCode === 0) return ok(tool.name, printable(answer.text.split('\n')[0] || tool.need));
+  return bad(tool.name, 'unfit', `${tool.name} is missing; it ${tool.need}`, `install the package ${tool.package}`);
+}
+
+async function checkTun(ports: DoctorPorts): Promise<DoctorLine> {
+  if (await ports.mayUse('/dev/net/tun')) return ok('tun', '/dev/net/tun can be opened');
+  return bad(
+    'tun',
+    'unfit',
+    '/dev/net/tun cannot be opened: no VM gets a network card',
+    'load the module tun (as root)',
+  );
+}
+
+async function checkBridgeNetfilter(ports: DoctorPorts): Promise<DoctorLine> {
+  const value = await ports.readText('/proc/sys/net/bridge/bridge-nf-call-iptables');
+  if (value?.trim() !== '1') return ok('bridge netfilter', 'bridged frames do not pass the IP rules of this host');
+  const mend = 'sysctl net.bridge.bridge-nf-call-iptables=0, unless you want these rules for VMs';
+  return bad(
+    'bridge netfilter',
+    'warning',
+    "the host's IP rules also apply to plugged-in VMs and may drop their packets",
+    mend,
+  );
+}
+
+async function checkFolder(check: string, path: string, ports: DoctorPorts): Promise<DoctorLine> {
+  const { mode } = await ports.folder(path);
+  if (mode === null) return ok(check, `${path} will be made`);
+  if ((mode & 0o022) === 0) return ok(check, path);
+  return bad(check, 'unfit', `${path} can be written by others (mode ${mode.toString(8)})`, `chmod go-w ${path}`);
+}
+
+async function checkSpace({ dataFolder }: Config, ports: DoctorPorts): Promise<DoctorLine> {
+  const { freeBytes } = await ports.folder(dataFolder);
+  const detail = `${Math.floor(freeBytes / 1_000_000)} MB free for ${dataFolder}`;
+  if (freeBytes >= SPACE_WARNING_BYTES) return ok('space', detail);
+  const mend = 'free space, or set dataFolder to a larger file system';
+  return bad('space', freeBytes < SPACE_UNFIT_BYTES ? 'unfit' : 'warning', detail, mend);
+}
+
+async function checkClock(ports: DoctorPorts): Promise<DoctorLine> {
+  const now = ports.nowMs();
+  const mend = 'set the clock, and keep it with systemd-timesyncd or chrony';
+  if (now < CLOCK_EARLIEST_MS)
+    return bad('clock', 'unfit', `the clock says ${isoTime(now)}: signatures cannot be dated`, mend);
+  const answer = await ports.run(['timedatectl', 'show', '--property=NTPSynchronized', '--value']);
+  if (answer?.exitCode !== 0) return ok('clock', `${isoTime(now)}; whether it is kept by NTP is not known`);
+  return answer.text.trim() === 'yes'
+    ? ok('clock', `${isoTime(now)}, kept by NTP`)
+    : bad('clock', 'warning', `${isoTime(now)}, not kept by NTP`, mend);
+}
+
+async function checkAptSources({ vendors }: Config, ports: DoctorPorts): Promise<DoctorLine> {
+  const needed = vendors.some((vendor) => vendor.kind === 'debian-apt' && vendor.url === undefined);
+  const answer = await ports.run(['apt-get', 'indextargets', '--format', '$(SITE)', 'Created-By: Packages']);
+  const count = new Set((answer?.text ?? '').split('\n').filter((line) => /^\w+:/.test(line))).size;
+  if (answer?.exitCode === 0 && count > 0) return ok('apt sources', `${count} archives in the host's apt sources`);
+  const mend = 'fill /etc/apt/sources.list, or give the vendor a url';
+  return bad(
+    'apt sources',
+    needed ? 'unfit' : 'warning',
+    'the host has no apt sources to take Debian updates from',
+    mend,
+  );
+}
