@@ -34,6 +34,8 @@ export type PlannedFolder = {
   readonly parent: SystemUse;
   readonly children: readonly PlannedChild[];
   readonly lengthBytes: number;
+  /** Directly behind the folder, because libarchive reads forward only. */
+  readonly continuations: ContinuationArea;
 };
 
 export type Hierarchy = {
@@ -42,37 +44,33 @@ export type Hierarchy = {
   /** In the order of the path table: by level, then parent, then identifier (ECMA-119, 6.9.1). */
   readonly folders: readonly PlannedFolder[];
   readonly numberOf: ReadonlyMap<FolderNode, number>;
-  readonly continuations: ContinuationArea;
 };
 
 /** How a view names and describes what is in a folder. */
 type View = {
   readonly encoding: IdentifierEncoding;
-  readonly planChildren: (folder: FolderNode) => PlannedChild[];
-  readonly planSelf: (folder: FolderNode) => SystemUse;
-  readonly planParent: (folder: FolderNode) => SystemUse;
+  readonly planChildren: (folder: FolderNode, area: ContinuationArea) => PlannedChild[];
+  readonly planSelf: (folder: FolderNode, area: ContinuationArea) => SystemUse;
+  readonly planParent: (folder: FolderNode, area: ContinuationArea) => SystemUse;
 };
 
 /** The primary hierarchy: short ISO names, with Rock Ridge. */
 export function planRockRidge(root: FolderNode): Hierarchy {
-  const continuations = makeContinuationArea();
   const room = (nameBytes: number) => RECORD_BYTES_MAX - recordBytes(nameBytes, 0);
-  const planDot = (folder: FolderNode, isSelf: boolean) =>
-    planAttributes(folder, isSelf && folder === root, room(1), continuations);
   const planned = planView(root, {
     encoding: 'ascii',
-    planChildren: (folder) => {
+    planChildren: (folder, area) => {
       const isoName = makeIsoNamer();
       const named = folder.sorted.map((node) => {
         const identifier = isoName(node.name, node.kind === 'folder');
-        return { node, identifier, systemUse: planChild(node, room(identifier.length), continuations) };
+        return { node, identifier, systemUse: planChild(node, room(identifier.length), area) };
       });
       return named.sort((a, b) => (a.identifier < b.identifier ? -1 : 1));
     },
-    planSelf: (folder) => planDot(folder, true),
-    planParent: (folder) => planDot(folder.parent ?? folder, false),
+    planSelf: (folder, area) => planAttributes(folder, folder === root, room(1), area),
+    planParent: (folder, area) => planAttributes(folder.parent ?? folder, false, room(1), area),
   });
-  return { kind: 'primary', encoding: 'ascii', ...planned, continuations };
+  return { kind: 'primary', encoding: 'ascii', ...planned };
 }
 
 /** The Joliet hierarchy. It has no symlinks. Throws DriveError `usage/drive-joliet` for a name it cannot carry. */
@@ -90,7 +88,7 @@ export function planJoliet(root: FolderNode): Hierarchy {
     planSelf: () => NO_SYSTEM_USE,
     planParent: () => NO_SYSTEM_USE,
   });
-  return { kind: 'joliet', encoding: 'utf16', ...planned, continuations: makeContinuationArea() };
+  return { kind: 'joliet', encoding: 'utf16', ...planned };
 }
 
 function planView(root: FolderNode, view: View): Pick<Hierarchy, 'folders' | 'numberOf'> {
@@ -102,11 +100,12 @@ function planView(root: FolderNode, view: View): Pick<Hierarchy, 'folders' | 'nu
   for (const { node, identifier, parentNumber } of queue) {
     const number = folders.length + 1;
     numberOf.set(node, number);
-    const children = view.planChildren(node);
-    const self = view.planSelf(node);
-    const parent = view.planParent(node);
+    const continuations = makeContinuationArea();
+    const self = view.planSelf(node, continuations);
+    const parent = view.planParent(node, continuations);
+    const children = view.planChildren(node, continuations);
     const lengthBytes = measureFolder(self, parent, children, view.encoding);
-    folders.push({ node, number, parentNumber, identifier, self, parent, children, lengthBytes });
+    folders.push({ node, number, parentNumber, identifier, self, parent, children, lengthBytes, continuations });
     for (const child of children) {
       if (child.node.kind !== 'folder') continue;
       queue.push({ node: child.node, identifier: child.identifier, parentNumber: number });

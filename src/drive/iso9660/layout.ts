@@ -1,12 +1,12 @@
 // Gives everything its sector and writes the metadata.
 //
-//   0–15 empty │ descriptors │ path tables, folders, continuations (Rock Ridge) │ path tables, folders (Joliet) │
-//   inline files ║ blobs, smallest first
+//   0–15 empty │ descriptors │ path tables, folders (Rock Ridge) │ path tables, folders (Joliet) │ inline files ║ blobs, smallest first
 import { DRIVE_METADATA_BYTES_MAX } from '../../base/limits.ts';
 import { DriveError } from '../drive-error.ts';
 import { FIRST_DESCRIPTOR_SECTOR, type VolumeContent, writeTerminator, writeVolumeDescriptor } from './descriptor.ts';
 import { type Hierarchy, type PlannedChild, type PlannedFolder, planJoliet, planRockRidge } from './hierarchy.ts';
 import {
+  type IdentifierEncoding,
   PARENT_IDENTIFIER,
   pathTableBytes,
   SECTION_BYTES_MAX,
@@ -26,7 +26,6 @@ type PlacedHierarchy = {
   readonly tableBytes: number;
   readonly tableSector: { readonly little: number; readonly big: number };
   readonly folderSectors: Float64Array;
-  readonly continuationSector: number;
   readonly endSector: number;
 };
 
@@ -67,10 +66,9 @@ function placeHierarchy(plan: Hierarchy, startSector: number): PlacedHierarchy {
   const folderSectors = new Float64Array(plan.folders.length + 1);
   for (const folder of plan.folders) {
     folderSectors[folder.number] = sector;
-    sector += sectorsOf(folder.lengthBytes);
+    sector += sectorsOf(folder.lengthBytes) + folder.continuations.sectors();
   }
-  const endSector = sector + plan.continuations.sectors();
-  return { plan, tableBytes, tableSector, folderSectors, continuationSector: sector, endSector };
+  return { plan, tableBytes, tableSector, folderSectors, endSector: sector };
 }
 
 /** Inline files follow the folders, then each distinct blob once, smallest first so that a prefix of them can be packed. */
@@ -133,12 +131,13 @@ function writeHierarchy(target: Buffer, placed: PlacedHierarchy, startSectors: F
   writePathTable(target, tableSector.little * SECTOR_BYTES, { entries, encoding, order: 'little' });
   writePathTable(target, tableSector.big * SECTOR_BYTES, { entries, encoding, order: 'big' });
   for (const folder of plan.folders) writeFolder(target, placed, folder, startSectors);
-  plan.continuations.write(target, placed.continuationSector * SECTOR_BYTES);
 }
 
 function writeFolder(target: Buffer, placed: PlacedHierarchy, folder: PlannedFolder, startSectors: Float64Array): void {
   const { plan, folderSectors } = placed;
   const { node } = folder;
+  const startSector = folderSectors[folder.number] ?? 0;
+  const continuationSector = startSector + sectorsOf(folder.lengthBytes);
   const putFolder = (offset: number, number: number, child: PlannedChild) =>
     writeRecord(target, offset, {
       ...child,
@@ -146,26 +145,30 @@ function writeFolder(target: Buffer, placed: PlacedHierarchy, folder: PlannedFol
       sector: folderSectors[number] ?? 0,
       lengthBytes: plan.folders[number - 1]?.lengthBytes ?? 0,
       hasMoreSections: false,
-      continuationSector: placed.continuationSector,
+      continuationSector,
     });
   const self = { node, identifier: SELF_IDENTIFIER, systemUse: folder.self };
   const parent = { node: node.parent ?? node, identifier: PARENT_IDENTIFIER, systemUse: folder.parent };
-  let at = putFolder((folderSectors[folder.number] ?? 0) * SECTOR_BYTES, folder.number, self);
+  let at = putFolder(startSector * SECTOR_BYTES, folder.number, self);
   at = putFolder(at, folder.parentNumber, parent);
   for (const child of folder.children) {
     if (child.node.kind === 'folder') at = putFolder(at, plan.numberOf.get(child.node) ?? 0, child);
-    else at = writeLeafRecords(target, at, placed, child, startSectors);
+    else at = writeLeafRecords(target, at, { encoding: plan.encoding, continuationSector, child, startSectors });
   }
+  folder.continuations.write(target, continuationSector * SECTOR_BYTES);
 }
 
+type Leaf = {
+  readonly child: PlannedChild;
+  readonly encoding: IdentifierEncoding;
+  readonly continuationSector: number;
+  readonly startSectors: Float64Array;
+};
+
 /** One record, or one for each section of a file over 4 GiB. */
-function writeLeafRecords(
-  target: Buffer,
-  start: number,
-  { plan, continuationSector }: PlacedHierarchy,
-  { node, identifier, systemUse }: PlannedChild,
-  startSectors: Float64Array,
-): number {
+function writeLeafRecords(target: Buffer, start: number, leaf: Leaf): number {
+  const { child, encoding, continuationSector, startSectors } = leaf;
+  const { node } = child;
   const sizeBytes = node.kind === 'file' ? node.sizeBytes : 0;
   const firstSector = node.kind === 'file' ? (startSectors[node.index] ?? 0) : 0;
   const sections = sectionsOf(sizeBytes);
@@ -173,10 +176,8 @@ function writeLeafRecords(
   for (let section = 0; section < sections; section += 1) {
     const offset = section * SECTION_BYTES_MAX;
     at = writeRecord(target, at, {
-      node,
-      identifier,
-      encoding: plan.encoding,
-      systemUse,
+      ...child,
+      encoding,
       sector: firstSector + offset / SECTOR_BYTES,
       lengthBytes: Math.min(sizeBytes - offset, SECTION_BYTES_MAX),
       hasMoreSections: section < sections - 1,

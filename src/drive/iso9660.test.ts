@@ -1,0 +1,423 @@
+// The image is judged by xorriso, libarchive, cdrkit and 7-Zip: each must find exactly what was put in.
+import assert from 'node:assert/strict';
+import { randomInt } from 'node:crypto';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, type TestContext, test } from 'node:test';
+import fc from 'fast-check';
+import {
+  extractImage,
+  type ImageReader,
+  listImage,
+  type Seen,
+  type SeenTree,
+  writePlainImage,
+} from '../../test/fakes/image-readers.ts';
+import { digestOf } from '../base/digest.ts';
+import { runCommand } from '../base/run-command.ts';
+import { DriveError } from './drive-error.ts';
+import { buildIso, type IsoEntry, type IsoOptions, SECTOR_BYTES } from './iso9660.ts';
+
+let scratch = '';
+before(async () => {
+  scratch = await mkdtemp(join(tmpdir(), 'pratique-iso-'));
+});
+after(async () => {
+  await rm(scratch, { recursive: true, force: true });
+});
+
+let lastNumber = 0;
+function freshPath(): string {
+  lastNumber += 1;
+  return join(scratch, String(lastNumber));
+}
+
+/** Blobs by digest, for images that are written out. */
+const blobs = new Map<string, Buffer>();
+
+function file(path: string, content: string | Buffer, rest: { mode?: number; mtimeMs?: number } = {}): IsoEntry {
+  const bytes = Buffer.from(content);
+  const digest = digestOf(bytes);
+  blobs.set(digest, bytes);
+  return { path, sizeBytes: bytes.length, source: { kind: 'blob', digest }, ...rest };
+}
+
+function inline(path: string, content: string): IsoEntry {
+  const bytes = Buffer.from(content);
+  return { path, sizeBytes: bytes.length, source: { kind: 'inline', bytes } };
+}
+
+async function writeImage(entries: readonly IsoEntry[], options: IsoOptions = {}): Promise<string> {
+  const image = `${freshPath()}.iso`;
+  await writePlainImage(image, buildIso(entries, options), (digest) => blobs.get(digest) ?? Buffer.alloc(0));
+  return image;
+}
+
+async function extract(reader: ImageReader, image: string): Promise<SeenTree> {
+  const folder = freshPath();
+  try {
+    return await extractImage(reader, image, folder);
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+/** What a reader of the image has to find. */
+function expected(entries: readonly IsoEntry[]): SeenTree {
+  const seen: Record<string, Seen> = {};
+  for (const entry of entries) {
+    const parts = entry.path.split('/');
+    for (let depth = 2; depth < parts.length; depth += 1) {
+      seen[parts.slice(0, depth).join('/')] ??= { kind: 'folder', mode: 0o555, mtimeS: 0 };
+    }
+    seen[entry.path] = expectedNode(entry);
+  }
+  return seen;
+}
+
+function expectedNode(entry: IsoEntry): Seen {
+  if (entry.kind === 'symlink') return { kind: 'symlink', target: entry.target };
+  const mtimeS = Math.floor((entry.mtimeMs ?? 0) / 1000);
+  if (entry.kind === 'folder') return { kind: 'folder', mode: entry.mode ?? 0o555, mtimeS };
+  const bytes = entry.source.kind === 'inline' ? Buffer.from(entry.source.bytes) : blobs.get(entry.source.digest);
+  return { kind: 'file', content: bytes?.toString('latin1') ?? 'no such blob', mode: entry.mode ?? 0o444, mtimeS };
+}
+
+/** Names and contents only: what Joliet carries, and what every extractor restores. */
+function contents(tree: SeenTree): Record<string, string> {
+  const files = Object.entries(tree).map(([path, seen]) => [path, seen.kind === 'file' ? seen.content : seen.kind]);
+  return Object.fromEntries(files);
+}
+
+function withoutLinks(tree: SeenTree): SeenTree {
+  return Object.fromEntries(Object.entries(tree).filter(([, seen]) => seen.kind !== 'symlink'));
+}
+
+function refusal(code: string, says: RegExp): (error: unknown) => boolean {
+  return (error) => {
+    assert.ok(error instanceof DriveError, String(error));
+    assert.equal(error.code, code);
+    assert.match(error.message, says);
+    return true;
+  };
+}
+
+/** A seed that is said, so that a failure can be repeated: PRATIQUE_SEED=… node --test. */
+function seedOf(t: TestContext): number {
+  const seed = Number(process.env.PRATIQUE_SEED ?? randomInt(2 ** 31));
+  t.diagnostic(`seed ${seed}`);
+  return seed;
+}
+
+const WELL_FORMED_TREE: IsoEntry[] = [
+  inline('/manifest.json', '{"format":"x"}'),
+  file('/packages/01-jq_1.6-2.1+deb12u2_amd64.deb', 'a'.repeat(5000), { mode: 0o640, mtimeMs: 1_700_000_000_000 }),
+  file('/packages/02-Größe 大きい 🚢.tar.gz', 'b'.repeat(2048)),
+  file('/packages/03-empty', ''),
+  // libarchive takes files that share their bytes for hard links, so this one has the same mode and time.
+  file('/packages/04-same-as-01', 'a'.repeat(5000), { mode: 0o640, mtimeMs: 1_700_000_000_000 }),
+  { kind: 'folder', path: '/empty', mode: 0o750, mtimeMs: 1_600_000_000_000 },
+  { kind: 'symlink', path: '/latest', target: 'packages/02-Größe 大きい 🚢.tar.gz' },
+  { kind: 'symlink', path: '/packages/up', target: '.././empty' },
+  file(`/${'deep/'.repeat(30)}bottom`, 'far down'),
+  file(`/${'n'.repeat(103)}`, 'longest Joliet name'),
+];
+
+describe('what an image carries [A4]', () => {
+  for (const reader of ['bsdtar', 'xorriso'] as const) {
+    test(`${reader} finds every file, mode, time and symlink by Rock Ridge`, async () => {
+      const image = await writeImage(WELL_FORMED_TREE);
+      assert.deepEqual(await extract(reader, image), expected(WELL_FORMED_TREE));
+    });
+  }
+  for (const reader of ['bsdtar-joliet', 'xorriso-joliet', '7z'] as const) {
+    test(`${reader} finds every file by Joliet, and no symlink`, async () => {
+      const image = await writeImage(WELL_FORMED_TREE);
+      const found = contents(await extract(reader, image));
+      assert.deepEqual(found, contents(withoutLinks(expected(WELL_FORMED_TREE))));
+    });
+  }
+
+  test('isoinfo lists the same paths by Rock Ridge and by Joliet, and unique short names without either', async () => {
+    const entries = ['/a long name.txt', '/a long name too.txt', '/A LONG NAME.TXT'].map((path) => file(path, path));
+    const image = await writeImage(entries);
+    const paths = entries.map((entry) => entry.path).sort();
+    assert.deepEqual((await listImage('rock-ridge', image)).sort(), paths);
+    assert.deepEqual(
+      (await listImage('joliet', image)).sort(),
+      paths.map((path) => `${path};1`),
+    );
+    const plain = await listImage('plain', image);
+    assert.equal(new Set(plain).size, 3);
+    for (const path of plain) assert.match(path, /^\/[A-Z0-9_]{1,8}\.[A-Z0-9_]{0,3};1$/);
+  });
+
+  test('the volume says its label and size, and every sector is readable', async () => {
+    const image = await writeImage(WELL_FORMED_TREE, { label: 'CIDATA' });
+    const said = await runCommand(['isoinfo', '-d', '-i', image]);
+    assert.match(said, /^Volume id: CIDATA$/m);
+    assert.match(said, /^Joliet with UCS level 3 found$/m);
+    assert.match(said, /^Rock Ridge signatures version 1 found$/m);
+    assert.match(said, new RegExp(`^Volume size is: ${buildIso(WELL_FORMED_TREE).totalSectors}$`, 'm'));
+    assert.match(await runCommand(['blkid', '-p', image]), /LABEL="CIDATA".*TYPE="iso9660"/);
+  });
+
+  test('names of 255 bytes with symlinks of 1,024 bytes survive, over continuation areas', async () => {
+    const long = 'ü'.repeat(127);
+    const folders = `${'x'.repeat(250)}/${'y'.repeat(255)}/${'z'.repeat(249)}`;
+    const entries: IsoEntry[] = [
+      file(`/${folders}/${long}a`, 'content'),
+      { kind: 'symlink', path: `/${'l'.repeat(255)}`, target: `${folders}/${long}a` },
+      { kind: 'symlink', path: '/dots', target: `${'./'.repeat(500)}${'x'.repeat(16)}` },
+      file(`/${'x'.repeat(16)}`, 'end of the dots'),
+      ...Array.from({ length: 60 }, (_, index) => file(`/${String(index).padStart(255, 'n')}`, String(index))),
+    ];
+    const image = await writeImage(entries, { joliet: false });
+    assert.deepEqual(await extract('xorriso', image), expected(entries));
+    // libarchive forgets the slash where a target of over 250 bytes goes on in another entry; Linux and xorriso do not.
+    assert.deepEqual(withoutLinks(await extract('bsdtar', image)), withoutLinks(expected(entries)));
+  });
+
+  test('three thousand files in one folder and in many are all found', async () => {
+    const entries = Array.from({ length: 3000 }, (_, index) => {
+      const folder = index % 2 === 0 ? '/flat' : `/many/${index % 97}/${index % 7}`;
+      return file(`${folder}/package-with-the-same-beginning-${index}.deb`, `content ${index}`);
+    });
+    const image = await writeImage(entries);
+    assert.deepEqual(await extract('bsdtar', image), expected(entries));
+    assert.deepEqual(contents(await extract('xorriso-joliet', image)), contents(expected(entries)));
+  });
+
+  test('equal entries give equal bytes in whatever order they come', () => {
+    const one = buildIso(WELL_FORMED_TREE);
+    const other = buildIso(WELL_FORMED_TREE.toReversed());
+    assert.deepEqual(digestOf(one.metadata), digestOf(other.metadata));
+    assert.deepEqual(one.extents, other.extents);
+  });
+
+  test('the extents follow the metadata without a gap, smallest first, each blob once', () => {
+    const { metadata, extents, totalSectors } = buildIso(WELL_FORMED_TREE);
+    let sector = metadata.length / SECTOR_BYTES;
+    for (const { startSector, lengthBytes } of extents) {
+      assert.equal(startSector, sector);
+      sector += Math.ceil(lengthBytes / SECTOR_BYTES);
+    }
+    assert.equal(totalSectors, sector);
+    const sizes = extents.map((extent) => extent.lengthBytes);
+    assert.deepEqual(
+      sizes,
+      sizes.toSorted((a, b) => a - b),
+    );
+    assert.equal(new Set(extents.map((extent) => extent.source.digest)).size, extents.length);
+  });
+});
+
+describe('what an image cannot carry is refused, never cut [A4]', () => {
+  const x = (path: string): IsoEntry => inline(path, 'x');
+  const cases: readonly [string, readonly IsoEntry[], string, RegExp][] = [
+    ['a relative path', [x('a')], 'usage/drive-path', /does not start with a slash/],
+    ['an empty path', [x('')], 'usage/drive-path', /does not start with a slash/],
+    ['the root as a file', [x('/')], 'usage/drive-path', /empty component/],
+    ['an empty component', [x('/a//b')], 'usage/drive-path', /empty component/],
+    ['a slash at the end', [x('/a/')], 'usage/drive-path', /empty component/],
+    ['a climbing path', [x('/a/../b')], 'usage/drive-path', /component "\.\."/],
+    ['a dot component', [x('/./b')], 'usage/drive-path', /component "\."/],
+    ['a NUL', [x('/a\0b')], 'usage/drive-path', /NUL/],
+    ['half a surrogate pair', [x('/a\ud800')], 'usage/drive-path', /not valid Unicode/],
+    ['a name of 256 bytes', [x(`/${'ü'.repeat(128)}`)], 'usage/drive-path', /over 255 bytes/],
+    ['a path over PATH_MAX', [x(`/${'a/'.repeat(2048)}b`)], 'usage/drive-path', /over 4095 bytes/],
+    ['two files at one path', [x('/a'), x('/a')], 'usage/drive-conflict', /want the path "\/a"/],
+    ['a file that is also a folder', [x('/a'), x('/a/b')], 'usage/drive-conflict', /want the path "\/a"/],
+    ['a folder that is also a file', [x('/a/b'), x('/a')], 'usage/drive-conflict', /want the path "\/a"/],
+    [
+      'one folder twice',
+      [
+        { kind: 'folder', path: '/f' },
+        { kind: 'folder', path: '/f' },
+      ],
+      'usage/drive-conflict',
+      /\/f/,
+    ],
+    ['a size that is not the content', [{ ...x('/a'), sizeBytes: 2 } as IsoEntry], 'usage/drive-entry', /brings 1/],
+    ['a negative size', [{ ...file('/a', 'x'), sizeBytes: -1 } as IsoEntry], 'usage/drive-entry', /-1 bytes/],
+    ['a mode with a file type in it', [{ ...x('/a'), mode: 0o100644 } as IsoEntry], 'usage/drive-entry', /mode/],
+    ['a time before 1970', [{ ...x('/a'), mtimeMs: -1 }], 'usage/drive-entry', /1970/],
+    ['a time that is no number', [{ ...x('/a'), mtimeMs: Number.NaN }], 'usage/drive-entry', /1970/],
+    [
+      'a blob with two sizes',
+      [file('/a', 'x'), { ...file('/b', 'x'), sizeBytes: 3 } as IsoEntry],
+      'usage/drive-entry',
+      /two different/,
+    ],
+    ['a Joliet name of 104 units', [x(`/${'n'.repeat(104)}`)], 'usage/drive-joliet', /more than 103/],
+    ['a Joliet name with a colon', [x('/a:b')], 'usage/drive-joliet', /one of the characters/],
+    ['a Joliet name that ends with a dot', [x('/a.')], 'usage/drive-joliet', /ends with a dot/],
+  ];
+  for (const [what, entries, code, says] of cases) {
+    test(what, () => {
+      assert.throws(() => buildIso(entries), refusal(code, says));
+    });
+  }
+
+  const links: readonly [string, string, RegExp][] = [
+    ['an absolute symlink', '/etc/passwd', /not a relative path/],
+    ['a climbing symlink', '../../x', /climbs out/],
+    ['a symlink that climbs through another one', 'loop-free/../../..', /climbs out/],
+    ['a dangling symlink', 'nowhere', /not on the drive/],
+    ['a symlink to itself', 'link', /too many symlinks/],
+    ['a symlink through a file', 'file/x', /as a folder/],
+    ['an empty symlink', '', /not a relative path/],
+    ['a symlink over 1,024 bytes', `${'./'.repeat(512)}f`, /over 1024 bytes/],
+  ];
+  for (const [what, target, says] of links) {
+    test(what, () => {
+      const entries: IsoEntry[] = [
+        inline('/d/file', 'x'),
+        // Lexically `loop-free/..` is /d; really it is the parent of the root's folder /top.
+        { kind: 'symlink', path: '/d/loop-free', target: '../top' },
+        { kind: 'folder', path: '/top' },
+        { kind: 'symlink', path: '/d/link', target },
+      ];
+      assert.throws(() => buildIso(entries), refusal('usage/drive-link', says));
+    });
+  }
+
+  for (const label of ['', 'lower', 'WITH SPACE', 'SEVENTEEN_LETTERS', 'A\nB']) {
+    test(`the label ${JSON.stringify(label)}`, () => {
+      assert.throws(() => buildIso([], { label }), refusal('usage/drive-label', /volume label/));
+    });
+  }
+
+  test('more folders than path tables can count', () => {
+    const entries = Array.from({ length: 65_535 }, (_, index): IsoEntry => ({ kind: 'folder', path: `/${index}` }));
+    assert.throws(() => buildIso(entries), refusal('usage/drive-folders', /more than 65535/));
+    assert.ok(buildIso(entries.slice(1)).totalSectors > 65_535);
+  });
+
+  test('a volume of more sectors than ISO 9660 can count', () => {
+    const entries = Array.from({ length: 3 }, (_, index): IsoEntry => {
+      return { path: `/${index}`, sizeBytes: 2 ** 42, source: { kind: 'blob', digest: digestOf(String(index)) } };
+    });
+    assert.throws(() => buildIso(entries), refusal('usage/drive-size', /more than ISO 9660 can count/));
+  });
+});
+
+/** Names that POSIX allows and that have broken programs before. */
+const hostileName = fc
+  .oneof(
+    fc.string({ unit: 'grapheme', minLength: 1, maxLength: 12 }),
+    fc.string({ unit: 'binary', minLength: 1, maxLength: 12 }),
+    fc.stringMatching(/^[a-zA-Z0-9._+~-]{1,255}$/),
+    fc.constantFrom(
+      '-rf',
+      '...',
+      ' ',
+      'a"b',
+      "a'b",
+      'a\nRW 1 FLAT "x" 0',
+      '\\',
+      '*',
+      'nul',
+      ';1',
+      'a;1',
+      'a.',
+      '\u202e',
+      'é',
+      'e\u0301',
+    ),
+    fc.string({ unit: fc.constantFrom('ß', '大', '🚢', 'a'), minLength: 60, maxLength: 63 }),
+  )
+  .filter((name) => isPosixName(name));
+
+function isPosixName(name: string): boolean {
+  if (name === '.' || name === '..' || /[/\0]/.test(name) || !name.isWellFormed()) return false;
+  return Buffer.byteLength(name) <= 255;
+}
+
+function isJolietName(name: string): boolean {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for.
+  return name.length <= 103 && !/[\u0000-\u001f*:;?\\]/.test(name) && !name.endsWith('.');
+}
+
+/** A tree without conflicts: the first of two entries that clash stays. */
+function treeOf(name: fc.Arbitrary<string>): fc.Arbitrary<IsoEntry[]> {
+  const path = fc.array(name, { minLength: 1, maxLength: 5 }).map((parts) => `/${parts.join('/')}`);
+  const content = fc.oneof(
+    fc.string({ maxLength: 40 }),
+    fc.nat(70_000).map((size) => 'z'.repeat(size)),
+  );
+  const entry = fc.record({ path, content, mode: fc.constantFrom(0o444, 0o400, 0o755), mtimeS: fc.nat(4_000_000_000) });
+  return fc.array(entry, { maxLength: 25 }).map((entries) => {
+    const files = new Set<string>();
+    const folders = new Set<string>();
+    const kept: IsoEntry[] = [];
+    for (const { path: at, content: text, mode, mtimeS } of entries) {
+      const parents = at
+        .split('/')
+        .slice(1, -1)
+        .map((_, index, all) => `/${all.slice(0, index + 1).join('/')}`);
+      if (files.has(at) || folders.has(at) || parents.some((parent) => files.has(parent))) continue;
+      files.add(at);
+      for (const parent of parents) folders.add(parent);
+      // No two files share their bytes, or libarchive would take them for hard links.
+      kept.push(file(at, text === '' ? '' : `${at} ${text}`, { mode, mtimeMs: mtimeS * 1000 }));
+    }
+    return kept;
+  });
+}
+
+const IS_FULL = process.env.PRATIQUE_TEST_FULL === '1';
+
+describe('random trees, compared file by file [A4]', () => {
+  test('hostile names come out of bsdtar and xorriso as they went in', async (t) => {
+    await fc.assert(
+      fc.asyncProperty(treeOf(hostileName), async (entries) => {
+        const image = await writeImage(entries, { joliet: false });
+        assert.deepEqual(await extract('bsdtar', image), expected(entries));
+        assert.deepEqual(await extract('xorriso', image), expected(entries));
+        await rm(image);
+      }),
+      { seed: seedOf(t), numRuns: IS_FULL ? 400 : 15, endOnFailure: !IS_FULL },
+    );
+  });
+
+  test('names that Joliet allows come out of the Joliet tree as they went in', async (t) => {
+    await fc.assert(
+      fc.asyncProperty(treeOf(hostileName.filter(isJolietName)), async (entries) => {
+        const image = await writeImage(entries);
+        assert.deepEqual(contents(await extract('xorriso-joliet', image)), contents(expected(entries)));
+        assert.deepEqual(contents(await extract('bsdtar', image)), contents(expected(entries)));
+        await rm(image);
+      }),
+      { seed: seedOf(t), numRuns: IS_FULL ? 400 : 15, endOnFailure: !IS_FULL },
+    );
+  });
+
+  test('any text as path, target or label either builds or is refused with a code', (t) => {
+    const text = fc.oneof(
+      fc.string({ unit: 'binary', maxLength: 30 }),
+      fc
+        .array(fc.constantFrom('/', '..', '.', 'a', 'b', '\0', '\ud800', 'x'.repeat(200)), { maxLength: 30 })
+        .map((p) => p.join('')),
+    );
+    const entry = fc.oneof(
+      text.map((path): IsoEntry => inline(path, 'x')),
+      text.map((path): IsoEntry => ({ kind: 'folder', path })),
+      fc.tuple(text, text).map(([path, target]): IsoEntry => ({ kind: 'symlink', path, target })),
+    );
+    const any = fc.tuple(fc.array(entry, { maxLength: 8 }), fc.option(text, { nil: undefined }), fc.boolean());
+    fc.assert(
+      fc.property(any, ([entries, label, joliet]) => {
+        try {
+          const iso = buildIso(entries, { ...(label === undefined ? {} : { label }), joliet });
+          assert.equal(iso.metadata.length % SECTOR_BYTES, 0);
+        } catch (error) {
+          assert.ok(error instanceof DriveError, String(error));
+          assert.match(error.code, /^usage\/drive-/);
+        }
+      }),
+      { seed: seedOf(t), numRuns: IS_FULL ? 100_000 : 3_000 },
+    );
+  });
+});
