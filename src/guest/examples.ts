@@ -2,6 +2,7 @@
 import type { Digest } from '../base/digest-text.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
+import { MANIFEST_FORMAT, type Manifest } from '../model/manifest.ts';
 import type { AgentMessageOf, AgentMessageType, HostMessageOf, HostMessageType } from './messages.ts';
 
 const NONCE = '5f1c0a9be2d34781a6c0d94e8b7f2a13';
@@ -11,6 +12,8 @@ const RUN = 'c0ffee00c0ffee00c0ffee00c0ffee00' as RunId;
 const VM = 'web-1' as VmId;
 const PLAN_DIGEST = '3b1f6f5c4c0d6a2f9e8d7c6b5a493827160f1e2d3c4b5a69788796a5b4c3d2e1' as Digest;
 const MANIFEST_DIGEST = '9f8e7d6c5b4a39281706f5e4d3c2b1a0918273645546372819a0b1c2d3e4f506' as Digest;
+
+const ARTIFACT_DIGEST = '0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9' as Digest;
 
 const STALE: Inventory = {
   os: { id: 'tiny', versionId: '1', arch: 'amd64', kernel: '6.1.0-28-amd64' },
@@ -119,4 +122,30 @@ export const HOST_EXAMPLES: { readonly [K in HostMessageType]: HostMessageOf<K> 
     total: 2,
     text: '"detail":"…"}',
   },
+};
+
+/** /manifest.json of the drive in the examples. */
+export const MANIFEST_EXAMPLE: Manifest = {
+  format: MANIFEST_FORMAT,
+  vm: VM,
+  run: RUN,
+  planDigest: PLAN_DIGEST,
+  items: [
+    {
+      id: 'bundle/demo-service',
+      ecosystem: 'bundle',
+      product: 'demo-service',
+      version: '1.1.0',
+      install: {
+        action: 'bundle',
+        prefix: '/opt/demo-service',
+        compression: 'gzip',
+        install: 'install.sh',
+        check: 'check.sh',
+        timeoutMs: 60_000,
+      },
+      files: [{ path: '/packages/demo-service-1.1.0.tar.gz', digest: ARTIFACT_DIGEST, sizeBytes: 18_432 }],
+    },
+  ],
+  extraFiles: [],
 };
