@@ -48,17 +48,26 @@ export type MachineParts = {
   readonly unplugTimeoutMs?: number;
 };
 
+/** Resets that firmware may add to one of ours: SeaBIOS adds one. */
+const FIRMWARE_RESETS_MAX = 2;
+
 /** Puts a RunningVm around a connected monitor. */
 export function makeMachine(parts: MachineParts): RunningVm {
   const { qmp } = parts;
   const drive = makeDrive(parts);
   const events = makeEventQueue(parts.missed);
   const life = watchLife(parts, events.emit);
+  const resets = makeResets(parts, events.emit);
   const setLinks = async (isUp: boolean) => {
     await Promise.all(parts.nicDevices.map((name) => qmp.execute('set_link', { name, up: isUp })));
   };
-  const status = async () => parseStatus(await qmp.execute('query-status'), 'query-status');
-  qmp.onEvent((event) => translate(event, parts, events.emit, life.guestPoweredOff));
+  qmp.onEvent((event) =>
+    translate(event, parts, events.emit, {
+      onReset: resets.onGuestReset,
+      onPowerOff: life.guestPoweredOff,
+      onPortOpen: resets.endFirmwarePhase,
+    }),
+  );
 
   return {
     vm: parts.vm,
@@ -68,15 +77,20 @@ export function makeMachine(parts: MachineParts): RunningVm {
     adopted: parts.adopted,
     onEvent: events.listen,
     lowerLinks: () => named(parts.vm, 'lowering the links', () => setLinks(false)),
-    raiseLinks: () => named(parts.vm, 'raising the links', () => setLinks(true)),
-    resume: () =>
-      named(parts.vm, 'letting the VM run', async () => {
-        if ((await status()).running) return;
-        if (parts.isManaged) await qmp.execute('set-action', { reboot: 'shutdown', shutdown: 'pause' });
-        await qmp.execute('cont');
+    raiseLinks: () =>
+      named(parts.vm, 'raising the links', async () => {
+        resets.endFirmwarePhase();
+        await setLinks(true);
       }),
-    resetStopped: () => named(parts.vm, 'resetting the VM', () => resetStopped(parts, drive.detach, status)),
-    isStopped: () => named(parts.vm, 'asking for its state', async () => !(await status()).running),
+    resume: () => named(parts.vm, 'letting the VM run', resets.resume),
+    resetStopped: () =>
+      named(parts.vm, 'resetting the VM', async () => {
+        if ((await readStatus(qmp)).running) await qmp.execute('stop');
+        // A guest that boots anew gets its drive anew; the reset itself completes what a hung guest never let go of.
+        await drive.detach();
+        await resets.resetStopped();
+      }),
+    isStopped: () => named(parts.vm, 'asking for its state', async () => !(await readStatus(qmp)).running),
     attachDrive: (image) => named(parts.vm, 'attaching the drive', () => drive.attach(image)),
     detachDrive: () => named(parts.vm, 'detaching the drive', drive.detach),
     hasDrive: () => named(parts.vm, 'looking for the drive', drive.isAttached),
@@ -109,26 +123,62 @@ function readConsole(vm: VmId, qmp: QmpClient): Promise<string> {
   });
 }
 
-/** Resets a machine and leaves it before its first instruction: its run state is `prelaunch` again. */
-async function resetStopped(
-  parts: MachineParts,
-  detach: () => Promise<unknown>,
-  status: () => Promise<{ readonly status: string; readonly running: boolean }>,
-): Promise<void> {
-  const { qmp } = parts;
-  if ((await status()).running) await qmp.execute('stop');
-  // A guest that boots anew gets its drive anew; the reset itself completes what a hung guest never let go of.
-  await detach();
-  // While stopped nothing can reset but us, so the action that stops at resets may be off for this one.
-  if (parts.isManaged) await qmp.execute('set-action', { reboot: 'reset' });
-  await qmp.execute('system_reset');
-  const isReset = await waitUntil(
-    async () => (await status()).status === 'prelaunch',
-    parts.clock,
-    QEMU_EXIT_TIMEOUT_MS,
-  );
-  if (parts.isManaged) await qmp.execute('set-action', { reboot: 'shutdown', shutdown: 'pause' });
-  if (!isReset) throw new HypervisorError('timeout/reset', 'the machine did not come out of its reset');
+async function readStatus(qmp: QmpClient) {
+  return parseStatus(await qmp.execute('query-status'), 'query-status');
+}
+
+/**
+ * Resets. SeaBIOS answers a reset by restoring itself and resetting once more (its "hard reboot"). To the rooms above
+ * that is no event: it is passed over here, as long as no system answered and the links stayed down since our own reset, and a bounded number of times.
+ */
+function makeResets(parts: MachineParts, emit: (event: VmEvent) => void) {
+  const { qmp, clock } = parts;
+  let firmwareResetsLeft = 0;
+  let isPending = false;
+
+  const reset = async (): Promise<void> => {
+    // While stopped nothing can reset but us, so the action that stops at resets may be off for this one.
+    if (parts.isManaged) await qmp.execute('set-action', { reboot: 'reset' });
+    await qmp.execute('system_reset');
+    const isDone = async () => (await readStatus(qmp)).status === 'prelaunch';
+    const isReset = await waitUntil(isDone, clock, QEMU_EXIT_TIMEOUT_MS);
+    if (parts.isManaged) await qmp.execute('set-action', { reboot: 'shutdown', shutdown: 'pause' });
+    if (!isReset) throw new HypervisorError('timeout/reset', 'the machine did not come out of its reset');
+  };
+  const resume = async (): Promise<void> => {
+    if ((await readStatus(qmp)).running) return;
+    isPending = false;
+    if (parts.isManaged) await qmp.execute('set-action', { reboot: 'shutdown', shutdown: 'pause' });
+    await qmp.execute('cont');
+  };
+  const tell = () => emit({ kind: 'reset', isStopped: true });
+  const passOver = async (): Promise<void> => {
+    try {
+      await reset();
+      await resume();
+    } catch (error) {
+      parts.log.warn({ err: error, vm: parts.vm }, 'could not continue a reset of the firmware');
+      tell();
+    }
+  };
+  return {
+    resume,
+    resetStopped: async () => {
+      await reset();
+      firmwareResetsLeft = FIRMWARE_RESETS_MAX;
+    },
+    endFirmwarePhase: () => {
+      firmwareResetsLeft = 0;
+    },
+    /** The guest asked for a reset and is stopped; firmware may ask twice before it stops. */
+    onGuestReset: () => {
+      if (isPending) return;
+      isPending = true;
+      if (firmwareResetsLeft === 0) return tell();
+      firmwareResetsLeft -= 1;
+      void passOver();
+    },
+  };
 }
 
 /** Turns QEMU's events into ours (QAPI: SHUTDOWN, RESET, VSERPORT_CHANGE). */
@@ -136,13 +186,13 @@ function translate(
   { event, data }: QmpEvent,
   parts: MachineParts,
   emit: (event: VmEvent) => void,
-  guestPoweredOff: () => void,
+  on: { readonly onReset: () => void; readonly onPowerOff: () => void; readonly onPortOpen: () => void },
 ): void {
   switch (event) {
     case 'SHUTDOWN': {
       const { guest, reason } = parseShutdownEvent(data, event);
-      if (guest && reason === 'guest-shutdown') guestPoweredOff();
-      else if (guest && parts.isManaged) emit({ kind: 'reset', isStopped: true });
+      if (guest && reason === 'guest-shutdown') on.onPowerOff();
+      else if (guest && parts.isManaged) on.onReset();
       return;
     }
     case 'RESET':
@@ -151,7 +201,9 @@ function translate(
       return;
     case 'VSERPORT_CHANGE': {
       const { id, open } = parsePortChange(data, event);
-      if (id === parts.agentPort) emit({ kind: 'agent-port', isOpen: open });
+      if (id !== parts.agentPort) return;
+      if (open) on.onPortOpen();
+      emit({ kind: 'agent-port', isOpen: open });
       return;
     }
     default:
