@@ -70,9 +70,9 @@ export function makeOutput({ stdout, stderr, env }: Terminal, isJson: boolean): 
   };
 }
 
-/** One line of JSON in which nothing can act on a terminal: control and direction characters are escaped, not removed. */
-export function safeJson(value: unknown): string {
-  return JSON.stringify(value).replace(/[\u007f-\u009f\u2028\u2029\p{Cf}]/gu, (found) =>
+/** JSON (one line without `indent`) in which nothing can act on a terminal: control and direction characters are escaped, not removed. */
+export function safeJson(value: unknown, indent?: number): string {
+  return JSON.stringify(value, null, indent).replace(/[\u007f-\u009f\u2028\u2029\p{Cf}]/gu, (found) =>
     [...Array(found.length).keys()]
       .map((index) => `\\u${found.charCodeAt(index).toString(16).padStart(4, '0')}`)
       .join(''),

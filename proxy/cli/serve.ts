@@ -1,19 +1,14 @@
 // pratique serve and pratique demo: the two commands that run a host themselves.
 import { type Command, Option } from 'commander';
-import type { VmEventRecord } from '../service.ts';
+import { printable } from '../../src/base/printable.ts';
+import { SCENARIOS, type ScenarioName } from '../demo/scenarios.ts';
 import { type Build, completeCommand } from './context.ts';
+import { safeJson } from './output.ts';
 
 type DemoOptions = {
   readonly guest: 'tiny' | 'debian';
-  readonly scenario: string;
+  readonly scenario: ScenarioName;
   readonly keep?: boolean;
-  readonly json?: boolean;
-};
-
-/** Where a demo says what happens: the timeline of the run, and remarks beside it. Everything goes to stderr. */
-export type DemoOut = {
-  readonly event: (event: VmEventRecord) => void;
-  readonly note: (sentence: string) => void;
 };
 
 /** Adds `pratique serve`. */
@@ -47,7 +42,7 @@ export function addDemoCommand(program: Command, build: Build): void {
     .command('demo')
     .description('a stale VM from power-on to plugged in, on this machine, with nothing left behind')
     .addOption(new Option('--guest <guest>', 'which guest').choices(['tiny', 'debian']).default('tiny'))
-    .option('--scenario <name>', 'ok, uptodate, install-fails, forged-confirm, agent-silent, daemon-killed', 'ok')
+    .addOption(new Option('--scenario <name>', 'what happens').choices([...SCENARIOS]).default('ok'))
     .option('--keep', 'leave the folders of the run for a look');
   completeCommand<DemoOptions>(
     command,
@@ -58,18 +53,17 @@ export function addDemoCommand(program: Command, build: Build): void {
       const { runDemo } = await import('../demo/demo.ts');
       const { output, clock, env } = context;
       const timeline = makeTimelinePrinter(output.stderr, clock, env);
-      const out: DemoOut = { event: timeline.push, note: output.note };
-      const { guest, scenario } = options;
-      try {
-        const { document, exitCode } = await runDemo({
-          guest,
-          scenario,
-          keep: options.keep === true,
-          json: options.json === true,
-          out,
-        });
+      // Remarks come before and after the run; in between, only the timeline writes.
+      const say = (line: string): void => {
         timeline.end();
-        output.show(document, () => JSON.stringify(document, null, 2));
+        output.stderr.write(`${printable(line, 1_000)}\n`);
+      };
+      try {
+        const { guest, scenario, keep } = options;
+        const demo = { guest, scenario, keep: keep === true, onEvent: timeline.push, say };
+        const { document, exitCode } = await runDemo(demo);
+        timeline.end();
+        output.show(document, () => safeJson(document, 2));
         return exitCode;
       } finally {
         timeline.end();

@@ -144,6 +144,9 @@ export function makeTimelinePrinter(stream: TextStream, clock: Clock, env: NodeJ
     end: () => {
       cancel();
       if (timeline.steps.length > 0) draw();
+      // What is written after this stands below the last drawing; a later event starts a new one.
+      timeline = EMPTY_TIMELINE;
+      drawn = 0;
     },
   };
 }
