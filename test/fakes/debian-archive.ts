@@ -55,7 +55,10 @@ async function buildPackage(folder: string, spec: PackageSpec): Promise<string> 
     .join('');
   await writeFile(join(tree, 'DEBIAN', 'control'), control);
   await mkdir(dirname(join(folder, filename)), { recursive: true });
-  await runCommand(['dpkg-deb', '--root-owner-group', '-Znone', '--build', tree, join(folder, filename)]);
+  // Equal packages have equal bytes, whenever they are built.
+  const env = { ...process.env, SOURCE_DATE_EPOCH: '1767225600' };
+  const build = ['dpkg-deb', '--root-owner-group', '-Znone', '--build', tree, join(folder, filename)];
+  await runCommand(build, { env });
   const bytes = await readFile(join(folder, filename));
   return `${control}Filename: ${filename}\nSize: ${bytes.length}\nSHA256: ${digestOf(bytes)}\n`;
 }

@@ -153,6 +153,19 @@ test('metadata survive a restart, and a second refresh downloads no index again 
   assert.equal(indexRequests(), requestsBefore);
 });
 
+test('a newer InRelease with the same packages costs no index either [A1]', async (t) => {
+  await publish(MAIN);
+  const { vendor, clock } = await makeRig(t, { suites: ['bookworm'] });
+  await vendor.refresh({});
+  const requestsBefore = server.count('/dists/bookworm/main/binary-amd64/Packages.xz');
+  await publish({ ...MAIN, date: 'Sat, 10 Jan 2026 11:00:00 UTC' });
+  clock.wallMs += HOUR_MS;
+  assert.equal((await vendor.refresh({})).checkedAtMs, NOON + HOUR_MS);
+  assert.equal(server.count('/dists/bookworm/main/binary-amd64/Packages.xz'), requestsBefore);
+  await publish({ ...MAIN, date: 'Sat, 10 Jan 2026 10:30:00 UTC' });
+  await assert.rejects(vendor.refresh({}), { code: 'vendor-ill/rollback' });
+});
+
 test('every index format is read', async (t) => {
   for (const compression of ['gzip', 'none', 'xz'] as const) {
     await publish({ ...MAIN, compression });

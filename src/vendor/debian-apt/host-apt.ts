@@ -3,7 +3,7 @@ import { readdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { runCommand, tryCommand } from '../../base/run-command.ts';
 import { VendorError } from '../errors.ts';
-import { readStanzas } from './stanzas.ts';
+import { readStanzas, type Stanza } from './stanzas.ts';
 
 /** One suite of one archive. */
 export type Source = {
@@ -15,12 +15,17 @@ export type Source = {
   readonly keyrings: readonly string[];
 };
 
-type Target = { readonly repoUri: string; readonly suite: string; readonly component: string; readonly entry: string };
+type Target = { readonly repoUri: string; readonly suite: string; readonly component: string };
 
-const FORMAT = '$(REPO_URI)\t$(RELEASE)\t$(COMPONENT)\t$(ARCHITECTURE)\t$(SOURCESENTRY)';
+const FORMAT = '$(REPO_URI)\t$(RELEASE)\t$(COMPONENT)\t$(ARCHITECTURE)';
 const APT_FOLDER = '/etc/apt';
 const DEBIAN_KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg';
 
+const withSlash = (uri: string): string => uri.replace(/\/*$/, '/');
+const wordsOf = (text: string | undefined): readonly string[] =>
+  (text ?? '').split(/[\s,]+/).filter((word) => word !== '');
+
+/** What apt itself would fetch. It names only suites whose Release it already has: nothing on a host that never ran an update. */
 async function readTargets(arch: string): Promise<readonly Target[]> {
   let listing: string;
   try {
@@ -35,35 +40,92 @@ async function readTargets(arch: string): Promise<readonly Target[]> {
   }
   const targets: Target[] = [];
   for (const line of listing.split('\n')) {
-    const [repoUri, suite, component, targetArch, entry] = line.split('\t');
+    const [repoUri, suite, component, targetArch] = line.split('\t');
     if (repoUri === undefined || suite === undefined || component === undefined || targetArch !== arch) continue;
-    targets.push({ repoUri, suite, component, entry: entry ?? '' });
+    targets.push({ repoUri: withSlash(repoUri), suite, component });
   }
   return targets;
 }
 
-/** Signed-By of one line in the old one-line format: `deb [signed-by=/path arch=amd64] URI SUITE COMPONENT`. */
-function signedByOfLine(line: string | undefined): string | undefined {
-  return /\[[^\]]*signed-by=([^\s\]]+)/i.exec(line ?? '')?.[1];
+/** One entry of apt's source files, sources.list(5). */
+type Entry = {
+  readonly repoUris: readonly string[];
+  readonly suites: readonly string[];
+  readonly components: readonly string[];
+  /** Empty: every architecture. */
+  readonly archs: readonly string[];
+  readonly signedBy: readonly string[];
+};
+
+/** `deb [arch=amd64 signed-by=/path] URI SUITE COMPONENT…` */
+function entryOfLine(line: string): Entry | undefined {
+  const [, options, rest] = /^\s*deb\s+(?:\[([^\]]*)\]\s*)?([^#]+)/.exec(line) ?? [];
+  const [uri, suite, ...components] = wordsOf(rest);
+  if (uri === undefined || suite === undefined) return undefined;
+  const option = (name: string): readonly string[] =>
+    wordsOf(new RegExp(`(?:^|\\s)${name}=(\\S+)`).exec(options ?? '')?.[1]);
+  return {
+    repoUris: [withSlash(uri)],
+    suites: [suite],
+    components,
+    archs: option('arch'),
+    signedBy: option('signed-by'),
+  };
 }
 
-function signedByOfStanzas(text: string, path: string, target: Target): string | undefined {
-  const stanza = readStanzas(text, path).find((fields) => {
-    const words = (name: string): readonly string[] => (fields.get(name) ?? '').split(/\s+/);
-    const isHere = words('uris').some((uri) => uri.replace(/\/*$/, '/') === target.repoUri.replace(/\/*$/, '/'));
-    return isHere && words('suites').includes(target.suite);
-  });
-  return stanza?.get('signed-by');
+function entriesOfStanzas(text: string, path: string): readonly Entry[] {
+  const isActive = (stanza: Stanza): boolean =>
+    wordsOf(stanza.get('types')).includes('deb') && stanza.get('enabled')?.toLowerCase() !== 'no';
+  return readStanzas(text, path)
+    .filter(isActive)
+    .map((stanza) => ({
+      repoUris: wordsOf(stanza.get('uris')).map(withSlash),
+      suites: wordsOf(stanza.get('suites')),
+      components: wordsOf(stanza.get('components')),
+      archs: wordsOf(stanza.get('architectures')),
+      signedBy: wordsOf(stanza.get('signed-by')),
+    }));
 }
 
-/** apt does not print Signed-By, so it is read from the entry that apt names: `FILE:LINE`. */
-async function findSignedBy(target: Target): Promise<string | undefined> {
-  const [, path, lineNumber] = /^(.*):(\d+)$/.exec(target.entry) ?? [];
-  if (path === undefined) return undefined;
-  const text = await readFile(path, 'utf8').catch(() => '');
-  return path.endsWith('.sources')
-    ? signedByOfStanzas(text, path, target)
-    : signedByOfLine(text.split('\n')[Number(lineNumber) - 1]);
+/** The source files themselves: they know the signing keys, and the suites of a host that never ran an update. */
+async function readEntries(): Promise<readonly Entry[]> {
+  const shown = await tryCommand([
+    'apt-config',
+    'shell',
+    'LIST',
+    'Dir::Etc::sourcelist/f',
+    'PARTS',
+    'Dir::Etc::sourceparts/d',
+  ]);
+  const setting = (name: string): string => new RegExp(`^${name}='(.*)'$`, 'm').exec(shown.stdout)?.[1] ?? '';
+  const names = await readdir(setting('PARTS')).catch(() => []);
+  const paths = [setting('LIST'), ...names.sort().map((name) => join(setting('PARTS'), name))];
+  const entries: Entry[] = [];
+  for (const path of paths.filter((one) => /\.(list|sources)$/.test(one))) {
+    const text = await readFile(path, 'utf8').catch(() => '');
+    if (path.endsWith('.sources')) entries.push(...entriesOfStanzas(text, path));
+    else
+      entries.push(
+        ...text
+          .split('\n')
+          .map(entryOfLine)
+          .filter((entry) => entry !== undefined),
+      );
+  }
+  return entries;
+}
+
+function targetsOfEntries(entries: readonly Entry[], arch: string): readonly Target[] {
+  const isFetched = ({ archs }: Entry): boolean => archs.length === 0 || archs.includes(arch);
+  return entries
+    .filter(isFetched)
+    .flatMap(({ repoUris, suites, components }) =>
+      repoUris
+        .filter((repoUri) => /^(https?|file):/.test(repoUri))
+        .flatMap((repoUri) =>
+          suites.flatMap((suite) => components.map((component) => ({ repoUri, suite, component }))),
+        ),
+    );
 }
 
 async function isFile(path: string): Promise<boolean> {
@@ -85,9 +147,11 @@ export async function defaultKeyrings(): Promise<readonly string[]> {
 }
 
 /** Keyring files named by Signed-By. Fingerprints and embedded keys are no files; then apt's default keys must do. */
-async function keyringsOf(target: Target): Promise<readonly string[]> {
-  const signedBy = await findSignedBy(target);
-  const paths = (signedBy ?? '').split(/[\s,]+/).filter((word) => word.startsWith('/'));
+async function keyringsOf(target: Target, entries: readonly Entry[]): Promise<readonly string[]> {
+  const entry = entries.find(
+    ({ repoUris, suites }) => repoUris.includes(target.repoUri) && suites.includes(target.suite),
+  );
+  const paths = (entry?.signedBy ?? []).filter((word) => word.startsWith('/'));
   return paths.length > 0 ? paths : await defaultKeyrings();
 }
 
@@ -100,23 +164,26 @@ export async function readAptSources(
   arch: string,
   components: readonly string[] | undefined,
 ): Promise<readonly Source[]> {
-  const targets = await readTargets(arch);
+  const entries = await readEntries();
+  const targets = [...(await readTargets(arch)), ...targetsOfEntries(entries, arch)];
   const sources: Source[] = [];
   for (const suite of suites) {
-    const [first, ...others] = targets.filter((target) => target.suite === suite);
+    const first = targets.find((target) => target.suite === suite);
     if (first === undefined) continue;
     // A second archive of the same suite would be another source; apt's order decides, as in apt itself.
-    const same = [first, ...others].filter((target) => target.repoUri === first.repoUri);
-    const offered = same.map((target) => target.component);
+    const same = targets.filter((target) => target.suite === suite && target.repoUri === first.repoUri);
+    const offered = [...new Set(same.map((target) => target.component))];
     const wanted = offered.filter((component) => components?.includes(component) ?? true);
-    sources.push({ suite, repoUri: first.repoUri, components: wanted, keyrings: await keyringsOf(first) });
+    sources.push({ suite, repoUri: first.repoUri, components: wanted, keyrings: await keyringsOf(first, entries) });
   }
   const missing = suites.filter((suite) => !sources.some((source) => source.suite === suite));
   if (missing.length === 0) return sources;
   throw new VendorError(
     'host-unfit/no-apt-source',
     `this host's apt has no source for ${missing.join(', ')} (${arch})`,
-    { next: "add it to the host's apt sources, or give this vendor a `url` and a `keyring` of its own" },
+    {
+      next: "add it to the host's apt sources, or give this vendor a `url` and a `keyring` of its own",
+    },
   );
 }
 

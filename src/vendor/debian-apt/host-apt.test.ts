@@ -1,0 +1,66 @@
+// Reading the host's apt configuration: a configuration of the test's own, read by the real apt.
+import assert from 'node:assert/strict';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { readAptProxy, readAptSources } from './host-apt.ts';
+
+/** Points apt at a configuration made of these files for the length of one test. */
+async function useApt(t: TestContext, files: Readonly<Record<string, string>>, settings = ''): Promise<string> {
+  const folder = await mkdtemp(join(tmpdir(), 'pratique-apt-'));
+  await mkdir(join(folder, 'parts'));
+  for (const [name, text] of Object.entries(files)) await writeFile(join(folder, 'parts', name), text);
+  const dirs = `Dir::Etc::sourcelist "/dev/null";\nDir::Etc::sourceparts "${folder}/parts";\nDir::State::lists "${folder}";\n`;
+  await writeFile(join(folder, 'apt.conf'), `${dirs}APT::Architecture "amd64";\n${settings}`);
+  const before = process.env.APT_CONFIG;
+  process.env.APT_CONFIG = join(folder, 'apt.conf');
+  t.after(async () => {
+    if (before === undefined) delete process.env.APT_CONFIG;
+    else process.env.APT_CONFIG = before;
+    await rm(folder, { recursive: true });
+  });
+  return folder;
+}
+
+test('archives, components and keys are read from both formats of apt sources', async (t) => {
+  await useApt(t, {
+    'new.sources':
+      '# a remark\nTypes: deb\nURIs: http://a.example/debian\nSuites: one one-updates\nComponents: main extra\nSigned-By: /keys/a.gpg\n\n' +
+      'Types: deb\nURIs: http://b.example/debian-security/\nSuites: one-security\nComponents: main\nSigned-By:\n /keys/b.gpg\n /keys/c.gpg\n',
+    'old.list': 'deb [arch=amd64 signed-by=/keys/d.gpg] http://d.example/debian two main\n',
+  });
+  assert.deepEqual(await readAptSources(['one', 'one-security', 'two'], 'amd64', undefined), [
+    { suite: 'one', repoUri: 'http://a.example/debian/', components: ['main', 'extra'], keyrings: ['/keys/a.gpg'] },
+    {
+      suite: 'one-security',
+      repoUri: 'http://b.example/debian-security/',
+      components: ['main'],
+      keyrings: ['/keys/b.gpg', '/keys/c.gpg'],
+    },
+    { suite: 'two', repoUri: 'http://d.example/debian/', components: ['main'], keyrings: ['/keys/d.gpg'] },
+  ]);
+  const [some] = await readAptSources(['one-updates'], 'amd64', ['extra']);
+  assert.deepEqual(some?.components, ['extra']);
+});
+
+test('suites that apt does not have are named, also for an architecture it does not fetch', async (t) => {
+  await useApt(t, {
+    'old.list': '# deb http://d.example/debian three main\ndeb [arch=amd64] http://d.example/debian two main\n',
+    'off.sources': 'Types: deb\nURIs: http://a.example/\nSuites: four\nComponents: main\nEnabled: no\n',
+  });
+  const complaint = (suites: string) => ({ code: 'host-unfit/no-apt-source', message: new RegExp(suites) });
+  await assert.rejects(readAptSources(['two', 'three', 'four'], 'amd64', undefined), complaint('three, four'));
+  await assert.rejects(readAptSources(['two'], 'arm64', undefined), complaint('two \\(arm64\\)'));
+});
+
+test('apt’s proxy is taken, the one for a single host before the general one, and DIRECT means none', async (t) => {
+  await useApt(
+    t,
+    {},
+    'Acquire::http::Proxy "http://proxy.example:3142";\nAcquire::http::Proxy::a.example "DIRECT";\nAcquire::http::Proxy::b.example "http://other.example:1";\n',
+  );
+  assert.equal(await readAptProxy('http://c.example/debian/'), 'http://proxy.example:3142');
+  assert.equal(await readAptProxy('http://b.example/debian/'), 'http://other.example:1');
+  assert.equal(await readAptProxy('http://a.example/debian/'), undefined);
+});
