@@ -166,6 +166,18 @@ test('a newer InRelease with the same packages costs no index either [A1]', asyn
   await assert.rejects(vendor.refresh({}), { code: 'vendor-ill/rollback' });
 });
 
+test('what the archive took back is no longer offered', async (t) => {
+  await publish(MAIN);
+  const { vendor } = await makeRig(t, { suites: ['bookworm'] });
+  await vendor.refresh({});
+  await publish({ ...MAIN, packages: [{ name: 'jq', version: '1.6-1' }], date: 'Sat, 10 Jan 2026 11:00:00 UTC' });
+  await vendor.refresh({});
+  assert.deepEqual(
+    (await vendor.offers()).map(({ product, version }) => `${product} ${version}`),
+    ['jq 1.6-1'],
+  );
+});
+
 test('every index format is read', async (t) => {
   for (const compression of ['gzip', 'none', 'xz'] as const) {
     await publish({ ...MAIN, compression });
