@@ -188,12 +188,19 @@ const AGENT_INPUT: JudgeInput = {
   },
 };
 
-test('an update of the agent is believed by the version that the running agent has [A10]', () => {
+function withAgent(digest: Digest | null): JudgeInput {
+  const inventory = { ...FRESH, agent: { version: '1.1.0', digest } };
+  return { ...AGENT_INPUT, confirmation: { ...AGENT_INPUT.confirmation, inventory } };
+}
+
+test('an update of the agent is believed by version and digest of the running one [A10]', () => {
   assert.equal(judge(AGENT_INPUT).kind, 'evidence');
+  assert.equal(judge(withAgent(AGENT.release.artifact.digest)).kind, 'evidence');
 });
 
 /** Each row flips one thing of a confirmation that is believed. */
 const FLIPPED: readonly (readonly [string, JudgeCode, JudgeInput])[] = [
+  ['the running agent is another file than the one of the plan', 'version-differs', withAgent(otherDigest)],
   ['the plan is of another VM', 'plan-mismatch', { ...TRUE_INPUT, vm: 'web-2' as VmId }],
   ['the plan is of another run', 'plan-mismatch', { ...TRUE_INPUT, run: otherRun }],
   ['the journaled digest is of another plan', 'plan-mismatch', { ...TRUE_INPUT, planDigest: otherDigest }],

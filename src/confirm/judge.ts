@@ -190,7 +190,10 @@ function checkProduct({ id, release }: PlanItem, index: ProductIndex): JudgeRefu
   const other = installed.find((product) => product.version !== release.version);
   if (other !== undefined)
     return refused('version-differs', `${id} is at ${other.version}, the plan wants ${release.version}`);
-  return null;
+  // The artifact of an agent's release is its executable.
+  const running = index.agentDigest;
+  if (release.ecosystem !== 'agent' || running === null || running === release.artifact.digest) return null;
+  return refused('version-differs', `the running agent is ${running}, the plan wants ${release.artifact.digest}`);
 }
 
 /** No product is older than it was reported before the install. */

@@ -191,13 +191,13 @@ export type HostBodyOf<K extends HostBody['type']> = Extract<HostBody, { type: K
 export type AgentBodyOf<K extends AgentBody['type']> = Extract<AgentBody, { type: K }>;
 
 /**
- * Codes of `refuse`, with their meaning. After every one but `unexpected` and `no-common-protocol` the agent says hello
- * again, unless the refuse carries the nonce of a session that the agent has entered since it sent the refused message.
+ * Codes of `refuse`, with their meaning. The agent says hello again, except after `unexpected` and `no-common-protocol`, and
+ * after `stale-session` and `wrong-boot`: said in the agent's present session, they are about a message from before it.
  */
 export const REFUSE_CODES = {
   malformed: 'not a message of the table, or a field does not fit its schema',
   'too-long': 'the line or the chunked message is over its limit',
-  'stale-session': 'the nonce is of another session: say hello again',
+  'stale-session': 'the nonce is of another session',
   'wrong-boot': 'the boot id is not the one of this session',
   'out-of-order': 'the counter, or the number of the chunk, is not the next one',
   'no-session': 'a message before hello and open, or the host asks for a hello',

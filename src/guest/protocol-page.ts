@@ -129,9 +129,8 @@ A message whose line would be longer than ${kib(CHANNEL_LINE_BYTES_MAX)} is sent
   chunks.`;
 
 const REFUSALS = `A message that does not fit is refused and changes nothing: neither the state of the run nor the counter that the host expects.
-The agent then says \`hello\` again and begins a new session, except where the table says otherwise, and except when the
-\`refuse\` carries the nonce of the session that the agent is in although the refused message was sent before that session
-(it was overtaken).
+The agent then does what the table says. Several refusals in a row, of messages that were under way, are answered by one \`hello\`;
+two hellos are a second apart.
 
 Without a session the host's \`refuse\` carries the nonce \`${NO_SESSION_NONCE}\` and the counter 0. It may also come unasked, after the
 host program was restarted: its code is \`no-session\`, and it asks for a \`hello\`.`;
@@ -146,10 +145,11 @@ The drive is read-only, ISO 9660 with Rock Ridge and Joliet, volume label \`${DR
 a device name. Mount it with \`ro,nosuid,nodev\` (and \`noexec\`, if bundles are unpacked elsewhere).
 
 - \`/manifest.json\`: what to install. Its bytes must have the SHA-256 that \`offer\` announced as \`manifestDigest\`; its \`format\` is \`${MANIFEST_FORMAT}\`,
-  its \`run\` and \`planDigest\` are those of the offer. Anything else: \`drive\` with state \`refused\` and code \`manifest-mismatch\`.
+  its \`run\` and \`planDigest\` are those of the offer. Anything else: \`drive\` with state \`refused\` and a code: \`manifest-missing\`,
+  \`manifest-digest\`, \`manifest-malformed\`, \`manifest-wrong-vm\`, \`manifest-wrong-run\`, \`manifest-wrong-plan\`.
 - \`/packages/…\`, \`/apt/…\`, \`/config/…\`, \`/agent/…\`: the files. Before a file is used, its size and SHA-256 must be those of
-  the manifest; otherwise \`refused\` with code \`file-mismatch\`.
-- No drive with the label: \`refused\` with code \`no-drive\`.
+  the manifest; otherwise \`refused\` with \`file-missing\`, \`size-mismatch\` or \`digest-mismatch\`.
+- No drive with the label within a minute, or none that can be mounted: \`refused\` with \`no-drive\` or \`mount-failed\`.
 
 Items are installed in the order of the manifest, by their \`install.action\`:
 
@@ -159,8 +159,9 @@ Items are installed in the order of the manifest, by their \`install.action\`:
 - \`debian-package\`: all such items of the manifest are given to apt together, offline; Debian's own signed indices are under \`/apt\`.
 - \`agent\`: replace the agent's own executable atomically, say \`bye\` with reason \`agent-update\`, and start again.
 
-An item that fails does not stop the report: every item has a result. Codes of a failed result: \`digest-mismatch\`, \`no-space\`,
-\`unpack-failed\`, \`install-failed\`, \`check-failed\`, \`timeout\`, \`unsupported\`.`;
+After an item that failed the others are \`skipped\` with the code \`earlier-failed\`, but every item has a result. Codes of a failed result:
+\`digest-mismatch\`, \`no-space\`, \`bad-bundle\`, \`unpack-failed\`, \`install-failed\`, \`check-failed\`, \`timeout\`, \`unsupported-compression\`; others may
+be made up. A drive that is \`refused\` ends the run; an item that failed does, too, and the VM stays unplugged.`;
 
 const DURABILITY = `## What an agent must keep, and survive
 
@@ -181,10 +182,15 @@ network, and never touches the network itself: the cable is the host's.`;
 
 function refuseTable(): string {
   const rows = Object.entries(REFUSE_CODES).map(([code, meaning]) => {
-    const isFinal = code === 'unexpected' || code === 'no-common-protocol';
-    return `| \`${code}\` | ${meaning} | ${isFinal ? 'log it' : 'say hello again'} |`;
+    return `| \`${code}\` | ${meaning} | ${reactionTo(code)} |`;
   });
   return ['| code | meaning | then |', '|---|---|---|', ...rows].join('\n');
+}
+
+function reactionTo(code: string): string {
+  if (code === 'unexpected' || code === 'no-common-protocol') return 'log it';
+  if (code !== 'stale-session' && code !== 'wrong-boot') return 'say hello again';
+  return 'nothing: it is about a message sent before the present session; what was in it is asked for again';
 }
 
 function transcript(): string {

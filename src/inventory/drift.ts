@@ -1,4 +1,5 @@
 // What of an inventory is behind what the vendors have. Pure: the host decides that a version is old, not the guest (A7).
+import type { Digest } from '../base/digest-text.ts';
 import type { Ecosystem, InstalledProduct, Inventory } from '../model/inventory.ts';
 import type { Kind, Release } from '../model/release.ts';
 
@@ -9,6 +10,7 @@ export type CompareVersions = (ecosystem: Ecosystem, a: string, b: string) => nu
 export type Behind = {
   readonly ecosystem: Ecosystem;
   readonly product: string;
+  /** Of the release: null where it fits every architecture. */
   readonly arch: string | null;
   /** Null: not installed, but another product needs it. */
   readonly installed: string | null;
@@ -30,12 +32,14 @@ type Wanted = {
 export type ProductIndex = {
   readonly byName: ReadonlyMap<string, readonly InstalledProduct[]>;
   readonly agentVersion: string;
+  readonly agentDigest: Digest | null;
 };
 
 /** Makes the index. */
 export function indexProducts(inventory: Inventory): ProductIndex {
   const byName = Map.groupBy(inventory.products, (product) => `${product.ecosystem}/${product.product}`);
-  return { byName, agentVersion: inventory.agent.version };
+  const { version, digest } = inventory.agent;
+  return { byName, agentVersion: version, agentDigest: digest };
 }
 
 /**
@@ -81,7 +85,7 @@ function behind(release: Release, product: InstalledProduct | null, why: Behind[
   return {
     ecosystem: release.ecosystem,
     product: release.product,
-    arch: product?.arch ?? release.arch ?? null,
+    arch: release.arch ?? null,
     installed: product?.version ?? null,
     latest: release.version,
     kind: release.kind,

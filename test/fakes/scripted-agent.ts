@@ -31,7 +31,7 @@ export type Behaviour =
   | 'wrong-nonce'
   /** Precedes its inventory with a line of 64 KiB. */
   | 'oversized'
-  /** Sends valid messages as fast as the stream takes them. */
+  /** Sends valid messages as fast as the stream takes them, and answers nothing. */
   | 'flood'
   /** Sends rubbish as fast as the stream takes it. */
   | 'rubbish'
@@ -214,14 +214,15 @@ class Agent implements ScriptedAgent {
     this.#transfers = 0;
     this.#heldBack = null;
     if (this.#behaviour === 'two-agents') this.#hello();
+    this.#isDeaf ||= this.#behaviour === 'flood';
     if (this.#behaviour === 'flood') this.#pour(() => this.#encode({ type: 'pong' })[0] ?? '');
   }
 
   #onRefuse(refuse: HostMessageOf<'refuse'>): void {
     const isHonest = !['replay', 'reorder', 'wrong-boot', 'wrong-nonce', 'two-agents'].includes(this.#behaviour);
-    if (!isHonest || refuse.code === 'unexpected' || refuse.code === 'no-common-protocol') return;
-    // A refuse that was overtaken by a new session is about the old one.
-    if (refuse.code === 'stale-session' && refuse.nonce === this.#nonce) return;
+    // Said in the present session, the last two are about a message from before it.
+    const isIgnored = ['unexpected', 'no-common-protocol', 'stale-session', 'wrong-boot'].includes(refuse.code);
+    if (!isHonest || isIgnored) return;
     if (this.#hellos < 5) this.#hello();
   }
 
