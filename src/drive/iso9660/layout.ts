@@ -18,6 +18,9 @@ import {
 import type { FileNode, Tree } from './tree.ts';
 import { type BlobSource, type IsoExtent, type IsoImage, SECTOR_BYTES, sectorsOf } from './types.ts';
 
+/** libarchive looks at eight descriptors before it believes in an image, whether it has them or not. */
+const METADATA_SECTORS_MIN = FIRST_DESCRIPTOR_SECTOR + 8;
+
 type LayoutOptions = { readonly label: string; readonly joliet: boolean; readonly createdAtMs: number };
 
 /** A hierarchy with its sectors. `folderSectors` is indexed by folder number. */
@@ -80,6 +83,7 @@ function placeFiles(tree: Tree, startSector: number): PlacedFiles {
     startSectors[file.index] = sector;
     sector += sectorsOf(file.sizeBytes);
   }
+  sector = Math.max(sector, METADATA_SECTORS_MIN);
   const metadataSectors = sector;
   checkMetadata(metadataSectors);
   const extents: IsoExtent[] = [];
