@@ -10,7 +10,7 @@ import { makeHttpFetch } from '../src/base/http-fetch.ts';
 import type { Log } from '../src/base/log.ts';
 import { type DatabaseSync, openDatabase } from '../src/base/sqlite.ts';
 import { isEvidence } from '../src/confirm/judge.ts';
-import { GATE_MIGRATIONS, type Gate, makeGate } from '../src/gate/gate.ts';
+import { type Gate, makeGate } from '../src/gate/gate.ts';
 import { type Fence, openFence } from '../src/hypervisor/fence.ts';
 import { namespaceKey } from '../src/hypervisor/namespace.ts';
 import { makeQmpDriver } from '../src/hypervisor/qmp/driver.ts';
@@ -65,7 +65,6 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     ...JOURNAL_MIGRATIONS,
     ...INVENTORY_MIGRATIONS,
     ...VENDOR_MIGRATIONS,
-    ...GATE_MIGRATIONS,
   ]);
   const journal = openJournal(db);
   const inventories = makeInventoryStore(db);
@@ -74,22 +73,12 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
   const store = await openBlobStore({ folder: storeFolder, clock, log, budgetBytes: config.storeBudgetBytes });
   const vendors = await openVendors(options, db);
   const fences = makeFences(options);
-  const gate = makeGate({
-    fenceFor: fences.fenceFor,
-    audit: (record) => audit.append(record),
-    isEvidence,
-    db,
-    clock,
-    log,
-  });
-  const driver = makeQmpDriver({
-    runFolder,
-    diskRoots: [...config.diskRoots, dataFolder],
-    fenceFor: fences.fenceFor,
-    clock,
-    log,
-  });
+  const gate = makeGate({ fenceFor: fences.fenceFor, audit: (record) => audit.append(record), isEvidence, log });
   const runs = new Map<VmId, VmRun>();
+  const diskRoots = [...config.diskRoots, dataFolder];
+  // Only root may give a QEMU a user of its own; for anybody else it runs as they do.
+  const uidFor = async (vm: VmId) => (process.getuid?.() === 0 ? (runs.get(vm)?.uid ?? null) : null);
+  const driver = makeQmpDriver({ runFolder, diskRoots, uidFor, fenceFor: fences.fenceFor, clock, log });
   const deps = makeRunDeps(options, { journal, inventories, audit, store, vendors, gate, driver });
   const rooms: HostRooms = {
     config,
@@ -172,9 +161,7 @@ function makeFences({ log, clock }: HostOptions): Fences {
     },
     close: async () => {
       const opened = await Promise.allSettled(fences.values());
-      await Promise.all(
-        opened.map(async (each) => (each.status === 'fulfilled' ? await each.value.close() : undefined)),
-      );
+      await Promise.all(opened.map(async (each) => (each.status === 'fulfilled' ? each.value.close() : undefined)));
     },
   };
 }

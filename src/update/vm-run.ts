@@ -339,7 +339,10 @@ export class VmRun {
   async #resume(afterReset: boolean): Promise<null> {
     const running = this.#require('resume-vm');
     if (!(await running.isStopped())) return null;
-    if (afterReset) await running.resetStopped();
+    if (afterReset) {
+      await running.resetStopped(); // Takes the drive away as well.
+      if (!(await running.hasDrive())) this.#attached = null;
+    }
     await this.#deps.gate.resume(running);
     return null;
   }
