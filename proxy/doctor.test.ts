@@ -1,0 +1,179 @@
+// Tests of the doctor: a fit host, each thing that may be wrong, and the commands for the day when Pratique is broken.
+import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
+import { test } from 'node:test';
+import { promisify } from 'node:util';
+import { systemClock } from '../src/base/clock.ts';
+import { silentLog } from '../src/base/log.ts';
+import { tapName } from '../src/hypervisor/network.ts';
+import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
+import { SAMPLE_SPEC, vmId } from '../test/fakes/service.ts';
+import { breakGlassCommands, breakGlassPage } from './break-glass.ts';
+import { type Config, loadConfig } from './config.ts';
+import { type DoctorPorts, hostPorts, runDoctor } from './doctor.ts';
+
+const { config } = await loadConfig({ env: { HOME: '/nonexistent', PRATIQUE_DATA: '/d', PRATIQUE_RUN: '/r' }, uid: 1 });
+const host = { config, clock: systemClock, log: silentLog };
+
+const ANSWERS: Readonly<Record<string, string>> = {
+  'qemu-system-x86_64': 'QEMU emulator version 7.2.17 (Debian)',
+  timedatectl: 'yes',
+  'apt-get': 'http://deb.example\nhttp://deb.example\nhttp://security.example',
+};
+const FIT: DoctorPorts = {
+  probeKvm: async () => true,
+  run: async ([program = '']) => ({ exitCode: 0, text: ANSWERS[program] ?? `${program} 1.0` }),
+  mayUse: async () => true,
+  readText: async () => null,
+  folder: async () => ({ freeBytes: 100e9, mode: 0o711 }),
+  nowMs: () => 1_800_000_000_000,
+  uid: 0,
+};
+
+/** The lines that are not ok, as `check: state`. */
+const findings = async (ports: Partial<DoctorPorts>, changed: Partial<Config> = {}): Promise<string[]> => {
+  const lines = await runDoctor({ ...host, config: { ...config, ...changed } }, { ...FIT, ...ports });
+  for (const { check, state, mend } of lines) assert.equal(mend === null, state === 'ok', check);
+  return lines.filter(({ state }) => state !== 'ok').map(({ check, state }) => `${check}: ${state}`);
+};
+const without = (program: string): Partial<DoctorPorts> => ({
+  run: async (argv) => (argv[0] === program ? null : await FIT.run(argv)),
+});
+
+test('a fit host has nothing to mend', async () => assert.deepEqual(await findings({}), []));
+
+test('each missing tool is named with its package', async () => {
+  for (const [program, check] of [
+    ['ip', 'ip'],
+    ['perl', 'perl'],
+    ['setpriv', 'setpriv'],
+    ['gpgv', 'gpgv'],
+    ['xz', 'xz'],
+    ['nft', 'nft'],
+    ['qemu-system-x86_64', 'qemu'],
+  ] as const) {
+    assert.deepEqual(await findings(without(program)), [`${check}: unfit`]);
+  }
+});
+
+test('a host without KVM, root, NTP or with bridge netfilter is warned', async () => {
+  assert.deepEqual(await findings({ probeKvm: async () => false }), ['kvm: warning']);
+  assert.deepEqual(await findings({ uid: 1000 }), ['rights: warning']);
+  assert.deepEqual(await findings({ readText: async () => '1\n' }), ['bridge netfilter: warning']);
+  const noNtp: Partial<DoctorPorts> = {
+    run: async (argv) => (argv[0] === 'timedatectl' ? { exitCode: 0, text: 'no\n' } : await FIT.run(argv)),
+  };
+  assert.deepEqual(await findings(noNtp), ['clock: warning']);
+});
+
+test('an old QEMU, no tun device, folders open to others, no space and a wrong clock make a host unfit', async () => {
+  const old: Partial<DoctorPorts> = {
+    run: async (argv) =>
+      argv[0] === 'qemu-system-x86_64' ? { exitCode: 0, text: 'QEMU emulator version 6.9.0' } : await FIT.run(argv),
+  };
+  assert.deepEqual(await findings(old), ['qemu: unfit']);
+  assert.deepEqual(await findings({ mayUse: async () => false }), ['tun: unfit']);
+  const open = async () => ({ freeBytes: 100e9, mode: 0o777 });
+  assert.deepEqual(await findings({ folder: open }), ['data folder: unfit', 'run folder: unfit']);
+  assert.deepEqual(await findings({ folder: async () => ({ freeBytes: 1e9, mode: null }) }), ['space: warning']);
+  assert.deepEqual(await findings({ folder: async () => ({ freeBytes: 1e6, mode: null }) }), ['space: unfit']);
+  assert.deepEqual(await findings({ nowMs: () => 0 }), ['clock: unfit']);
+});
+
+test('a kernel without nft for bridges is unfit, with what nft said stripped', async () => {
+  const run: DoctorPorts['run'] = async (argv) =>
+    argv[1] === 'list' ? { exitCode: 1, text: 'Error: \u001b[31mnot supported' } : await FIT.run(argv);
+  const line = (await runDoctor(host, { ...FIT, run })).find(({ check }) => check === 'nft');
+  assert.equal(line?.state, 'unfit');
+  assert.match(line?.detail ?? '', /bridge family: Error: \[31mnot supported$/);
+});
+
+test('missing apt sources matter only to a Debian vendor without a url', async () => {
+  assert.deepEqual(await findings(without('apt-get')), ['apt sources: warning']);
+  const vendors = [{ kind: 'debian-apt', name: 'd', suites: ['bookworm'] }] as const;
+  assert.deepEqual(await findings(without('apt-get'), { vendors }), ['apt sources: unfit']);
+});
+
+test('on the machine of the test every check answers', async () => {
+  const lines = await runDoctor(host, { ...hostPorts(host), probeKvm: async () => false });
+  assert.deepEqual(
+    lines.map(({ check }) => check),
+    [
+      'rights',
+      'kvm',
+      'qemu',
+      'nft',
+      'ip',
+      'perl',
+      'setpriv',
+      'gpgv',
+      'xz',
+      'tun',
+      'bridge netfilter',
+      'data folder',
+      'run folder',
+      'space',
+      'clock',
+      'apt sources',
+    ],
+  );
+});
+
+test('the doctor gives for each VM the commands that plug it in by hand', async () => {
+  const lines = await runDoctor({ ...host, runs: new Map([['web', { spec: SAMPLE_SPEC }]]) }, FIT);
+  const line = lines.at(-1);
+  assert.equal(line?.check, 'break-glass web');
+  assert.equal(line?.detail, breakGlassCommands(SAMPLE_SPEC, '/r').join(' && '));
+});
+
+test('breaking the glass lifts the fence for the taps and raises the links through the monitor', () => {
+  const [stop, fence, monitor, ...rest] = breakGlassCommands(SAMPLE_SPEC, '/r');
+  assert.equal(stop, 'systemctl stop pratique || kill "$(cat /r/daemon.pid)"');
+  assert.equal(fence, `nft add element bridge pratique admitted '{ "${tapName(vmId('web'), 'net0')}" }'`);
+  assert.match(
+    monitor ?? '',
+    /^printf '.*"set_link".*"nic-net0","up":true.*' \| socat -t2 - UNIX-CONNECT:\/r\/vm\/web\/qmp\.sock$/,
+  );
+  assert.deepEqual(rest, []);
+});
+
+const ATTACHED: VmSpec = {
+  format: 'pratique.vm/1',
+  kind: 'attached',
+  vm: vmId('old'),
+  qmpSocket: "/run/it's here/q.sock",
+  channelSocket: '/run/c.sock',
+  nics: [
+    { id: 'net0', tap: 'tap7' },
+    { id: 'net1', tap: 'tap8' },
+  ],
+  namespace: { kind: 'named', name: 'lab' },
+};
+
+test('the commands for an attached VM name its own taps, devices, socket and namespace, each a whole shell word', async () => {
+  const commands = breakGlassCommands(ATTACHED, '/r');
+  assert.match(commands[1] ?? '', /^nsenter --net=\/run\/netns\/lab nft add element .* '\{ "tap7" \}'$/);
+  assert.match(commands[2] ?? '', /'\{ "tap8" \}'$/);
+  // A shell that runs the line with printf and socat replaced by what shows their arguments.
+  const script = `socat() { printf '<%s>' "$@"; cat; }; ${commands[3]}`;
+  const { stdout } = await promisify(execFile)('sh', ['-c', script]);
+  assert.match(stdout, /^<-t2><-><UNIX-CONNECT:\/run\/it's here\/q\.sock>\{"execute":"qmp_capabilities"\}\n/);
+  assert.deepEqual(
+    stdout
+      .trim()
+      .split('\n')
+      .slice(1)
+      .map((line) => JSON.parse(line)),
+    [
+      { execute: 'set_link', arguments: { name: 'net0', up: true } },
+      { execute: 'set_link', arguments: { name: 'net1', up: true } },
+      { execute: 'cont' },
+    ],
+  );
+});
+
+test('the page of all VMs is a shell script that does parse', async () => {
+  const page = breakGlassPage([SAMPLE_SPEC, ATTACHED], '/r');
+  assert.match(page, /\n# VM web\n[\s\S]*\n# VM old\n/);
+  await promisify(execFile)('sh', ['-n', '-c', page]);
+});
