@@ -133,9 +133,16 @@ test('an artifact comes from its own archive, resumes, and is looked into [A9]',
   const path = join(archive.folder, '..', 'fetched.deb');
   await writeFile(path, bytes);
   await vendor.inspect(jq, path);
-  await assert.rejects(vendor.inspect(tzdata, path), { code: 'vendor-ill/wrong-software' });
+  for (const other of [tzdata, { ...jq, version: '1.6-2' }, { ...jq, product: 'libjq1' }, { ...jq, arch: 'arm64' }]) {
+    await assert.rejects(vendor.inspect(other, path), { code: 'vendor-ill/wrong-software' });
+  }
   await writeFile(path, 'no package at all');
-  await assert.rejects(vendor.inspect(jq, path), { code: 'vendor-ill/wrong-software' });
+  await assert.rejects(vendor.inspect(jq, path), {
+    code: 'vendor-ill/wrong-software',
+    message: /is no Debian package$/,
+  });
+  await writeFile(path, '!<arch>\nbut nothing behind it');
+  await assert.rejects(vendor.inspect(jq, path), { code: 'vendor-ill/wrong-software', message: /unreadable/ });
 });
 
 test('metadata survive a restart, and a second refresh downloads no index again [A1]', async (t) => {

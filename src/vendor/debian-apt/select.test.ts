@@ -62,6 +62,17 @@ test('a point release that includes a security update is a security update', () 
   assert.deepEqual(select(installed({ a: '2' }), lookup).chosen, ['a 3 fix']);
 });
 
+test('a version that both suites have is taken from the security suite', () => {
+  const [security, main] = [
+    { name: 'a', version: '2', suite: 'bookworm-security' },
+    { name: 'a', version: '2' },
+  ];
+  for (const lookup of [lookupOf(security, main), lookupOf(main, security)]) {
+    const { chosen } = selectPackages(installed({ a: '1' }), lookup, 'amd64');
+    assert.equal(chosen[0]?.offer.suite, 'bookworm-security');
+  }
+});
+
 test('a new package that an update needs comes with it, and shares its reason', () => {
   const lookup = lookupOf(
     { name: 'linux', version: '2', depends: 'linux-2 (= 2), base | nothing', suite: 'bookworm-security' },
