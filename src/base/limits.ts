@@ -215,6 +215,14 @@ export const AGENT_PACKAGES_TIMEOUT_MS = 60 * 60_000;
 export const AGENT_PROBE_TIMEOUT_MS = 20_000;
 /** Milliseconds the agent gives its last words to leave the machine before it reboots or ends. */
 export const AGENT_FLUSH_TIMEOUT_MS = 500;
+/** Milliseconds init has to restart the machine in order before the agent does it by force. */
+export const AGENT_INIT_REBOOT_TIMEOUT_MS = 60_000;
+/** Milliseconds after its start until the agent notes the boot on disk: after the path to the plug, which it would slow down. */
+export const AGENT_KEEP_BOOT_DELAY_MS = 2_000;
+/** Bytes of memory the agent may use at most: a 16 MiB manifest, parsed. */
+export const AGENT_MEMORY_BYTES_MAX = 256 * 1024 * 1024;
+/** Milliseconds for one compiler run or download while the agent is built; QuickJS takes 25 s on a busy core. */
+export const AGENT_BUILD_TIMEOUT_MS = 10 * 60_000;
 /** Bytes of /manifest.json: 2,000 items and 20,000 further files fit. */
 export const MANIFEST_BYTES_MAX = 16 * 1024 * 1024;
 /** Bytes of one of the agent's own state files: the results of a full plan with their outputs. */

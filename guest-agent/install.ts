@@ -1,0 +1,137 @@
+// Installs the items of a verified manifest: first every file is checked, then each item by its typed action.
+import type { Manifest, ManifestItem } from '../src/model/manifest.ts';
+import type { ItemResult } from '../src/model/result.ts';
+import { digestOfFile } from './durable.ts';
+import { type AgentUpdate, updateAgent } from './installers/agent-update.ts';
+import { installBundle } from './installers/bundle.ts';
+import { failure, type InstallContext, type Outcome, type Phase } from './installers/context.ts';
+import { installDebianPackages } from './installers/debian.ts';
+import type { Paths } from './paths.ts';
+import { AgentError, type Platform } from './platform/platform.ts';
+
+export type Installation = {
+  readonly platform: Platform;
+  readonly paths: Paths;
+  /** Folder under which the drive's paths stand. */
+  readonly drive: string;
+  readonly manifest: Manifest;
+  /** Items that have their result from before a power cut or a restart. */
+  readonly done: readonly ItemResult[];
+  readonly ownDigest: string;
+  /** Makes results durable; only then the next item begins. */
+  readonly keep: (results: readonly ItemResult[], items: readonly ManifestItem[]) => void;
+  readonly progress: (item: ManifestItem, phase: Phase, itemsDone: number) => void;
+  readonly restartAgent: AgentUpdate['restart'];
+};
+
+/** Installs what has no result yet. After the first failure the rest is skipped: later items may rest on earlier ones. */
+export async function installManifest(installation: Installation): Promise<void> {
+  const { manifest, keep, done } = installation;
+  const finished = new Set(done.map((result) => result.item));
+  let isFailed = done.some((result) => result.outcome !== 'installed');
+  const context = contextOf(installation, finished);
+  const pending = manifest.items.filter((item) => !finished.has(item.id));
+  const keepAll = (items: readonly ManifestItem[], results: readonly ItemResult[]): void => {
+    keep(results, items);
+    for (const item of items) finished.add(item.id);
+    isFailed ||= results.some((result) => result.outcome !== 'installed');
+  };
+  if (!isFailed) {
+    // Nothing is installed unless everything on the drive is as the manifest says.
+    const broken = await verifyItems(context, pending);
+    if (broken !== null) keepAll([broken.item], [broken.result]);
+  }
+  for (const group of groupsOf(pending)) {
+    if (isFailed) break;
+    keepAll(group, await installGroup(installation, context, group));
+  }
+  const skipped = pending.filter((item) => !finished.has(item.id));
+  if (skipped.length > 0) keepAll(skipped, skipped.map(skippedResult));
+}
+
+function contextOf(installation: Installation, finished: ReadonlySet<string>): InstallContext {
+  const { platform, paths, drive, progress } = installation;
+  return { platform, paths, drive, report: (item, phase) => progress(item, phase, finished.size) };
+}
+
+/** In the manifest's order, but all Debian packages at once, and the agent itself last, because it ends this process. */
+function groupsOf(items: readonly ManifestItem[]): readonly (readonly ManifestItem[])[] {
+  const packages = items.filter((item) => item.install.action === 'debian-package');
+  const groups: (readonly ManifestItem[])[] = [];
+  for (const item of items) {
+    if (item.install.action === 'bundle') groups.push([item]);
+    else if (item === packages[0]) groups.push(packages);
+  }
+  const agents = items.filter((item) => item.install.action === 'agent');
+  return [...groups, ...agents.map((item) => [item])];
+}
+
+async function installGroup(
+  installation: Installation,
+  context: InstallContext,
+  group: readonly ManifestItem[],
+): Promise<readonly ItemResult[]> {
+  const { monotonicMs } = context.platform.clock;
+  const startMs = monotonicMs();
+  const outcomes = await installActions(installation, context, group);
+  const durationMs = Math.round(monotonicMs() - startMs);
+  return group.map((item, index) => {
+    const outcome = outcomes[index];
+    if (outcome === undefined) throw new Error('assertion failed: every item has an outcome');
+    return { item: item.id, ...outcome, durationMs };
+  });
+}
+
+async function installActions(
+  installation: Installation,
+  context: InstallContext,
+  group: readonly ManifestItem[],
+): Promise<readonly Outcome[]> {
+  const [item] = group;
+  if (item === undefined) return [];
+  const { install } = item;
+  switch (install.action) {
+    case 'bundle':
+      return [await installBundle(context, item, install)];
+    case 'debian-package':
+      return await installDebianPackages(context, group);
+    case 'agent': {
+      const { ownDigest, restartAgent } = installation;
+      return [await updateAgent({ context, item, ownDigest, restart: restartAgent })];
+    }
+    default:
+      return install satisfies never;
+  }
+}
+
+/** The first item with a file that is not what the manifest says. */
+async function verifyItems(
+  context: InstallContext,
+  items: readonly ManifestItem[],
+): Promise<{ readonly item: ManifestItem; readonly result: ItemResult } | null> {
+  for (const item of items) {
+    context.report(item, 'verify');
+    try {
+      for (const file of item.files) await verifyFile(context, file);
+    } catch (error) {
+      return { item, result: { item: item.id, ...failure(error), durationMs: 0 } };
+    }
+  }
+  return null;
+}
+
+async function verifyFile({ platform, drive }: InstallContext, file: ManifestItem['files'][number]): Promise<void> {
+  const path = `${drive}${file.path}`;
+  const found = platform.files.stat(path);
+  if (found?.kind !== 'file') throw new AgentError('file-missing', `${file.path} is not on the drive`);
+  if (found.sizeBytes !== file.sizeBytes) {
+    throw new AgentError('size-mismatch', `${file.path} has ${found.sizeBytes} bytes instead of ${file.sizeBytes}`);
+  }
+  if ((await digestOfFile(platform, path)) !== file.digest) {
+    throw new AgentError('digest-mismatch', `${file.path} is not what the manifest says`);
+  }
+}
+
+function skippedResult(item: ManifestItem): ItemResult {
+  return { item: item.id, outcome: 'skipped', code: 'earlier-failed', durationMs: 0 };
+}

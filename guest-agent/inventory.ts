@@ -1,0 +1,111 @@
+// What this guest has installed and can do, measured afresh each time it is asked.
+import { MODULE_LIST_BYTES_MAX, NAME_CHARS_MAX } from '../src/base/limits.ts';
+import type { InstalledProduct, Inventory, Os } from '../src/model/inventory.ts';
+import { type BootState, isRebootRequired } from './boot-state.ts';
+import { readDpkgStatus } from './dpkg-status.ts';
+import { readLine, readText } from './durable.ts';
+import { type Paths, runFolder } from './paths.ts';
+import type { Platform } from './platform/platform.ts';
+import { listProducts } from './products.ts';
+
+/** The product name under which the agent reports itself. */
+export const AGENT_PRODUCT = 'pratique-agent';
+
+/** Debian's words for what uname calls the machine. */
+const DEBIAN_ARCHES: Readonly<Record<string, string>> = {
+  x86_64: 'amd64',
+  aarch64: 'arm64',
+  armv7l: 'armhf',
+  i686: 'i386',
+  ppc64le: 'ppc64el',
+};
+
+export type AgentIdentity = { readonly version: string; readonly digest: Inventory['agent']['digest'] };
+
+/** The inventory. Throws AgentError if a file it rests on is beyond its limits or cannot be read. */
+export function takeInventory(platform: Platform, paths: Paths, agent: AgentIdentity, boot: BootState): Inventory {
+  return {
+    os: readOs(platform, paths),
+    products: [...listInstalled(platform, paths, agent)],
+    config: [],
+    agent: { version: agent.version, digest: agent.digest },
+    abilities: { drives: [...findDrives(platform, paths)], compressions: [...findCompressions(platform, paths)] },
+    freeBytes: platform.files.freeBytes(paths.installRoot),
+    rebootRequired: isRebootRequired(platform, paths, boot.boot),
+    lastShutdown: boot.lastShutdown,
+  };
+}
+
+/** Every product of every ecosystem. */
+export function listInstalled(platform: Platform, paths: Paths, agent: AgentIdentity): readonly InstalledProduct[] {
+  return [
+    { ecosystem: 'agent', product: AGENT_PRODUCT, version: agent.version, state: 'installed' },
+    ...listProducts(platform, paths),
+    ...readDpkgStatus(platform, `${paths.dpkg}/status`),
+  ];
+}
+
+/** os-release(5): lines NAME=value, the value perhaps in quotes. */
+function readOs(platform: Platform, paths: Paths): Os {
+  const text = readText(platform, `${paths.etc}/os-release`, 65_536) ?? '';
+  const fields = new Map<string, string>();
+  for (const line of text.split('\n')) {
+    const [, name, value] = /^([A-Z_]+)=["']?([^"']*)["']?\s*$/.exec(line) ?? [];
+    if (name !== undefined && value !== undefined) fields.set(name, value.slice(0, NAME_CHARS_MAX));
+  }
+  const { release, machine } = platform.kernel();
+  const codename = fields.get('VERSION_CODENAME');
+  return {
+    // os-release(5): ID defaults to `linux`.
+    id: fields.get('ID') || 'linux',
+    versionId: fields.get('VERSION_ID') ?? '',
+    ...(codename ? { codename } : {}),
+    arch: DEBIAN_ARCHES[machine] ?? machine,
+    kernel: release,
+  };
+}
+
+type DriveKind = Inventory['abilities']['drives'][number];
+/** Front-ends of a drive, with the driver's folder in /sys and its module's file name. */
+const DRIVE_DRIVERS: readonly { readonly kind: DriveKind; readonly driver: string; readonly module: string }[] = [
+  { kind: 'virtio-blk', driver: 'virtio/drivers/virtio_blk', module: '/virtio_blk.ko' },
+  { kind: 'scsi-cd', driver: 'scsi/drivers/sr', module: '/sr_mod.ko' },
+];
+
+/** A driver counts if it is loaded, or if its module is there for a udev that loads it on demand. */
+function findDrives(platform: Platform, paths: Paths): readonly DriveKind[] {
+  const { files } = platform;
+  const hasUdev = files.stat(`${runFolder(paths)}/udev`) !== null;
+  let modules: string | null = hasUdev ? null : '';
+  const hasModule = (module: string): boolean => {
+    modules ??= moduleList(platform);
+    return modules.includes(module);
+  };
+  return DRIVE_DRIVERS.filter(
+    ({ driver, module }) => files.stat(`${paths.sys}/bus/${driver}`) !== null || hasModule(module),
+  ).map(({ kind }) => kind);
+}
+
+function moduleList(platform: Platform): string {
+  try {
+    return readText(platform, `/lib/modules/${platform.kernel().release}/modules.dep`, MODULE_LIST_BYTES_MAX) ?? '';
+  } catch {
+    return '';
+  }
+}
+
+function findCompressions(platform: Platform, paths: Paths): Inventory['abilities']['compressions'] {
+  const programs = ['gzip', 'zstd'] as const;
+  return ['none', ...programs.filter((program) => findProgram(platform, paths, program) !== null)];
+}
+
+/** Absolute path of a program of the guest; null if it has none of this name. */
+export function findProgram(platform: Platform, paths: Paths, name: string): string | null {
+  const candidates = paths.programs.map((folder) => `${folder}/${name}`);
+  return candidates.find((path) => platform.files.stat(path) !== null) ?? null;
+}
+
+/** The boot id the kernel gave this boot. */
+export function readBootId(platform: Platform, paths: Paths): string {
+  return readLine(platform, `${paths.proc}/sys/kernel/random/boot_id`);
+}
