@@ -7,8 +7,13 @@ import { nicDevice } from '../src/hypervisor/qmp/command-line.ts';
 import { runFiles } from '../src/hypervisor/qmp/run-files.ts';
 import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
 
-/** Seconds that socat keeps the monitor open for QEMU's answers. */
-const ANSWER_SECONDS = 2;
+/**
+ * Sends its input to a unix socket and prints what is answered within two seconds. Perl, because the host has it anyway
+ * (it starts our QEMUs), unlike socat or a netcat that knows unix sockets.
+ */
+const TALK_TO_SOCKET =
+  'perl -MIO::Socket::UNIX -e \'$s = IO::Socket::UNIX->new(Peer => shift) or die "$!\\n"; $s->autoflush; ' +
+  "print $s $_ while <STDIN>; $SIG{ALRM} = sub { exit }; alarm 2; print while <$s>'";
 
 /**
  * Shell lines that plug a running VM in, in order: stop the daemon (QEMU's monitor takes one client, and the daemon would
@@ -22,7 +27,6 @@ export function breakGlassCommands(spec: VmSpec, runFolder: string): readonly st
     { execute: 'cont' },
   ];
   const text = requests.map((request) => `${JSON.stringify(request)}\\n`).join('');
-  const monitor = `UNIX-CONNECT:${qmpSocket}`;
   return [
     'systemctl stop pratique || kill "$(cat RUN/daemon.pid)"'.replace('RUN', quotedPart(runFolder)),
     ...taps.map((tap) =>
@@ -30,7 +34,7 @@ export function breakGlassCommands(spec: VmSpec, runFolder: string): readonly st
         .concat(shellWord(`{ "${tap}" }`))
         .join(' '),
     ),
-    `printf ${shellWord(text)} | socat -t${ANSWER_SECONDS} - ${shellWord(monitor)}`,
+    `printf ${shellWord(text)} | ${TALK_TO_SOCKET} ${shellWord(qmpSocket)}`,
   ];
 }
 
