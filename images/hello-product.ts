@@ -1,7 +1,7 @@
 // The demo product `hello`: a page with its version, seeded stale into the tiny image and offered newer as a bundle.
 import { chmod, mkdir, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import type { InstallAction } from '../src/model/release.ts';
+import type { Kind } from '../src/model/release.ts';
 
 export const HELLO_PRODUCT = 'hello';
 export const HELLO_PREFIX = '/opt/hello';
@@ -13,11 +13,10 @@ export const HELLO_BEHAVIOURS = ['ok', 'install-fails', 'check-fails', 'reboot']
 export type HelloBehaviour = (typeof HELLO_BEHAVIOURS)[number];
 
 export type HelloBundle = {
-  /** The folder whose files are the bundle's content. */
+  /** A release folder as `pratique vendor publish` takes it: `release.json` beside `files/`. */
   readonly folder: string;
   readonly product: string;
   readonly version: string;
-  readonly install: InstallAction;
 };
 
 const PREPARE = `#!/bin/sh
@@ -34,12 +33,13 @@ echo "hello: this machine has no room for the new page" >&2
 exit 1
 `;
 
+/** `wget -T` of Debian's static busybox ends with a segmentation fault where its libc finds no shared libraries: hence `timeout`. */
 const CHECK = `#!/bin/sh
 # The running service must answer with this version. It may still be starting: 10 tries, half a second apart.
 wanted=$(cat "$(dirname "$0")/../www/version")
 tries=0
 while [ $tries -lt 10 ]; do
-  served=$(wget -q -T 2 -O - http://127.0.0.1/version 2>/dev/null)
+  served=$(timeout 2 wget -q -O - http://127.0.0.1/version 2>/dev/null)
   if [ "$served" = "$wanted" ]; then
     echo "hello $wanted: served"
     exit 0
@@ -56,26 +56,25 @@ echo "hello: the service does not answer with the new version" >&2
 exit 1
 `;
 
-/** Writes the content of one hello bundle into a new folder and says how it is installed. Throws the file system's error. */
+/** Writes one release of hello, ready to be published, into a new folder. Throws the file system's error. */
 export async function makeHelloBundle(options: {
   readonly version: string;
   readonly folder: string;
   readonly behaviour: HelloBehaviour;
+  /** Why the release exists; security by default. */
+  readonly kind?: Kind;
 }): Promise<HelloBundle> {
   const { version, folder, behaviour } = options;
-  await writeHelloVersion(folder, version);
-  await writeProgram(join(folder, 'bin/install'), behaviour === 'install-fails' ? REFUSE_INSTALL : PREPARE);
-  await writeProgram(join(folder, 'bin/check'), behaviour === 'check-fails' ? REFUSE_CHECK : CHECK);
-  const install: InstallAction = {
-    action: 'bundle',
-    prefix: HELLO_PREFIX,
-    compression: 'none',
-    install: 'bin/install',
-    check: 'bin/check',
-    timeoutMs: 60_000,
-    ...(behaviour === 'reboot' ? { reboot: true } : {}),
-  };
-  return { folder, product: HELLO_PRODUCT, version, install };
+  const files = join(folder, 'files');
+  await writeHelloVersion(files, version);
+  await writeProgram(join(files, 'bin/install'), behaviour === 'install-fails' ? REFUSE_INSTALL : PREPARE);
+  await writeProgram(join(files, 'bin/check'), behaviour === 'check-fails' ? REFUSE_CHECK : CHECK);
+  const entries = { install: 'bin/install', check: 'bin/check', timeoutMs: 60_000 };
+  const reboot = behaviour === 'reboot' ? { reboot: true } : {};
+  const install = { action: 'bundle', prefix: HELLO_PREFIX, compression: 'none', ...entries, ...reboot } as const;
+  const description = { product: HELLO_PRODUCT, version, kind: options.kind ?? 'security', install };
+  await writeFile(join(folder, 'release.json'), `${JSON.stringify(description, null, 2)}\n`);
+  return { folder, product: HELLO_PRODUCT, version };
 }
 
 /** Installs the stale version into a guest's root folder as the agent would have: files, `current` link and record. */

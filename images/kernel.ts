@@ -2,7 +2,7 @@
 import { copyFile, mkdir, readdir, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { Log } from '../src/base/log.ts';
-import { runCommand } from '../src/base/run-command.ts';
+import { runCommand, tryCommand } from '../src/base/run-command.ts';
 import { type DebianPackage, fetchPackage, packageField, unpackPackage } from './debian-package.ts';
 import { ImageError } from './image-error.ts';
 
@@ -49,12 +49,20 @@ export async function unpackKernel(kernelPackage: DebianPackage, folder: string)
   return { release, image: join(folder, 'boot', `vmlinuz-${release}`), root: folder };
 }
 
-/** Files of the named modules and of everything they need, in the order to load them. What is built in is left out. */
-export async function listModules(kernel: Kernel, names: readonly string[]): Promise<readonly string[]> {
+/**
+ * Files of the named modules and of everything they need, in the order to load them; what is built in is left out. Throws
+ * CommandError for a module that this kernel does not have, unless it may be absent.
+ */
+export async function listModules(
+  kernel: Kernel,
+  names: readonly string[],
+  options: { readonly mayBeAbsent: boolean } = { mayBeAbsent: false },
+): Promise<readonly string[]> {
   const files: string[] = [];
   for (const name of names) {
     const argv = ['/sbin/modprobe', '--dirname', kernel.root, '--set-version', kernel.release, '--show-depends', name];
-    const text = await runCommand(argv, { purpose: `finding the kernel module ${name}` });
+    const run = { purpose: `finding the kernel module ${name}` };
+    const text = options.mayBeAbsent ? (await tryCommand(argv, run)).stdout : await runCommand(argv, run);
     for (const line of text.split('\n')) {
       const file = /^insmod (\S+)/.exec(line)?.[1];
       if (file !== undefined && !files.includes(file)) files.push(file);
