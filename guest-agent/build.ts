@@ -28,6 +28,8 @@ export type AgentBuildOptions = {
   readonly log: Log;
   /** Version the executable reports; default: that of package.json. Tests of the agent's own update need two. */
   readonly version?: string;
+  /** Another entry than main.ts: the demonstration's lying agent. */
+  readonly entry?: string;
 };
 
 export class AgentBuildError extends PratiqueError {}
@@ -56,7 +58,7 @@ export async function buildAgent(options: AgentBuildOptions): Promise<AgentBuild
   const { log } = options;
   const cache = join(options.cacheFolder ?? defaultCacheFolder(), 'agent');
   const version = options.version ?? packageVersion();
-  const script = await bundle(version);
+  const script = await bundle(version, options.entry ?? join(HERE, 'main.ts'));
   const native = readFileSync(join(HERE, 'native.c'), 'utf8');
   const flags = [
     QUICKJS_SHA256,
@@ -136,9 +138,9 @@ const forQuickjs: Plugin = {
   },
 };
 
-async function bundle(version: string): Promise<string> {
+async function bundle(version: string, entry: string): Promise<string> {
   const result = await bundleWith({
-    entryPoints: [join(HERE, 'main.ts')],
+    entryPoints: [entry],
     bundle: true,
     write: false,
     format: 'esm',

@@ -1,6 +1,6 @@
 // The demonstration's vendor: a real TUF repository of the product `hello`, signed now and served over HTTP on loopback.
 import { createReadStream } from 'node:fs';
-import { mkdir, stat, writeFile } from 'node:fs/promises';
+import { mkdir, stat } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join, normalize } from 'node:path';
@@ -25,15 +25,7 @@ export async function startDemoVendor(options: {
   const { folder, version, behaviour, clock } = options;
   const source = join(folder, 'release');
   const repository = join(folder, 'repository');
-  const bundle = await makeHelloBundle({ version, folder: join(source, 'files'), behaviour });
-  const description = {
-    product: bundle.product,
-    version,
-    kind: 'security',
-    summary: 'The demonstration product',
-    install: bundle.install,
-  };
-  await writeFile(join(source, 'release.json'), `${JSON.stringify(description, null, 2)}\n`);
+  await makeHelloBundle({ version, folder: source, behaviour });
   await mkdir(repository, { recursive: true });
   const publication = await publishFolder({
     source,

@@ -34,6 +34,7 @@ export type DemoOptions = {
 export type DemoResult = { readonly document: DemoDocument; readonly exitCode: number };
 
 const NEW_VERSION = '1.1.0';
+const FORGING_AGENT = join(import.meta.dirname, 'forging-agent.ts');
 const SUBJECT = { vm: 'demo' as VmId, mac: '52:54:00:77:00:02', address: '10.77.0.2' }; // "demo" has the form of a VmId.
 const CONTROL = { vm: 'control' as VmId, mac: '52:54:00:77:00:03', address: '10.77.0.3' }; // So has "control".
 type Guest = typeof SUBJECT;
@@ -79,7 +80,8 @@ async function prepareImage({ guest, say }: DemoOptions, scenario: Scenario): Pr
   const cacheFolder = imageCacheFolder();
   await mkdir(cacheFolder, { recursive: true });
   say('building the guest agent (once; cached)');
-  const agent = await buildAgent({ cacheFolder, log, variant: scenario.agent === 'forging' ? 'forging' : 'agent' });
+  const entry = scenario.agent === 'forging' ? { entry: FORGING_AGENT } : {};
+  const agent = await buildAgent({ cacheFolder, log, ...entry });
   say(`building the ${guest} image (once; cached)`);
   return await buildImage({
     name: guest,
