@@ -1,0 +1,51 @@
+// Holds the hand-written pages against the code they describe.
+import assert from 'node:assert/strict';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { ERROR_FAMILIES } from '../src/base/errors.ts';
+import { SAMPLE_SPEC } from '../test/fakes/service.ts';
+import { breakGlassCommands } from './break-glass.ts';
+import { parseConfigText } from './config.ts';
+import { ConfigFileSchema, PartialPolicySchema } from './config-schema.ts';
+import { readVmSpec } from './spec-file.ts';
+
+const page = async (path: string): Promise<string> =>
+  await readFile(new URL(`../docs/${path}`, import.meta.url), 'utf8');
+const tomlOf = (text: string): string =>
+  /```toml\n([\s\S]*?)```/.exec(text)?.[1] ?? assert.fail('the page has no TOML');
+
+test('the configuration page names every key, and its example is a correct file', async () => {
+  const text = await page('configuration.md');
+  const keys = Object.keys(ConfigFileSchema.properties).filter((key) => !['policy', 'network', 'uids'].includes(key));
+  const policy = Object.keys(PartialPolicySchema.properties).map((key) => `policy.${key}`);
+  for (const key of [...keys, ...policy, 'network.bridge', 'uids.first']) assert.ok(text.includes(`\`${key}\``), key);
+  const example = await parseConfigText(tomlOf(text), 'configuration.md');
+  assert.equal(example.vendors?.length, 2);
+});
+
+test('the example of the VM spec page is a correct spec', async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'pratique-docs-'));
+  const path = join(folder, 'web.toml');
+  await writeFile(path, tomlOf(await page('vm-spec.md')));
+  assert.equal((await readVmSpec(path, 'none')).vm, 'web');
+  await rm(folder, { recursive: true });
+});
+
+test('the API page has every family of errors with its status and exit code', async () => {
+  const rows = (await page('api.md')).split('\n').filter((line) => line.startsWith('| `'));
+  for (const [family, { httpStatus, exitCode }] of Object.entries(ERROR_FAMILIES)) {
+    const row = rows.find((line) => line.includes(`\`${family}\``)) ?? assert.fail(family);
+    assert.match(row, new RegExp(`\\| ${exitCode} \\|$`), family);
+    if (family !== 'daemon-down') assert.ok(row.includes(`| ${httpStatus} |`), family);
+  }
+});
+
+test('the break-glass page shows the commands as the doctor prints them', async () => {
+  const text = await page('break-glass.md');
+  const [stop = '', fence = '', monitor = ''] = breakGlassCommands({ ...SAMPLE_SPEC }, '/run/pratique');
+  assert.ok(text.includes(stop), stop);
+  assert.ok(text.includes(fence.replace(/"pq\w+"/, '"pq0123456789abc"')), fence);
+  assert.ok(text.includes(monitor.slice(monitor.indexOf('perl'), monitor.lastIndexOf(' '))), monitor);
+});
