@@ -1,0 +1,335 @@
+// A QEMU that speaks the real QMP bytes over real unix sockets, without a machine behind: hundreds fit into one process.
+import { rm } from 'node:fs/promises';
+import { createServer, type Server, type Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
+
+export type FakeQemuOptions = {
+  readonly qmpSocket: string;
+  /** Absent: no agent channel. */
+  readonly channelSocket?: string;
+  /** Device ids of the NICs and the taps behind them (shown by `info network` and `query-pci`). */
+  readonly nics: readonly { readonly id: string; readonly tap: string; readonly backend?: string }[];
+  /** Ids of CD trays, empty at first. */
+  readonly trays?: readonly string[];
+  /** Run state at the start; `prelaunch` is that of -S. */
+  readonly status?: string;
+  /** A guest that never lets go of a device. */
+  readonly holdsDevices?: boolean;
+  /** Called with each host connection to the channel: the guest's end of the wire. */
+  readonly onChannel?: (stream: Duplex) => void;
+  /** Answers a command by itself: lines to write as they are, or null for the usual answer. */
+  readonly answer?: (command: { readonly execute: string; readonly id: unknown }) => readonly string[] | null;
+};
+
+export type FakeQemu = {
+  /** Link of each NIC; up until somebody says otherwise, as in QEMU. */
+  readonly links: ReadonlyMap<string, boolean>;
+  readonly status: () => string;
+  /** Every command, in order. */
+  readonly commands: readonly { readonly execute: string; readonly arguments: Readonly<Record<string, unknown>> }[];
+  readonly devices: ReadonlySet<string>;
+  readonly nodes: ReadonlyMap<string, Readonly<Record<string, unknown>>>;
+  /** The node in each tray. */
+  readonly inserted: ReadonlyMap<string, string>;
+  /** Sends an event to the connected monitor. */
+  readonly emit: (event: string, data?: Readonly<Record<string, unknown>>) => void;
+  /** The guest resets itself or powers off; `-action reboot=shutdown,shutdown=pause` decides what follows. */
+  readonly guestReset: () => void;
+  readonly guestPowerOff: () => void;
+  /** Whether an agent has opened the port. */
+  readonly setPortOpen: (isOpen: boolean) => void;
+  /** Writes raw bytes to the connected monitor. */
+  readonly writeRaw: (bytes: string | Uint8Array) => void;
+  /** Dies: all sockets are gone. */
+  readonly close: () => Promise<void>;
+  readonly closed: Promise<void>;
+};
+
+const PORT_ID = 'pratique-agent';
+const GREETING = {
+  QMP: { version: { qemu: { micro: 22, minor: 2, major: 7 }, package: 'fake' }, capabilities: ['oob'] },
+};
+
+type Arguments = Readonly<Record<string, unknown>>;
+class Refusal extends Error {
+  readonly qemuClass: string;
+  constructor(desc: string, qemuClass = 'GenericError') {
+    super(desc);
+    this.qemuClass = qemuClass;
+  }
+}
+
+/** Starts one fake; its sockets exist when this resolves. */
+export async function startFakeQemu(options: FakeQemuOptions): Promise<FakeQemu> {
+  const machine = new FakeMachine(options);
+  await machine.listen();
+  return machine;
+}
+
+class FakeMachine implements FakeQemu {
+  readonly links = new Map<string, boolean>();
+  readonly commands: { execute: string; arguments: Arguments }[] = [];
+  readonly devices = new Set<string>();
+  readonly nodes = new Map<string, Arguments>();
+  readonly inserted = new Map<string, string>();
+  readonly closed: Promise<void>;
+  readonly #options: FakeQemuOptions;
+  readonly #servers: Server[] = [];
+  readonly #sockets = new Set<Socket>();
+  readonly #setClosed: () => void;
+  #monitor: Socket | null = null;
+  #status: string;
+  #rebootAction = 'shutdown';
+  #isPortOpen = false;
+
+  constructor(options: FakeQemuOptions) {
+    this.#options = options;
+    this.#status = options.status ?? 'prelaunch';
+    for (const nic of options.nics) this.links.set(nic.id, true);
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.closed = promise;
+    this.#setClosed = resolve;
+  }
+
+  async listen(): Promise<void> {
+    const { qmpSocket, channelSocket } = this.#options;
+    await this.#serve(qmpSocket, (socket) => this.#onMonitor(socket));
+    if (channelSocket !== undefined) await this.#serve(channelSocket, (socket) => this.#options.onChannel?.(socket));
+  }
+
+  status(): string {
+    return this.#status;
+  }
+
+  emit(event: string, data: Arguments = {}): void {
+    const timestamp = { seconds: 1_700_000_000, microseconds: 0 };
+    this.#write({ event, data, timestamp });
+  }
+
+  guestReset(): void {
+    if (this.#rebootAction === 'shutdown') this.#shutDown('guest-reset');
+    else this.emit('RESET', { guest: true, reason: 'guest-reset' });
+  }
+
+  guestPowerOff(): void {
+    this.#shutDown('guest-shutdown');
+  }
+
+  setPortOpen(isOpen: boolean): void {
+    this.#isPortOpen = isOpen;
+    this.emit('VSERPORT_CHANGE', { id: PORT_ID, open: isOpen });
+  }
+
+  writeRaw(bytes: string | Uint8Array): void {
+    this.#monitor?.write(bytes);
+  }
+
+  async close(): Promise<void> {
+    for (const socket of this.#sockets) socket.destroy();
+    await Promise.all(this.#servers.map((server) => new Promise<void>((done) => server.close(() => done()))));
+    this.#setClosed();
+  }
+
+  async #serve(path: string, onSocket: (socket: Socket) => void): Promise<void> {
+    await rm(path, { force: true });
+    const server = createServer((socket) => {
+      this.#sockets.add(socket);
+      socket.on('error', () => {}); // The host went away.
+      socket.on('close', () => this.#sockets.delete(socket));
+      onSocket(socket);
+    });
+    this.#servers.push(server);
+    await new Promise<void>((resolve, reject) => server.once('error', reject).listen(path, resolve));
+  }
+
+  #onMonitor(socket: Socket): void {
+    this.#monitor = socket;
+    this.#write(GREETING);
+    let pending = '';
+    socket.setEncoding('utf8').on('data', (text: string) => {
+      pending += text;
+      for (let end = pending.indexOf('\n'); end >= 0; end = pending.indexOf('\n')) {
+        const line = pending.slice(0, end);
+        pending = pending.slice(end + 1);
+        this.#take(line);
+      }
+    });
+    socket.on('close', () => {
+      if (this.#monitor === socket) this.#monitor = null;
+    });
+  }
+
+  #take(line: string): void {
+    // The cast holds for what our own client sends; anything else fails the test that sent it.
+    const command = JSON.parse(line) as { execute: string; arguments?: Arguments; id: unknown };
+    this.commands.push({ execute: command.execute, arguments: command.arguments ?? {} });
+    const own = this.#options.answer?.(command) ?? null;
+    if (own !== null) {
+      for (const text of own) this.writeRaw(text);
+      return;
+    }
+    try {
+      this.#write({ return: this.#run(command.execute, command.arguments ?? {}) ?? {}, id: command.id });
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      this.#write({ error: { class: error.qemuClass, desc: error.message }, id: command.id });
+    }
+  }
+
+  #run(command: string, args: Arguments): unknown {
+    switch (command) {
+      case 'qmp_capabilities':
+        return {};
+      case 'query-status':
+        return { status: this.#status, singlestep: false, running: this.#status === 'running' };
+      case 'set_link':
+        return this.#setLink(text(args, 'name'), args.up === true);
+      case 'cont':
+        if (this.#status === 'shutdown') throw new Refusal('Resetting the Virtual Machine is required');
+        this.#status = 'running';
+        return this.emit('RESUME');
+      case 'stop':
+        this.#status = 'paused';
+        return this.emit('STOP');
+      case 'set-action':
+        if (typeof args.reboot === 'string') this.#rebootAction = args.reboot;
+        return {};
+      case 'system_reset':
+        return this.#systemReset();
+      case 'system_powerdown':
+        setImmediate(() => this.guestPowerOff());
+        return {};
+      case 'quit':
+        setImmediate(() => void this.close());
+        return {};
+      case 'blockdev-add':
+        return this.#addNode(args);
+      case 'blockdev-reopen':
+        return {};
+      case 'blockdev-del':
+        if (!this.nodes.delete(text(args, 'node-name'))) throw new Refusal('Failed to find node');
+        return {};
+      case 'device_add':
+        return this.#addDevice(args);
+      case 'device_del':
+        return this.#deleteDevice(text(args, 'id'));
+      case 'blockdev-open-tray':
+      case 'blockdev-close-tray':
+        return {};
+      case 'blockdev-insert-medium':
+        this.inserted.set(text(args, 'id'), text(args, 'node-name'));
+        return {};
+      case 'blockdev-remove-medium':
+        this.inserted.delete(text(args, 'id'));
+        return {};
+      case 'query-block':
+        return this.#queryBlock();
+      case 'query-named-block-nodes':
+        return [...this.nodes].map(([name, node]) => ({ 'node-name': name, file: fileOf(node), drv: node.driver }));
+      case 'query-chardev':
+        return [{ label: 'pratique-channel', filename: 'unix', 'frontend-open': this.#isPortOpen }];
+      case 'query-pci':
+        return [
+          { bus: 0, devices: this.#options.nics.map((nic) => ({ class_info: { class: 512 }, qdev_id: nic.id })) },
+        ];
+      case 'qom-list':
+        return this.#listObjects(text(args, 'path'));
+      case 'qom-get':
+        return text(args, 'property') === 'name' ? 'dev.pratique.agent.0' : 'pratique-channel';
+      case 'ringbuf-read':
+        return '';
+      case 'human-monitor-command':
+        return this.#infoNetwork();
+      default:
+        throw new Refusal(`The command ${command} has not been found`, 'CommandNotFound');
+    }
+  }
+
+  #setLink(name: string, isUp: boolean): void {
+    if (!this.links.has(name)) throw new Refusal(`Device '${name}' not found`, 'DeviceNotFound');
+    this.links.set(name, isUp);
+  }
+
+  #systemReset(): void {
+    if (this.#rebootAction === 'shutdown') {
+      this.#shutDown('host-qmp-system-reset');
+      return;
+    }
+    if (this.#status !== 'running') this.#status = 'prelaunch';
+    // A reset completes what the guest had been asked to let go of.
+    if (this.#options.holdsDevices === true) for (const id of this.devices) this.#forgetDevice(id);
+    this.emit('RESET', { guest: false, reason: 'host-qmp-system-reset' });
+  }
+
+  #shutDown(reason: string): void {
+    this.emit('SHUTDOWN', { guest: reason.startsWith('guest'), reason });
+    this.#status = 'shutdown';
+    this.emit('STOP');
+  }
+
+  #addNode(args: Arguments): void {
+    const name = text(args, 'node-name');
+    if (this.nodes.has(name)) throw new Refusal(`Duplicate nodes with node-name='${name}'`);
+    this.nodes.set(name, args);
+  }
+
+  #addDevice(args: Arguments): void {
+    const id = text(args, 'id');
+    if (this.devices.has(id)) throw new Refusal(`Duplicate device ID '${id}'`);
+    if (!this.nodes.has(text(args, 'drive'))) throw new Refusal(`Property 'drive' can't find value`);
+    this.devices.add(id);
+  }
+
+  #deleteDevice(id: string): void {
+    if (!this.devices.has(id)) throw new Refusal(`Device '${id}' not found`, 'DeviceNotFound');
+    if (this.#options.holdsDevices !== true) setImmediate(() => this.#forgetDevice(id));
+  }
+
+  #forgetDevice(id: string): void {
+    this.devices.delete(id);
+    this.emit('DEVICE_DELETED', { path: `/machine/peripheral/${id}/virtio-backend` });
+    this.emit('DEVICE_DELETED', { device: id, path: `/machine/peripheral/${id}` });
+  }
+
+  #queryBlock(): unknown {
+    return (this.#options.trays ?? []).map((tray) => {
+      const node = this.inserted.get(tray);
+      return {
+        device: '',
+        qdev: `/machine/peripheral/${tray}`,
+        ...(node === undefined ? {} : { inserted: { 'node-name': node } }),
+      };
+    });
+  }
+
+  #listObjects(path: string): unknown {
+    if (path !== '/machine/peripheral') return [];
+    const port = { name: PORT_ID, type: 'child<virtserialport>' };
+    return [port, ...[...this.devices].map((name) => ({ name, type: 'child<virtio-blk-pci>' }))];
+  }
+
+  #infoNetwork(): string {
+    return this.#options.nics
+      .map(({ id, tap, backend = 'tap' }, index) => {
+        const peer =
+          backend === 'tap' ? `index=0,type=tap,ifname=${tap},script=no,downscript=no` : `index=0,type=${backend}`;
+        return `${id}: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:01\r\n \\ net${index}: ${peer}\r\n`;
+      })
+      .join('');
+  }
+
+  #write(message: unknown): void {
+    this.#monitor?.write(`${JSON.stringify(message)}\r\n`);
+  }
+}
+
+function text(args: Arguments, name: string): string {
+  const value = args[name];
+  if (typeof value !== 'string') throw new Refusal(`Parameter '${name}' is missing`);
+  return value;
+}
+
+function fileOf(node: Arguments): string {
+  const file = node.file;
+  return typeof file === 'object' && file !== null && 'filename' in file ? String(file.filename) : '';
+}
