@@ -55,6 +55,8 @@ export function fitsChannel(platform: Platform, body: AgentBody): boolean {
   return asciiJson(platform.encode, body).length <= CHANNEL_MESSAGE_BYTES_MAX;
 }
 
+type InSession = Exclude<HostMessage, { type: 'open' }>;
+
 type Session = {
   readonly nonce: string;
   readonly vm: string;
@@ -204,23 +206,39 @@ class AgentEnd implements Channel {
     if (this.#session !== null) this.#beginHello();
   }
 
-  #receiveInSession(session: Session, message: Exclude<HostMessage, { type: 'open' }>): void {
-    if (message.nonce !== session.nonce) return this.#violated('stale-session', `${message.type} of another session`);
-    if (message.boot !== this.#options.boot) return this.#violated('wrong-boot', `${message.type} for another boot`);
-    if (message.seq !== session.receivedSeq + 1) {
-      return this.#violated('out-of-order', `${message.type} has ${message.seq} after ${session.receivedSeq}`);
+  #receiveInSession(session: Session, message: InSession): void {
+    const wrong = this.#findMisfit(session, message);
+    if (wrong !== null) {
+      this.#violated(wrong.code, wrong.detail);
+      return;
     }
     session.receivedSeq = message.seq;
-    if (message.type !== 'chunk') return this.#deliver(message);
+    if (message.type === 'chunk') this.#receiveChunk(session, message);
+    else this.#deliver(message);
+  }
+
+  #findMisfit(session: Session, message: InSession): { readonly code: string; readonly detail: string } | null {
+    if (message.nonce !== session.nonce) {
+      return { code: 'stale-session', detail: `${message.type} of another session` };
+    }
+    if (message.boot !== this.#options.boot) return { code: 'wrong-boot', detail: `${message.type} for another boot` };
+    if (message.seq === session.receivedSeq + 1) return null;
+    return { code: 'out-of-order', detail: `${message.type} has ${message.seq} after ${session.receivedSeq}` };
+  }
+
+  #receiveChunk(session: Session, message: HostMessageOf<'chunk'>): void {
     const outcome = session.chunks.add(message);
-    if (outcome.kind === 'refused') return this.#violated(outcome.code, outcome.detail);
     if (outcome.kind === 'more') return;
+    if (outcome.kind === 'refused') {
+      this.#violated(outcome.code, outcome.detail);
+      return;
+    }
     const { nonce, boot, seq } = message;
     const parsed = parseHostMessage(outcome.text, { nonce, boot, seq });
-    if (parsed.kind === 'malformed') return this.#violated('malformed', parsed.detail);
-    const whole = parsed.message;
-    if (whole.type === 'open' || whole.type === 'chunk') return this.#violated('malformed', `${whole.type} in chunks`);
-    this.#deliver(whole);
+    if (parsed.kind === 'malformed') this.#violated('malformed', parsed.detail);
+    else if (parsed.message.type === 'open' || parsed.message.type === 'chunk') {
+      this.#violated('malformed', `${parsed.message.type} in chunks`);
+    } else this.#deliver(parsed.message);
   }
 
   #deliver(message: Exclude<HostMessage, { type: 'open' | 'chunk' }>): void {
