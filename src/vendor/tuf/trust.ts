@@ -84,12 +84,16 @@ export async function loadTrust(deps: TrustDeps): Promise<Trust> {
     verified: () => verified,
     refresh: async (signal) => {
       const round = await runRound(deps, state.trusted, signal);
-      const complete = round.failure === null ? completeSet(round.trusted, deps.clock.nowMs()) : state.verified;
+      const checkedAtMs = deps.clock.nowMs();
+      const before = state.verified;
+      const complete = round.failure === null ? completeSet(round.trusted, checkedAtMs) : before;
       const next: State = { ...state, trusted: round.trusted, verified: complete };
       await writeDurably(statePath, JSON.stringify(next));
       state = next;
       if (round.failure !== null) throw round.failure;
-      const read = readVerified(next, statePath);
+      // Nothing new is the common case, and reading a thousand targets again costs a second of the process.
+      const isUnchanged = verified !== null && sameSet(before, complete);
+      const read = isUnchanged ? { ...verified, checkedAtMs } : readVerified(next, statePath);
       if (read === null) throw new VendorError('internal/tuf-state', 'a refresh succeeded without complete metadata');
       verified = read;
       return read;
@@ -129,6 +133,10 @@ function completeSet(trusted: State['trusted'], checkedAtMs: number): State['ver
   const { root, timestamp, snapshot, targets } = trusted;
   if (timestamp === undefined || snapshot === undefined || targets === undefined) return null;
   return { checkedAtMs, root, timestamp, snapshot, targets };
+}
+
+function sameSet(before: State['verified'], after: State['verified']): boolean {
+  return before !== null && after !== null && ROLES.every((role) => before[role] === after[role]);
 }
 
 /** Reads the kept set again, signatures included: a file on our disk is no proof. Expiry is not asked here but by the status. */

@@ -76,7 +76,7 @@ async function publishHello(
 }
 
 /** A vendor that trusts the first root, as the operator got it on the first day. */
-async function openVendor(options: { clock?: Clock; url?: string } = {}): Promise<Vendor> {
+async function openVendor(options: { clock?: Clock; url?: string; ageMaxMs?: number } = {}): Promise<Vendor> {
   const rootPath = join(base, 'root.json');
   await stat(rootPath).catch(async () => await copyFile(metadataPath('1.root.json'), rootPath));
   const url = options.url ?? server.url;
@@ -88,7 +88,7 @@ async function openVendor(options: { clock?: Clock; url?: string } = {}): Promis
     folder: join(base, 'state'),
     http,
     clock: options.clock ?? systemClock,
-    metadataAgeMaxMs: DAY_MS,
+    metadataAgeMaxMs: options.ageMaxMs ?? DAY_MS,
     log: silentLog,
   });
   vendors.push(vendor);
@@ -230,13 +230,16 @@ test('frozen metadata are refused once they expire [X3]', async () => {
 test('verified metadata stop being fresh with age and with expiry, but stay known', async () => {
   await publishHello('1.0.0');
   let aheadMs = 0;
-  const vendor = await openVendor({ clock: { ...systemClock, nowMs: () => systemClock.nowMs() + aheadMs } });
+  const clock: Clock = { ...systemClock, nowMs: () => systemClock.nowMs() + aheadMs };
+  const vendor = await openVendor({ clock });
   await vendor.refresh({});
+  const patient = await openVendor({ clock, ageMaxMs: 1000 * DAY_MS });
   aheadMs = 2 * DAY_MS;
   assert.equal(vendor.status().isFresh, false);
+  assert.equal(patient.status().isFresh, true);
   aheadMs = 40 * DAY_MS;
-  assert.equal(vendor.status().isFresh, false);
-  assert.equal(await latestVersion(vendor), '1.0.0');
+  assert.equal(patient.status().isFresh, false);
+  assert.equal(await latestVersion(patient), '1.0.0');
 });
 
 test('endless metadata and endless targets end at their limit [X3]', async () => {
@@ -400,6 +403,10 @@ test('refreshes at the same time are one, and one caller giving up does not end 
     ['fulfilled', 'rejected', 'fulfilled'],
   );
   assert.equal(server.count('/metadata/timestamp.json'), 1);
+  const { checkedAtMs } = vendor.status();
+  await systemClock.sleep(5);
+  assert.ok(((await vendor.refresh({})).checkedAtMs ?? 0) > (checkedAtMs ?? 0));
+  assert.equal(await latestVersion(vendor), '1.0.0');
 });
 
 test('a repository on disk serves by file: URLs', async () => {
