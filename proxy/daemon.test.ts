@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
@@ -84,6 +84,13 @@ test('a host that does not start leaves the data folder free for the next try', 
   };
   assert.equal(await codeOf(startDaemon({ ...options, startHost: broken })), 'host-unfit/nft');
   await (await startDaemon(options)).close();
+});
+
+test("a folder that cannot be made or locked is told as the host's fault, with the path", async () => {
+  await writeFile(join(folder, 'file'), '');
+  assert.equal(await codeOf(startDaemon(await optionsFor('file/data', 'run'))), 'host-unfit/folder');
+  await mkdir(join(folder, 'odd/daemon.lock'), { recursive: true });
+  assert.equal(await codeOf(startDaemon(await optionsFor('odd', 'run'))), 'host-unfit/lock');
 });
 
 test('the break-glass page is there from the start and follows the VMs', async () => {

@@ -30,12 +30,14 @@ export type DaemonOptions = {
 
 export type Daemon = { readonly socketPath: string; readonly close: () => Promise<void> };
 
+/** sqlite3.h */
+const SQLITE_BUSY = 5;
+
 /** Starts the daemon. Throws DaemonError `conflict/daemon-running` when another one has the data folder or the socket. */
 export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   const { config, log, clock, env, uid } = options;
-  // 0711: each QEMU has a user of its own and reaches its own files below, without listing the others'.
-  await mkdir(config.dataFolder, { recursive: true, mode: 0o711 });
-  await mkdir(config.runFolder, { recursive: true, mode: 0o711 });
+  await makeFolder(config.dataFolder);
+  await makeFolder(config.runFolder);
   const unlock = await lockFolder(config);
   const undo: (() => Promise<void>)[] = [async () => unlock()];
   try {
@@ -81,19 +83,36 @@ function pidPath(config: Config): string {
  * its own.
  */
 async function lockFolder(config: Config): Promise<() => void> {
-  const lock = new DatabaseSync(join(config.dataFolder, 'daemon.lock'));
+  const path = join(config.dataFolder, 'daemon.lock');
+  let lock: DatabaseSync | null = null;
   try {
+    lock = new DatabaseSync(path);
     lock.exec('PRAGMA busy_timeout = 0; BEGIN EXCLUSIVE');
+    const held = lock;
+    return () => held.close();
   } catch (cause) {
-    lock.close();
+    lock?.close();
+    const isBusy = cause instanceof Error && 'errcode' in cause && cause.errcode === SQLITE_BUSY;
+    if (!isBusy) {
+      const next = 'check the permissions of the data folder and its free space';
+      throw new DaemonError('host-unfit/lock', `locking ${path}`, { cause, next });
+    }
     const pid = (await readFile(pidPath(config), 'utf8').catch(() => '')).trim();
     const who = /^\d+$/.test(pid) ? `process ${pid}` : 'another process';
     throw new DaemonError('conflict/daemon-running', `${who} already serves the data folder ${config.dataFolder}`, {
-      cause,
       next: 'use the daemon that runs, or stop it first',
     });
   }
-  return () => lock.close();
+}
+
+/** Makes a folder that each QEMU's own user may reach its files through, without listing those of others: 0711. */
+async function makeFolder(path: string): Promise<void> {
+  try {
+    await mkdir(path, { recursive: true, mode: 0o711 });
+  } catch (cause) {
+    const next = 'give the daemon a folder that it may write';
+    throw new DaemonError('host-unfit/folder', `making the folder ${path}`, { cause, next });
+  }
 }
 
 /** Removes the socket a dead daemon left; refuses when somebody answers on it. */

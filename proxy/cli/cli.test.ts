@@ -1,7 +1,7 @@
 // Tests of the command line: what it prints, what it asks the daemon, and its exit codes.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { writeFile } from 'node:fs/promises';
+import { mkdir, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, beforeEach, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
@@ -429,4 +429,27 @@ test('config check and show work without a daemon; a mistake is exit code 2 with
   const bad = await run(['config', 'check', '--config', path]);
   assert.equal(bad.code, 2);
   assert.match(bad.stderr, /p\.toml:2: `logLevl` is not a known key; the nearest known key is `logLevel`/);
+});
+
+test('vendor publish makes a signed repository from a release folder, without a daemon', async () => {
+  const source = join(daemon.folder, 'hello-1.2.0');
+  await mkdir(join(source, 'files'), { recursive: true });
+  await writeFile(join(source, 'files/hello'), 'hello');
+  const install = { action: 'bundle', prefix: '/opt/hello' };
+  await writeFile(
+    join(source, 'release.json'),
+    JSON.stringify({ product: 'hello', version: '1.2.0', kind: 'fix', install }),
+  );
+  const folders = ['--repository', join(daemon.folder, 'repo'), '--keys', join(daemon.folder, 'keys')];
+  const published = json(await run(['vendor', 'publish', source, ...folders, '--json'])) as {
+    targets: { product: string }[];
+  };
+  assert.deepEqual(
+    published.targets.map(({ product }) => product),
+    ['hello'],
+  );
+  assert.ok((await readdir(join(daemon.folder, 'repo/metadata'))).includes('timestamp.json'));
+  const bad = await run(['vendor', 'publish', join(daemon.folder, 'nothing'), ...folders]);
+  assert.equal(bad.code, 2);
+  assert.deepEqual(daemon.service().calls, []);
 });
