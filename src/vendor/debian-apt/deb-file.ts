@@ -3,6 +3,7 @@ import { open } from 'node:fs/promises';
 import { printable } from '../../base/printable.ts';
 import { tryCommand } from '../../base/run-command.ts';
 import { VendorError } from '../errors.ts';
+import { readStanzas } from './stanzas.ts';
 
 const AR_MAGIC = '!<arch>\n';
 
@@ -26,14 +27,10 @@ export async function inspectDeb(path: string, expected: DebIdentity): Promise<v
       next: 'tell the vendor: its signed index and its package disagree',
     });
   if (!(await hasArMagic(path))) throw wrong('no Debian package');
-  const shown = await tryCommand([
-    'dpkg-deb',
-    '--show',
-    '--showformat=${Package}\\n${Version}\\n${Architecture}\\n',
-    path,
-  ]);
-  const [name, version, arch] = shown.stdout.split('\n');
+  const shown = await tryCommand(['dpkg-deb', '--field', path, 'Package', 'Version', 'Architecture']);
   if (shown.exitCode !== 0) throw wrong(`unreadable: ${printable(shown.stderr)}`);
+  const [control] = readStanzas(shown.stdout, what);
+  const [name, version, arch] = ['package', 'version', 'architecture'].map((field) => control?.get(field));
   if (name === expected.name && version === expected.version && arch === expected.arch) return;
   throw wrong(printable(`${name} ${version} (${arch})`));
 }

@@ -106,6 +106,11 @@ test('the installed version and what it provides count, a versioned provide too'
   );
   assert.deepEqual(select(installed({ app: '1', lib: '1.5', mailer: '7' }), lookup).leftOut, []);
   assert.equal(select(installed({ app: '1', lib: '1.4', mailer: '7' }), lookup).leftOut.length, 1);
+  const wrongApi = lookupOf(
+    { name: 'app', version: '2', depends: 'api (= 4)' },
+    { name: 'mailer', version: '7', provides: 'api (= 3), api-too' },
+  );
+  assert.equal(select(installed({ app: '1', mailer: '7' }), wrongApi).leftOut.length, 1);
 });
 
 test('an update that would break what stays is left out', () => {
