@@ -92,8 +92,8 @@ export async function loadTrust(deps: TrustDeps): Promise<Trust> {
       state = next;
       if (round.failure !== null) throw round.failure;
       // Nothing new is the common case, and reading a thousand targets again costs a second of the process.
-      const isUnchanged = verified !== null && sameSet(before, complete);
-      const read = isUnchanged ? { ...verified, checkedAtMs } : readVerified(next, statePath);
+      const read =
+        verified !== null && sameSet(before, complete) ? { ...verified, checkedAtMs } : readVerified(next, statePath);
       if (read === null) throw new VendorError('internal/tuf-state', 'a refresh succeeded without complete metadata');
       verified = read;
       return read;
