@@ -1,6 +1,6 @@
 // Copies small blobs behind the metadata, so that a drive of many small files needs few open files.
 import { createHash, hash } from 'node:crypto';
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import { closeSync, openSync, readSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { setImmediate as turn } from 'node:timers/promises';
 import type { Digest } from '../base/digest-text.ts';
@@ -27,11 +27,12 @@ export async function packBlobs(out: FileHandle, packed: readonly IsoExtent[], b
   };
   for (const extent of packed) {
     const paddedBytes = Math.ceil(extent.lengthBytes / SECTOR_BYTES) * SECTOR_BYTES;
-    if (used + paddedBytes > buffer.length) await flush();
-    if (paddedBytes > buffer.length) {
+    // Strictly less: reading looks one byte further.
+    if (used + paddedBytes >= buffer.length) await flush();
+    if (paddedBytes >= buffer.length) {
       await copyLargeBlob(out, extent, blobs, buffer);
     } else {
-      readSmallBlob(extent, blobs, buffer.subarray(used, used + extent.lengthBytes));
+      readSmallBlob(extent, blobs, buffer.subarray(used));
       used += paddedBytes;
     }
   }
@@ -44,21 +45,22 @@ export async function writeAll(out: FileHandle, bytes: Uint8Array): Promise<void
   while (done < bytes.length) done += (await out.write(bytes, done, bytes.length - done)).bytesWritten;
 }
 
-/** Synchronous, because opening a hundred thousand files one by one through the thread pool takes several times as long. */
-function readSmallBlob({ source, lengthBytes }: IsoExtent, blobs: BlobFiles, target: Buffer): void {
+/**
+ * Reads a blob into the start of `space`, which has room for at least one byte more: a blob that is too long shows
+ * there. Synchronous, because opening a hundred thousand files one by one through the thread pool takes several times
+ * as long.
+ */
+function readSmallBlob({ source, lengthBytes }: IsoExtent, blobs: BlobFiles, space: Buffer): void {
   const { digest } = source;
   const descriptor = openBlob(blobs.path(digest), digest);
+  let foundBytes = 0;
   try {
-    checkSize(digest, fstatSync(descriptor).size, lengthBytes);
-    for (let done = 0; done < lengthBytes; ) {
-      const count = readSync(descriptor, target, done, lengthBytes - done, done);
-      if (count === 0) throw wrongSize(digest, done, lengthBytes);
-      done += count;
-    }
+    foundBytes = readSync(descriptor, space, 0, lengthBytes + 1, 0);
   } finally {
     closeSync(descriptor);
   }
-  if (hash('sha256', target, 'hex') !== digest) throw damagedBlob(digest);
+  checkSize(digest, foundBytes, lengthBytes);
+  if (hash('sha256', space.subarray(0, lengthBytes), 'hex') !== digest) throw damagedBlob(digest);
 }
 
 function openBlob(path: string, digest: Digest): number {

@@ -23,6 +23,15 @@ import { SECTOR_BYTES, sectorsOf } from './types.ts';
 
 export type PlannedChild = { readonly node: TreeNode; readonly identifier: string; readonly systemUse: SystemUse };
 
+/** The records of one folder. */
+export type FolderRecords = {
+  readonly self: SystemUse;
+  readonly parent: SystemUse;
+  readonly children: readonly PlannedChild[];
+  /** Directly behind the folder, because libarchive reads forward only. */
+  readonly continuations: ContinuationArea;
+};
+
 export type PlannedFolder = {
   readonly node: FolderNode;
   /** Its number in the path table, from 1. */
@@ -30,12 +39,8 @@ export type PlannedFolder = {
   /** Its own number for the root. */
   readonly parentNumber: number;
   readonly identifier: string;
-  readonly self: SystemUse;
-  readonly parent: SystemUse;
-  readonly children: readonly PlannedChild[];
   readonly lengthBytes: number;
-  /** Directly behind the folder, because libarchive reads forward only. */
-  readonly continuations: ContinuationArea;
+  readonly continuationSectors: number;
 };
 
 export type Hierarchy = {
@@ -44,54 +49,47 @@ export type Hierarchy = {
   /** In the order of the path table: by level, then parent, then identifier (ECMA-119, 6.9.1). */
   readonly folders: readonly PlannedFolder[];
   readonly numberOf: ReadonlyMap<FolderNode, number>;
-};
-
-/** How a view names and describes what is in a folder. */
-type View = {
-  readonly encoding: IdentifierEncoding;
-  readonly planChildren: (folder: FolderNode, area: ContinuationArea) => PlannedChild[];
-  readonly planSelf: (folder: FolderNode, area: ContinuationArea) => SystemUse;
-  readonly planParent: (folder: FolderNode, area: ContinuationArea) => SystemUse;
+  /** Makes a folder's records: once to measure and once to write them, rather than keep a hundred thousand. */
+  readonly planRecords: (folder: FolderNode) => FolderRecords;
 };
 
 /** The primary hierarchy: short ISO names, with Rock Ridge. */
 export function planRockRidge(root: FolderNode): Hierarchy {
   const room = (nameBytes: number) => RECORD_BYTES_MAX - recordBytes(nameBytes, 0);
-  const planned = planView(root, {
-    encoding: 'ascii',
-    planChildren: (folder, area) => {
-      const isoName = makeIsoNamer();
-      const named = folder.sorted.map((node) => {
-        const identifier = isoName(node.name, node.kind === 'folder');
-        return { node, identifier, systemUse: planChild(node, room(identifier.length), area) };
-      });
-      return named.sort((a, b) => (a.identifier < b.identifier ? -1 : 1));
-    },
-    planSelf: (folder, area) => planAttributes(folder, folder === root, room(1), area),
-    planParent: (folder, area) => planAttributes(folder.parent ?? folder, false, room(1), area),
+  return planHierarchy(root, 'primary', 'ascii', (folder) => {
+    const continuations = makeContinuationArea();
+    const self = planAttributes(folder, folder === root, room(1), continuations);
+    const parent = planAttributes(folder.parent ?? folder, false, room(1), continuations);
+    const isoName = makeIsoNamer();
+    const children = folder.sorted.map((node) => {
+      const identifier = isoName(node.name, node.kind === 'folder');
+      return { node, identifier, systemUse: planChild(node, room(identifier.length), continuations) };
+    });
+    children.sort((a, b) => (a.identifier < b.identifier ? -1 : 1));
+    return { self, parent, children, continuations };
   });
-  return { kind: 'primary', encoding: 'ascii', ...planned };
 }
 
 /** The Joliet hierarchy. It has no symlinks. Throws DriveError `usage/drive-joliet` for a name it cannot carry. */
 export function planJoliet(root: FolderNode): Hierarchy {
-  const planned = planView(root, {
-    encoding: 'utf16',
+  const continuations = makeContinuationArea();
+  return planHierarchy(root, 'joliet', 'utf16', (folder) => {
     // The tree is sorted by UTF-16 units, which is Joliet's order of bytes.
-    planChildren: (folder) =>
-      folder.sorted
-        .filter((node) => node.kind !== 'symlink')
-        .map((node) => {
-          const identifier = jolietIdentifier(node.name, node.kind === 'folder');
-          return { node, identifier, systemUse: NO_SYSTEM_USE };
-        }),
-    planSelf: () => NO_SYSTEM_USE,
-    planParent: () => NO_SYSTEM_USE,
+    const shown = folder.sorted.filter((node) => node.kind !== 'symlink');
+    const children = shown.map((node) => {
+      const identifier = jolietIdentifier(node.name, node.kind === 'folder');
+      return { node, identifier, systemUse: NO_SYSTEM_USE };
+    });
+    return { self: NO_SYSTEM_USE, parent: NO_SYSTEM_USE, children, continuations };
   });
-  return { kind: 'joliet', encoding: 'utf16', ...planned };
 }
 
-function planView(root: FolderNode, view: View): Pick<Hierarchy, 'folders' | 'numberOf'> {
+function planHierarchy(
+  root: FolderNode,
+  kind: Hierarchy['kind'],
+  encoding: IdentifierEncoding,
+  planRecords: Hierarchy['planRecords'],
+): Hierarchy {
   const folders: PlannedFolder[] = [];
   const numberOf = new Map<FolderNode, number>();
   const queue: { readonly node: FolderNode; readonly identifier: string; readonly parentNumber: number }[] = [];
@@ -100,26 +98,19 @@ function planView(root: FolderNode, view: View): Pick<Hierarchy, 'folders' | 'nu
   for (const { node, identifier, parentNumber } of queue) {
     const number = folders.length + 1;
     numberOf.set(node, number);
-    const continuations = makeContinuationArea();
-    const self = view.planSelf(node, continuations);
-    const parent = view.planParent(node, continuations);
-    const children = view.planChildren(node, continuations);
-    const lengthBytes = measureFolder(self, parent, children, view.encoding);
-    folders.push({ node, number, parentNumber, identifier, self, parent, children, lengthBytes, continuations });
-    for (const child of children) {
+    const records = planRecords(node);
+    const lengthBytes = measureRecords(records, encoding);
+    const continuationSectors = records.continuations.sectors();
+    folders.push({ node, number, parentNumber, identifier, lengthBytes, continuationSectors });
+    for (const child of records.children) {
       if (child.node.kind !== 'folder') continue;
       queue.push({ node: child.node, identifier: child.identifier, parentNumber: number });
     }
   }
-  return { folders, numberOf };
+  return { kind, encoding, folders, numberOf, planRecords };
 }
 
-function measureFolder(
-  self: SystemUse,
-  parent: SystemUse,
-  children: readonly PlannedChild[],
-  encoding: IdentifierEncoding,
-): number {
+function measureRecords({ self, parent, children }: FolderRecords, encoding: IdentifierEncoding): number {
   let end = recordBytes(1, self.lengthBytes) + recordBytes(1, parent.lengthBytes);
   for (const { node, identifier, systemUse } of children) {
     const length = recordBytes(identifierBytes(identifier, encoding), systemUse.lengthBytes);

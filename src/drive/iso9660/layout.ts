@@ -69,7 +69,7 @@ function placeHierarchy(plan: Hierarchy, startSector: number): PlacedHierarchy {
   const folderSectors = new Float64Array(plan.folders.length + 1);
   for (const folder of plan.folders) {
     folderSectors[folder.number] = sector;
-    sector += sectorsOf(folder.lengthBytes) + folder.continuations.sectors();
+    sector += sectorsOf(folder.lengthBytes) + folder.continuationSectors;
   }
   return { plan, tableBytes, tableSector, folderSectors, endSector: sector };
 }
@@ -86,34 +86,46 @@ function placeFiles(tree: Tree, startSector: number): PlacedFiles {
   sector = Math.max(sector, METADATA_SECTORS_MIN);
   const metadataSectors = sector;
   checkMetadata(metadataSectors);
+  const { blobs, blobOf } = distinctBlobs(tree);
+  const blobSectors = new Float64Array(blobs.length);
   const extents: IsoExtent[] = [];
-  for (const { source, lengthBytes, files } of distinctBlobs(tree)) {
+  for (const { source, lengthBytes, index } of blobs.toSorted(smallestFirst)) {
+    // An empty file has no place.
+    if (lengthBytes === 0) continue;
     extents.push({ startSector: sector, lengthBytes, source });
-    for (const index of files) startSectors[index] = sector;
+    blobSectors[index] = sector;
     sector += sectorsOf(lengthBytes);
   }
+  blobOf.forEach((blob, file) => {
+    if (blob > 0) startSectors[file] = blobSectors[blob - 1] ?? 0;
+  });
   checkVolume(sector);
   return { startSectors, metadataSectors, extents, totalSectors: sector };
 }
 
-/** A blob, and the indices of the files that have its content. */
-type SharedBlob = { readonly source: BlobSource; readonly lengthBytes: number; readonly files: number[] };
+type DistinctBlob = { readonly source: BlobSource; readonly lengthBytes: number; readonly index: number };
 
-function distinctBlobs(tree: Tree): SharedBlob[] {
-  const blobs = new Map<string, SharedBlob>();
+/** Every blob once, and for each file the number of its blob, from 1; 0 for inline files. */
+function distinctBlobs(tree: Tree): { readonly blobs: readonly DistinctBlob[]; readonly blobOf: Uint32Array } {
+  const blobs: DistinctBlob[] = [];
+  const blobOf = new Uint32Array(tree.fileCount);
+  const known = new Map<string, DistinctBlob>();
   for (const { source, sizeBytes, index } of filesOf(tree)) {
     if (source.kind !== 'blob') continue;
-    const known = blobs.get(source.digest);
-    if (known === undefined) {
-      blobs.set(source.digest, { source, lengthBytes: sizeBytes, files: [index] });
-    } else {
-      checkSameSize(known, sizeBytes);
-      known.files.push(index);
+    let blob = known.get(source.digest);
+    if (blob === undefined) {
+      blob = { source, lengthBytes: sizeBytes, index: blobs.length };
+      known.set(source.digest, blob);
+      blobs.push(blob);
     }
+    checkSameSize(blob, sizeBytes);
+    blobOf[index] = blob.index + 1;
   }
-  return [...blobs.values()]
-    .filter((blob) => blob.lengthBytes > 0)
-    .sort((a, b) => a.lengthBytes - b.lengthBytes || (a.source.digest < b.source.digest ? -1 : 1));
+  return { blobs, blobOf };
+}
+
+function smallestFirst(a: DistinctBlob, b: DistinctBlob): number {
+  return a.lengthBytes - b.lengthBytes || (a.source.digest < b.source.digest ? -1 : 1);
 }
 
 function* filesOf(tree: Tree): Iterable<FileNode> {
@@ -140,6 +152,7 @@ function writeHierarchy(target: Buffer, placed: PlacedHierarchy, startSectors: F
 function writeFolder(target: Buffer, placed: PlacedHierarchy, folder: PlannedFolder, startSectors: Float64Array): void {
   const { plan, folderSectors } = placed;
   const { node } = folder;
+  const records = plan.planRecords(node);
   const startSector = folderSectors[folder.number] ?? 0;
   const continuationSector = startSector + sectorsOf(folder.lengthBytes);
   const putFolder = (offset: number, number: number, child: PlannedChild) =>
@@ -151,15 +164,15 @@ function writeFolder(target: Buffer, placed: PlacedHierarchy, folder: PlannedFol
       hasMoreSections: false,
       continuationSector,
     });
-  const self = { node, identifier: SELF_IDENTIFIER, systemUse: folder.self };
-  const parent = { node: node.parent ?? node, identifier: PARENT_IDENTIFIER, systemUse: folder.parent };
+  const self = { node, identifier: SELF_IDENTIFIER, systemUse: records.self };
+  const parent = { node: node.parent ?? node, identifier: PARENT_IDENTIFIER, systemUse: records.parent };
   let at = putFolder(startSector * SECTOR_BYTES, folder.number, self);
   at = putFolder(at, folder.parentNumber, parent);
-  for (const child of folder.children) {
+  for (const child of records.children) {
     if (child.node.kind === 'folder') at = putFolder(at, plan.numberOf.get(child.node) ?? 0, child);
     else at = writeLeafRecords(target, at, { encoding: plan.encoding, continuationSector, child, startSectors });
   }
-  folder.continuations.write(target, continuationSector * SECTOR_BYTES);
+  records.continuations.write(target, continuationSector * SECTOR_BYTES);
 }
 
 type Leaf = {
@@ -212,7 +225,7 @@ function describeVolume(
   };
 }
 
-function checkSameSize(known: SharedBlob, sizeBytes: number): void {
+function checkSameSize(known: DistinctBlob, sizeBytes: number): void {
   if (known.lengthBytes === sizeBytes) return;
   throw new DriveError('usage/drive-entry', `the blob ${known.source.digest} is listed with two different sizes`);
 }

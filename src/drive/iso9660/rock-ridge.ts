@@ -69,10 +69,21 @@ export function planAttributes(
   return packEntries([first, attributes, last], roomBytes, area);
 }
 
+/** One object for all fields of a length: there are at most 255. */
+const plainUses: SystemUse[] = [];
+
+function plainUse(lengthBytes: number): SystemUse {
+  const known = plainUses[lengthBytes];
+  if (known !== undefined) return known;
+  const made: SystemUse = { lengthBytes, ready: null, continuesAt: null };
+  plainUses[lengthBytes] = made;
+  return made;
+}
+
 /** The field of a child's record: mode, time, name, symlink target. */
 export function planChild(node: TreeNode, roomBytes: number, area: ContinuationArea): SystemUse {
   const lengthBytes = PX_BYTES + TF_BYTES + NM_HEAD_BYTES + Buffer.byteLength(node.name);
-  if (node.kind !== 'symlink' && lengthBytes <= roomBytes) return { lengthBytes, ready: null, continuesAt: null };
+  if (node.kind !== 'symlink' && lengthBytes <= roomBytes) return plainUse(lengthBytes);
   const attributes = Buffer.alloc(PX_BYTES + TF_BYTES);
   putAttributes(attributes, 0, node);
   const target = node.kind === 'symlink' ? linkEntries(node.target) : [];
