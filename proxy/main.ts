@@ -7,8 +7,11 @@ import { fileURLToPath } from 'node:url';
 enableCompileCache(fileURLToPath(new URL('../build/compile-cache', import.meta.url)));
 const { runCommandLine } = await import('./cli/program.ts');
 
-const stop = new AbortController();
-for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort());
+function interrupted(): AbortSignal {
+  const stop = new AbortController();
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort());
+  return stop.signal;
+}
 // Whoever reads our output may stop reading (`| head`): that is no failure.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1));
 
@@ -17,5 +20,5 @@ process.exitCode = await runCommandLine(process.argv.slice(2), {
   stderr: process.stderr,
   env: process.env,
   uid: process.getuid?.() ?? 0,
-  signal: stop.signal,
+  interrupted,
 });

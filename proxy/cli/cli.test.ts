@@ -1,6 +1,7 @@
 // Tests of the command line: what it prints, what it asks the daemon, and its exit codes.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdir, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, beforeEach, test } from 'node:test';
@@ -44,7 +45,7 @@ async function run(argv: readonly string[], where: Where = {}): Promise<Run> {
     stderr: stream('stderr'),
     env: { ...daemon.env, ...where.env },
     uid: 1000,
-    signal: where.signal ?? new AbortController().signal,
+    interrupted: () => where.signal ?? new AbortController().signal,
   });
   return { code, ...said };
 }
@@ -129,7 +130,13 @@ test('every command has an example, --json and a description', () => {
     else command.commands.forEach(walk);
   };
   const nowhere = { write: () => {} };
-  const surroundings = { stdout: nowhere, stderr: nowhere, env: {}, uid: 0, signal: new AbortController().signal };
+  const surroundings = {
+    stdout: nowhere,
+    stderr: nowhere,
+    env: {},
+    uid: 0,
+    interrupted: () => new AbortController().signal,
+  };
   walk(buildProgram({ surroundings, finish: () => {} }));
   const names = leaves.map(
     (leaf) => `${leaf.parent?.name() === 'pratique' ? '' : `${leaf.parent?.name()} `}${leaf.name()}`,
@@ -399,6 +406,28 @@ test('vm events --follow --json prints one event a line until it is interrupted'
       .map((line) => JSON.parse(line).seq),
     [1, 2],
   );
+});
+
+test('a program that follows ends with 0 on SIGTERM, one that waits for an answer ends at once', async () => {
+  const main = fileURLToPath(new URL('../main.ts', import.meta.url));
+  const options = { env: daemon.env, stdio: 'ignore' } as const;
+  const follower = spawn(process.execPath, [main, 'vm', 'events', '--follow'], options);
+  await whenFollowed();
+  follower.kill('SIGTERM');
+  assert.deepEqual(await once(follower, 'close'), [0, null]);
+  let isAsked = (): void => {};
+  const asked = new Promise<void>((resolve) => {
+    isAsked = resolve;
+  });
+  const drift = async () => {
+    isAsked();
+    return await new Promise<never>(() => {});
+  };
+  daemon.reset({ ...makeFakeService(), drift });
+  const waiter = spawn(process.execPath, [main, 'drift'], options);
+  await asked;
+  waiter.kill('SIGINT');
+  assert.deepEqual(await once(waiter, 'close'), [null, 'SIGINT']);
 });
 
 test('vendor check ends with 6 when a vendor is ill', async () => {

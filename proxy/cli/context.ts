@@ -9,8 +9,8 @@ import { makeOutput, type Output, type Terminal } from './output.ts';
 /** What the process gives the command line. */
 export type Surroundings = Terminal & {
   readonly uid: number;
-  /** Aborted by Ctrl-C or SIGTERM. */
-  readonly signal: AbortSignal;
+  /** A signal that Ctrl-C or SIGTERM aborts from now on; commands that never ask for it are ended by them at once. */
+  readonly interrupted: () => AbortSignal;
 };
 
 export type Context = {
@@ -18,7 +18,7 @@ export type Context = {
   readonly clock: Clock;
   readonly env: NodeJS.ProcessEnv;
   readonly uid: number;
-  readonly signal: AbortSignal;
+  readonly interrupted: () => AbortSignal;
   readonly loadConfig: () => Promise<LoadedConfig>;
   readonly connect: () => Promise<Service>;
 };
@@ -55,7 +55,7 @@ export function completeCommand<Options>(
 }
 
 function makeContext(surroundings: Surroundings, options: CommonOptions): Context {
-  const { env, uid, signal } = surroundings;
+  const { env, uid, interrupted } = surroundings;
   const loadConfig = async (): Promise<LoadedConfig> => {
     const config = await import('../config.ts');
     return await config.loadConfig({ ...(options.config === undefined ? {} : { path: options.config }), env, uid });
@@ -65,7 +65,7 @@ function makeContext(surroundings: Surroundings, options: CommonOptions): Contex
     clock: systemClock,
     env,
     uid,
-    signal,
+    interrupted,
     loadConfig,
     connect: async () => {
       const { config } = await loadConfig();

@@ -22,7 +22,9 @@ export function addServeCommand(program: Command, build: Build): void {
       import('../host.ts'),
     ]);
     const log = makeLog(config.logLevel);
-    const { clock, env, uid, signal, output } = context;
+    const { clock, env, uid, interrupted, output } = context;
+    // Asked for before anything is opened: what is opened is closed in order.
+    const signal = interrupted();
     const daemon = await startDaemon({ config, log, clock, env, uid, startHost });
     output.note(`Serving on ${daemon.socketPath}; VMs stay under the gate when this ends.`);
     await aborted(signal);

@@ -202,14 +202,14 @@ function addEventCommands(vm: Command, build: Build): void {
 }
 
 async function showEvents(context: Context, vm: string | undefined, options: EventOptions): Promise<void> {
-  const { output, signal } = context;
+  const { output, interrupted } = context;
   const service = await context.connect();
   const { eventText } = await texts();
   const only = vm === undefined ? {} : { vm };
   const show = (event: VmEventRecord): void => output.show(event, () => eventText(event, output));
   let afterSeq = wholeNumber('--after', options.after);
   if (options.follow === true) {
-    for await (const event of service.followEvents({ ...only, afterSeq, signal })) show(event);
+    for await (const event of service.followEvents({ ...only, afterSeq, signal: interrupted() })) show(event);
     return;
   }
   let left = wholeNumber('--limit', options.limit);
@@ -224,11 +224,11 @@ async function showEvents(context: Context, vm: string | undefined, options: Eve
 
 /** Past events are read too, but only the present state decides: an old `connected` is no answer. */
 async function waitFor(context: Context, vm: string, options: WaitOptions): Promise<number> {
-  const { output, clock, signal } = context;
+  const { output, clock, interrupted } = context;
   const timeoutMs = parseDuration(options.timeout);
   const service = await context.connect();
   const stop = new AbortController();
-  signal.addEventListener('abort', () => stop.abort());
+  interrupted().addEventListener('abort', () => stop.abort());
   const cancel = clock.after(timeoutMs, () => stop.abort());
   const { makeTimelinePrinter } = await import('./timeline.ts');
   const printer = options.quiet === true ? null : makeTimelinePrinter(output.stderr, clock, context.env);
