@@ -1,34 +1,46 @@
 // The only code that lets a VM run, raises a link, lifts a fence or releases media. Closing wins over everything.
 //
-//   close: expel from the fence ─► lower the links ─► withhold media ─► read the fence back
+//   close: expel from the fence ─► lower the links ─► withhold media ─► read the fence back ─► record
 //   open:  evidence or override ─► signed record on disk ─► admit ─► raise the links ─► release media
 //
-// What stands open is remembered by the run's journal (QEMU cannot be asked for a link's state): it says `connected`
-// only after `open` returned, and whatever it does not call connected is closed again when the daemon starts.
+// What stands open is remembered by the run's journal and by the kernel's own table (QEMU cannot be asked for a link's
+// state). The journal says `connected` only after `open` returned; whatever is not both is closed when the daemon starts.
 import type { AuditRecord } from '../audit/record.ts';
-import { PratiqueError } from '../base/errors.ts';
+import { type Clock, systemClock } from '../base/clock.ts';
+import { type ErrorCode, PratiqueError } from '../base/errors.ts';
 import type { Log } from '../base/log.ts';
-import type { Fence } from '../hypervisor/fence.ts';
-import { isCoveredName } from '../hypervisor/fence.ts';
+import { type Fence, type FenceState, isCoveredName } from '../hypervisor/fence.ts';
 import type { RunningVm } from '../hypervisor/hypervisor.ts';
 import type { Namespace } from '../hypervisor/vm-spec.ts';
 import type { Evidence } from '../model/evidence.ts';
-import type { RunId } from '../model/ids.ts';
+import type { RunId, VmId } from '../model/ids.ts';
 
+/** The gate refused, or a layer did not do what was asked; then the VM is closed as far as possible. */
 export class GateError extends PratiqueError {}
 
+/** What entitles a VM to be plugged in. */
 export type GateGrant =
   | { readonly kind: 'evidence'; readonly run: RunId; readonly evidence: Evidence }
+  /** By an operator, or for an infrastructure VM: recorded with who and why. */
   | { readonly kind: 'override'; readonly run: RunId; readonly reason: string; readonly actor: string };
 
 export type Gate = {
-  /** Closes all three layers and reads the fence back. Throws GateError or HypervisorError; the fence is closed first, whatever fails after it. */
+  /**
+   * Closes fence, links and media, in this order, each even if one before failed, and reads the fence back. Throws GateError
+   * `host-fault/gate-close` naming the layers that could not be closed.
+   */
   readonly close: (vm: RunningVm, reason: string) => Promise<void>;
-  /** Lets a stopped VM run. Throws GateError `refused/gate-not-closed` unless this gate closed it and the fence in the kernel holds. */
+  /**
+   * Lets a stopped VM run. Throws GateError and leaves it stopped unless this gate closed it, the fence in the kernel holds,
+   * and links and media could be lowered and withheld once more.
+   */
   readonly resume: (vm: RunningVm) => Promise<void>;
-  /** Plugs a VM in. Throws GateError `refused/evidence…` for anything but genuine evidence or an override with a reason; a close meanwhile wins. */
-  readonly open: (vm: RunningVm, grant: GateGrant) => Promise<void>;
-  /** Whether the kernel's fence admits every tap of the VM. */
+  /**
+   * Plugs a VM in. Throws GateError `refused/…` without a change for anything but genuine evidence or an override with a
+   * reason, or when a close was asked for meanwhile; and closes again if a layer fails. Repeated for the same run: no change.
+   */
+  readonly open: (vm: RunningVm, grant: GateGrant) => Promise<{ readonly linkUpAtMs: number }>;
+  /** Whether the kernel's fence stands and admits every tap of the VM. */
   readonly isAdmitted: (vm: RunningVm) => Promise<boolean>;
 };
 
@@ -39,113 +51,208 @@ export type GateDeps = {
   /** Only what the judge made in this process is evidence. */
   readonly isEvidence: (value: unknown) => value is Evidence;
   readonly log: Log;
+  readonly clock?: Clock;
 };
 
-const tapNames = (vm: RunningVm): readonly string[] => vm.taps.map((tap) => tap.name);
+/** What this gate did last to a VM, in this process. */
+type Position =
+  | { readonly kind: 'unknown' }
+  | { readonly kind: 'closed' }
+  | { readonly kind: 'open'; readonly run: RunId; readonly linkUpAtMs: number };
 
 /** Makes the gate of this host. */
 export function makeGate(deps: GateDeps): Gate {
-  // One number per running VM, raised by every close: an open that sees it change undoes itself.
-  const closings = new WeakMap<RunningVm, number>();
-  const closingsOf = (vm: RunningVm): number => closings.get(vm) ?? 0;
-  const closed = new WeakSet<RunningVm>();
+  const clock = deps.clock ?? systemClock;
+  const lanes = makeLanes();
+  const positions = new WeakMap<RunningVm, Position>();
+  const positionOf = (vm: RunningVm): Position => positions.get(vm) ?? { kind: 'unknown' };
 
-  const close = async (vm: RunningVm, reason: string): Promise<void> => {
-    closings.set(vm, closingsOf(vm) + 1);
-    closed.delete(vm);
-    const mine = closingsOf(vm);
-    const fence = await deps.fenceFor(vm.namespace);
-    await closeFence(fence, vm);
-    await deps.audit({ kind: 'gate-closed', vm: vm.vm, reason });
-    await vm.lowerLinks();
-    await vm.withholdMedia();
-    await verifyClosed(fence, vm);
-    if (closingsOf(vm) === mine) closed.add(vm);
+  const isAdmitted = async (vm: RunningVm): Promise<boolean> => {
+    const { fault, admitted } = await (await deps.fenceFor(vm.namespace)).verify();
+    return fault === null && vm.taps.every((tap) => admitted.has(tap.name));
   };
-
-  const open = async (vm: RunningVm, grant: GateGrant): Promise<void> => {
-    checkGrant(deps, vm, grant);
-    const before = closingsOf(vm);
+  const shut = async (vm: RunningVm): Promise<void> => {
+    positions.set(vm, { kind: 'unknown' });
+    const failures = await closeLayers(vm, deps.fenceFor);
+    const [first] = failures;
+    if (first !== undefined) throw notClosed(vm.vm, failures, first.cause);
+    positions.set(vm, { kind: 'closed' });
+  };
+  const plug = async (vm: RunningVm, grant: GateGrant): Promise<number> => {
+    positions.set(vm, { kind: 'unknown' });
     const fence = await deps.fenceFor(vm.namespace);
-    await deps.audit(recordOf(vm, grant));
-    refuseIfClosed(vm, closingsOf(vm) === before);
-    closed.delete(vm);
+    await fence.admit(vm.taps.map((tap) => tap.name));
+    await vm.raiseLinks();
+    const linkUpAtMs = clock.nowMs();
+    await vm.releaseMedia();
+    positions.set(vm, { kind: 'open', run: grant.run, linkUpAtMs });
+    return linkUpAtMs;
+  };
+  const open = async (vm: RunningVm, grant: GateGrant, isStillMeant: () => boolean) => {
+    checkGrant(deps, vm, grant);
+    const before = positionOf(vm);
+    if (before.kind === 'open' && before.run === grant.run && (await isAdmitted(vm))) return before;
+    await record(deps, vm.vm, grant);
+    if (!isStillMeant()) throw closedMeanwhile(vm.vm);
     try {
-      await fence.admit(tapNames(vm));
-      refuseIfClosed(vm, closingsOf(vm) === before);
-      await vm.raiseLinks();
-      await vm.releaseMedia();
-      refuseIfClosed(vm, closingsOf(vm) === before);
-    } catch (error) {
-      await close(vm, 'opening failed').catch((cause) =>
-        deps.log.error({ vm: vm.vm, err: cause }, 'a half-open gate could not be closed'),
-      );
-      throw error;
+      return { linkUpAtMs: await plug(vm, grant) };
+    } catch (cause) {
+      await shut(vm).catch((error: unknown) => {
+        deps.log.error({ vm: vm.vm, err: error }, 'a half-open gate could not be closed');
+      });
+      throw new GateError('host-fault/gate-open', `${vm.vm}: could not be plugged in; it is closed again`, { cause });
     }
   };
 
   return {
-    close,
-    open,
-    resume: async (vm) => {
-      if (!closed.has(vm)) {
-        throw new GateError('refused/gate-not-closed', `${vm.vm} is not let run: its gate was not closed before`, {
-          next: 'retry it',
-        });
-      }
-      await verifyClosed(await deps.fenceFor(vm.namespace), vm);
-      await vm.resume();
+    close: (vm, reason) => {
+      lanes.askForClose(vm);
+      return lanes.run(vm, async () => {
+        await shut(vm);
+        await deps.audit({ kind: 'gate-closed', vm: vm.vm, reason });
+      });
     },
-    isAdmitted: async (vm) => {
-      const fence = await deps.fenceFor(vm.namespace);
-      const { fault, admitted } = await fence.verify();
-      return fault === null && tapNames(vm).every((tap) => admitted.has(tap));
+    resume: (vm) =>
+      lanes.run(vm, async () => {
+        if (positionOf(vm).kind !== 'closed') throw staysStopped(vm.vm, 'its gate was not closed before');
+        await checkClosed(vm, await deps.fenceFor(vm.namespace));
+        await vm.resume();
+      }),
+    open: (vm, grant) => {
+      const isStillMeant = lanes.watchForClose(vm);
+      return lanes.run(vm, () => open(vm, grant, isStillMeant));
     },
+    isAdmitted,
   };
 }
 
-async function closeFence(fence: Fence, vm: RunningVm): Promise<void> {
-  await fence.ensure();
-  const foreign = tapNames(vm).filter((tap) => !isCoveredName(tap));
-  if (foreign.length > 0) await fence.guard(foreign);
-  await fence.expel(tapNames(vm));
+type Failure = { readonly layer: string; readonly cause: unknown };
+
+async function closeLayers(vm: RunningVm, fenceFor: GateDeps['fenceFor']): Promise<readonly Failure[]> {
+  const failures: Failure[] = [];
+  const attempt = async (layer: string, work: () => Promise<void>) => {
+    try {
+      await work();
+    } catch (cause) {
+      failures.push({ layer, cause });
+    }
+  };
+  await attempt('the fence', async () => closeFence(vm, await fenceFor(vm.namespace)));
+  await attempt('the links', vm.lowerLinks);
+  await attempt('the removable media', vm.withholdMedia);
+  return failures;
 }
 
-/** The kernel's own table says that the rules stand and that none of the VM's taps may pass. */
-async function verifyClosed(fence: Fence, vm: RunningVm): Promise<void> {
-  const { fault, admitted, gated } = await fence.verify();
-  const open = tapNames(vm).filter((tap) => admitted.has(tap) || !(isCoveredName(tap) || gated.has(tap)));
-  if (fault === null && open.length === 0) return;
-  throw new GateError(
-    'host-fault/fence-open',
-    `${vm.vm}: the fence does not hold (${fault ?? `not fenced: ${open.join(', ')}`})`,
-    {
-      next: 'look at `nft list table bridge pratique`',
-    },
+/** Expels at once; a fence that is not as it has to be is then mended, and looked at again. */
+async function closeFence(vm: RunningVm, fence: Fence): Promise<void> {
+  const names = vm.taps.map((tap) => tap.name);
+  const isExpelled = await fence.expel(names).then(
+    () => true,
+    () => false,
   );
+  let state = await fence.verify();
+  if (!isExpelled || fenceTrouble(vm, state) !== null) {
+    await fence.ensure();
+    await fence.guard(names.filter((name) => !isCoveredName(name)));
+    await fence.expel(names);
+    state = await fence.verify();
+  }
+  const trouble = fenceTrouble(vm, state);
+  if (trouble === null) return;
+  throw new GateError('host-fault/fence-open', `${vm.vm}: the fence does not hold: ${trouble}`, {
+    next: 'look at `nft list table bridge pratique`',
+  });
+}
+
+/** Why the kernel's table does not fence all of the VM's taps; null when it does. */
+function fenceTrouble(vm: RunningVm, { fault, admitted, gated }: FenceState): string | null {
+  if (fault !== null) return fault;
+  for (const { name } of vm.taps) {
+    if (admitted.has(name)) return `it admits the tap ${name}`;
+    if (!isCoveredName(name) && !gated.has(name)) return `it does not know the tap ${name}`;
+  }
+  return null;
+}
+
+/** The last look before a VM runs. Links are lowered once more rather than asked for: QEMU does not tell. */
+async function checkClosed(vm: RunningVm, fence: Fence): Promise<void> {
+  const trouble = fenceTrouble(vm, await fence.verify());
+  if (trouble !== null) throw staysStopped(vm.vm, `the fence does not hold: ${trouble}`);
+  try {
+    await vm.lowerLinks();
+    await vm.withholdMedia();
+  } catch (cause) {
+    throw staysStopped(vm.vm, 'links and media could not be checked', cause);
+  }
 }
 
 function checkGrant(deps: GateDeps, vm: RunningVm, grant: GateGrant): void {
+  const refuse = (code: ErrorCode, detail: string) => new GateError(code, `${vm.vm} is not plugged in: ${detail}`);
   if (grant.kind === 'override') {
     if (grant.reason.trim() !== '' && grant.actor.trim() !== '') return;
-    throw new GateError('refused/override', `${vm.vm}: an override needs a reason and an actor`);
+    throw refuse('refused/override', 'an override needs a reason and the name of who gives it');
   }
   if (!deps.isEvidence(grant.evidence)) {
-    throw new GateError('refused/evidence', `${vm.vm}: what was given is no evidence of this process`);
+    throw refuse('refused/evidence', 'what was given is no evidence of this process');
   }
   if (grant.evidence.vm === vm.vm && grant.evidence.run === grant.run) return;
-  throw new GateError(
-    'refused/evidence-of-another',
-    `${vm.vm}: the evidence is for run ${grant.evidence.run} of ${grant.evidence.vm}`,
-  );
+  throw refuse('refused/evidence-of-another', `the evidence is for run ${grant.evidence.run} of ${grant.evidence.vm}`);
 }
 
-function recordOf(vm: RunningVm, grant: GateGrant): AuditRecord {
-  if (grant.kind === 'evidence') return { kind: 'gate-opened', vm: vm.vm, evidence: grant.evidence };
-  return { kind: 'override', vm: vm.vm, run: grant.run, actor: grant.actor, reason: grant.reason };
+/** Puts the decision on disk before anything moves. */
+async function record(deps: GateDeps, vm: VmId, grant: GateGrant): Promise<void> {
+  const entry: AuditRecord =
+    grant.kind === 'evidence'
+      ? { kind: 'gate-opened', vm, evidence: grant.evidence }
+      : { kind: 'override', vm, run: grant.run, actor: grant.actor, reason: grant.reason };
+  try {
+    await deps.audit(entry);
+  } catch (cause) {
+    throw new GateError('host-fault/gate-record', `${vm} is not plugged in: the decision could not be recorded`, {
+      cause,
+    });
+  }
 }
 
-function refuseIfClosed(vm: RunningVm, isStillMine: boolean): void {
-  if (isStillMine) return;
-  throw new GateError('refused/closed-meanwhile', `${vm.vm}: the gate was closed while it was being opened`);
+function notClosed(vm: VmId, failures: readonly Failure[], cause: unknown): GateError {
+  const layers = failures.map(({ layer }) => layer).join(', ');
+  return new GateError('host-fault/gate-close', `${vm}: could not close ${layers}`, {
+    cause,
+    next: 'end the VM if it must not reach the network',
+  });
+}
+
+function staysStopped(vm: VmId, detail: string, cause?: unknown): GateError {
+  return new GateError('refused/gate-not-closed', `${vm} is not let run: ${detail}`, { cause, next: 'retry it' });
+}
+
+function closedMeanwhile(vm: VmId): GateError {
+  return new GateError('refused/closed-meanwhile', `${vm}: the gate was closed while it was being opened`);
+}
+
+/** One VM's changes one after the other; and whether a close was asked for since, so that an open that waits gives way. */
+function makeLanes() {
+  type Lane = { closes: number; last: Promise<unknown> };
+  const lanes = new WeakMap<RunningVm, Lane>();
+  const laneOf = (vm: RunningVm): Lane => {
+    const lane = lanes.get(vm) ?? { closes: 0, last: Promise.resolve() };
+    lanes.set(vm, lane);
+    return lane;
+  };
+  return {
+    askForClose: (vm: RunningVm) => {
+      laneOf(vm).closes += 1;
+    },
+    watchForClose: (vm: RunningVm) => {
+      const lane = laneOf(vm);
+      const { closes } = lane;
+      return () => lane.closes === closes;
+    },
+    run: <T>(vm: RunningVm, work: () => Promise<T>): Promise<T> => {
+      const lane = laneOf(vm);
+      const mine = lane.last.then(work);
+      lane.last = mine.catch(() => {});
+      return mine;
+    },
+  };
 }

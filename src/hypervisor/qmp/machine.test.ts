@@ -203,7 +203,7 @@ test('an ill answer is an error that names VM and step', async (t) => {
   const { vm } = await machine(t, {
     answer: ({ execute, id }) => (execute === 'query-status' ? [`{"return":{"status":7},"id":${id}}\r\n`] : null),
   });
-  await assert.rejects(vm.isStopped(), { code: 'host-fault/qmp-answer' });
+  await assert.rejects(vm.isStopped(), { code: 'host-fault/qmp-answer', message: 'web-1: asking for its state' });
 });
 
 test('ending a VM asks the guest first only if told to', async (t) => {

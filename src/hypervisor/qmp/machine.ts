@@ -1,6 +1,6 @@
 // One running QEMU behind the RunningVm contract: what managed and attached VMs have in common.
 import type { Clock } from '../../base/clock.ts';
-import { assert } from '../../base/errors.ts';
+import { assert, PratiqueError } from '../../base/errors.ts';
 import {
   CONSOLE_BYTES,
   GUEST_POWERDOWN_TIMEOUT_MS,
@@ -107,11 +107,12 @@ async function named<T>(vm: VmId, step: string, work: () => Promise<T>): Promise
   try {
     return await work();
   } catch (cause) {
-    if (!(cause instanceof HypervisorError)) throw cause;
+    if (!(cause instanceof PratiqueError)) throw cause;
+    const qemuClass = cause instanceof HypervisorError ? cause.qemuClass : undefined;
     throw new HypervisorError(cause.code, `${vm}: ${step}`, {
       cause,
       ...(cause.next === undefined ? {} : { next: cause.next }),
-      ...(cause.qemuClass === undefined ? {} : { qemuClass: cause.qemuClass }),
+      ...(qemuClass === undefined ? {} : { qemuClass }),
     });
   }
 }
