@@ -142,7 +142,8 @@ async function runScenario(stage: Stage): Promise<DemoResult> {
     await stopAll(daemon.service);
     await daemon.stop();
     await vendor?.close();
-    await rm(runFolder, { recursive: true, force: true });
+    if (stage.keep) say(`kept: ${runFolder}`);
+    else await rm(runFolder, { recursive: true, force: true });
   }
 }
 

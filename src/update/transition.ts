@@ -160,7 +160,7 @@ function onRetry(state: RunState, event: { readonly run: RunId; readonly atMs: n
   if (state.session === null) {
     return moved({ kind: 'booting', run }, close, { kind: 'open-channel' }, { kind: 'resume-vm', afterReset: true });
   }
-  return moved({ kind: 'reporting', run, session: state.session }, close, send({ type: 'ask-inventory' }));
+  return askInventory(run, state.session, [close]);
 }
 
 function onAdmit(state: RunState, event: { readonly reason: string; readonly actor: string }): Outcome {
@@ -183,7 +183,7 @@ function onUpdate(state: RunState, event: { readonly run: RunId; readonly atMs: 
     return denied('not-running', 'the VM is off; its updates are staged and installed when it starts');
   if (state.session === null) return denied('no-agent', 'the agent of this VM is not on the channel');
   const run = newRun({ ...event, liveGrant: state.grant });
-  return moved({ kind: 'reporting', run, session: state.session }, send({ type: 'ask-inventory' }));
+  return askInventory(run, state.session, []);
 }
 
 // ---- The hypervisor -----------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ function onAgentOpened(
   if (state.kind === 'connected' || state.kind === 'quarantined') {
     if (state.kind === 'quarantined' && !isOtherBoot && !goesOnWithAgent(state.reason))
       return amended({ ...state, session });
-    return moved({ kind: 'reporting', run: newRun(event), session }, ...close);
+    return askInventory(newRun(event), session, close);
   }
   if (state.kind === 'opening' && state.grant.kind === 'override' && !isOtherBoot)
     return amended({ ...state, session });
@@ -257,7 +257,11 @@ function onAgentOpened(
   const run = isOtherBoot ? rebootedRun(state) : current;
   if (run.reboots > REBOOTS_MAX)
     return quarantineRun(run, session, { kind: 'too-many-reboots', reboots: run.reboots }, close);
-  return moved({ kind: 'reporting', run, session }, ...close);
+  return askInventory(run, session, close);
+}
+
+function askInventory(run: Run, session: Session, first: readonly Effect[]): Outcome {
+  return moved({ kind: 'reporting', run, session }, ...first, send({ type: 'ask-inventory' }));
 }
 
 /** Whether a quarantine ends by itself when the agent comes back: it was about silence, not about content. */

@@ -60,6 +60,7 @@ export class VmRun {
   policy: Policy;
   readonly #deps: VmRunDeps;
   #running: RunningVm | null = null;
+  #hasEnded = false;
   #channel: GuestChannel | null = null;
   #agentVersion: string | null = null;
   #plan: Plan | null = null;
@@ -135,6 +136,7 @@ export class VmRun {
 
   #hold(running: RunningVm): void {
     this.#running = running;
+    this.#hasEnded = false;
     running.onEvent((event) => this.#onVmEvent(running, event));
   }
 
@@ -147,6 +149,7 @@ export class VmRun {
         this.runner.post({ kind: 'reset', isStopped: event.isStopped, ...fresh });
         return;
       case 'exited':
+        this.#hasEnded = true;
         this.runner.note('guest', printable(event.detail));
         this.runner.post({ kind: 'exited', detail: event.detail, isGuestsWish: event.isGuestsWish });
         return;
@@ -311,7 +314,12 @@ export class VmRun {
   async #closeGate(reason: string): Promise<null> {
     const running = this.#running;
     if (running === null) return null;
-    await this.#deps.gate.close(running, reason);
+    try {
+      await this.#deps.gate.close(running, reason);
+    } catch (error) {
+      // A VM that has ended has no links to lower; its fence was closed first.
+      if (!this.#hasEnded) throw error;
+    }
     this.runner.note('gate', `closed: ${reason}`);
     return null;
   }
