@@ -179,6 +179,23 @@ test('a tail that was cut, also one that was written anew, is found with a check
   assert.match((await again.verify({ checkpoint: forged })).trouble ?? '', /checkpoint is not signed/);
 });
 
+test('a genuine record of another history does not fit into this one [X2]', async (t) => {
+  const folder = await makeFolder(t);
+  const first = await open(t, folder);
+  for (let count = 0; count < 3; count += 1) await first.append({ ...CLOSED, reason: `start ${count}` });
+  await first.close();
+  const path = join(folder, 'audit.db');
+  const before = new DatabaseSync(path);
+  before.exec('CREATE TABLE kept AS SELECT * FROM records WHERE seq = 3; DELETE FROM records WHERE seq > 1');
+  before.close();
+  const second = await open(t, folder);
+  await second.append({ ...CLOSED, reason: 'another history' });
+  const after = new DatabaseSync(path);
+  after.exec('INSERT INTO records SELECT * FROM kept');
+  after.close();
+  assert.match((await second.verify()).trouble ?? '', /record 3 does not follow record 2/);
+});
+
 test('many appends at once share a write, keep their order and stay above 1,000 a second [X2]', async (t) => {
   const audit = await open(t, await makeFolder(t));
   const count = 3000;
