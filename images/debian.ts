@@ -41,17 +41,17 @@ async function buildDebian(inputs: RecipeInputs): Promise<void> {
   await mkdir(root);
   try {
     const unpack = ['tar', '--extract', '--preserve-permissions', '--numeric-owner', '--exclude=./dev/*'];
-    await runCommand([...asRootPrefix(), ...unpack, '--file', base.path, '--directory', root], {
+    await runCommand([...asRootPrefix('all'), ...unpack, '--file', base.path, '--directory', root], {
       purpose: 'unpacking the Debian base system',
     });
     inputs.report('making the system disk');
     await installGuestSystem({ root, kernel, agentPath: inputs.agentPath });
     await addDebianFiles(root);
-    await writeExt4({ root, path: join(outFolder, 'root.raw'), sizeMiB: DISK_MIB });
+    await writeExt4({ root, path: join(outFolder, 'root.raw'), sizeMiB: DISK_MIB, owners: 'all' });
     await writeInitrd({ kernel, busyboxPath: join(root, 'bin/busybox'), path: join(outFolder, 'initrd') });
   } finally {
     // Without root some of these files belong to ids that only the namespace has.
-    await runCommand([...asRootPrefix(), 'rm', '-rf', root], { purpose: 'removing the unpacked base system' });
+    await runCommand([...asRootPrefix('all'), 'rm', '-rf', root], { purpose: 'removing the unpacked base system' });
   }
   await copyFile(kernel.image, join(outFolder, 'kernel'));
 }

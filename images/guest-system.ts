@@ -101,10 +101,12 @@ export async function writeExt4(options: {
   readonly root: string;
   readonly path: string;
   readonly sizeMiB: number;
+  /** Whether the folder's files have one owner or many. */
+  readonly owners: 'one' | 'all';
 }): Promise<void> {
   const layout = ['-t', 'ext4', '-b', '4096', '-m', '0', '-E', 'lazy_itable_init=0,root_owner=0:0'];
   const argv = [
-    ...asRootPrefix(),
+    ...asRootPrefix(options.owners),
     '/sbin/mke2fs',
     '-q',
     '-F',

@@ -38,7 +38,7 @@ async function buildTiny(inputs: RecipeInputs): Promise<void> {
   await makeBase(root, busyboxPath);
   await installGuestSystem({ root, kernel, agentPath: inputs.agentPath });
   await seedHello(root);
-  await writeExt4({ root, path: join(outFolder, 'root.raw'), sizeMiB: DISK_MIB });
+  await writeExt4({ root, path: join(outFolder, 'root.raw'), sizeMiB: DISK_MIB, owners: 'one' });
   await writeInitrd({ kernel, busyboxPath, path: join(outFolder, 'initrd') });
   await copyFile(kernel.image, join(outFolder, 'kernel'));
 }
