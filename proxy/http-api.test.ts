@@ -245,11 +245,12 @@ test('following an unknown VM fails with the code of the service', async () => {
   assert.equal(error.code, 'not-found/vm');
 });
 
-test('an event stream goes on after the daemon was restarted', async () => {
+test('an event stream goes on after the daemon was restarted', async (t) => {
   const path = join(folder, 'second.sock');
   const start = async () => {
     const server = await makeHttpApi({ service: current, log: silentLog, clock: systemClock });
     await listenOnSocket(server, path, 1);
+    t.after(async () => await server.close());
     return server;
   };
   const first = await start();
@@ -263,9 +264,8 @@ test('an event stream goes on after the daemon was restarted', async () => {
   while (fake.followers() === 0) await systemClock.sleep(5);
   await first.close();
   say('web');
-  const second = await start();
+  await start();
   assert.deepEqual(await seen, [1, 2]);
-  await second.close();
 });
 
 test('the shipped OpenAPI document is up to date and describes every route', async () => {

@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { after, before, beforeEach, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import type { Command } from 'commander';
+import { systemClock } from '../../src/base/clock.ts';
 import { PratiqueError } from '../../src/base/errors.ts';
 import { type FakeDaemon, startFakeDaemon } from '../../test/fakes/daemon.ts';
 import { makeFakeService, SAMPLE_DRIFT, SAMPLE_SPEC, vmId } from '../../test/fakes/service.ts';
@@ -360,6 +361,8 @@ test('vm wait ends when the VM is connected, whatever it was before', async () =
   service.setState('web', 'booting');
   const waiting = run(['vm', 'wait', 'web', '--timeout', '20s', '--json']);
   await whenFollowed();
+  // The old `connected` has been seen, and the present state was asked for because of it.
+  while (service.calls.filter(({ method }) => method === 'whyVm').length < 2) await systemClock.sleep(5);
   service.setState('web', 'installing');
   service.setState('web', 'connected');
   const { code, stdout, stderr } = await waiting;
