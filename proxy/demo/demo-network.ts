@@ -8,8 +8,12 @@ import { runCommand, tryCommand } from '../../src/base/run-command.ts';
 import { enterPrefix } from '../../src/hypervisor/namespace.ts';
 import type { Namespace } from '../../src/hypervisor/vm-spec.ts';
 
-export const DEMO_BRIDGE = 'pqdemo0';
+export const DEMO_BRIDGE = 'demobr0';
 export const PEER_ADDRESS = '10.77.0.1/24';
+
+/** Run by Node inside the namespace: prints a page. */
+const FETCH =
+  'fetch(process.argv[1], { signal: AbortSignal.timeout(2000) }).then(async (r) => console.log(await r.text()))';
 
 /** A frame from a guest as the kernel saw it arrive at the peer. */
 export type SeenFrame = { readonly mac: string; readonly atMs: number };
@@ -52,11 +56,13 @@ export async function makeDemoNetwork(options: {
     namespace: home.namespace,
     framesFrom: async (mac) => (await readCapture(capture)).filter((frame) => frame.mac === mac),
     fetchPage: async (url, timeoutMs) => {
-      const seconds = String(Math.ceil(timeoutMs / 1000));
-      const answer = await tryCommand([...enter, 'busybox', 'wget', '-q', '-T', seconds, '-O', '-', url], {
-        timeoutMs: timeoutMs + 5_000,
+      let page: string | null = null;
+      await waitUntil(clock, timeoutMs, async () => {
+        const answer = await tryCommand([...enter, process.execPath, '-e', FETCH, url]);
+        if (answer.exitCode === 0) page = answer.stdout.trim();
+        return page !== null;
       });
-      return answer.exitCode === 0 ? answer.stdout.trim() : null;
+      return page;
     },
     close: async () => {
       listener?.kill('SIGTERM');
