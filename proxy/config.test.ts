@@ -81,7 +81,7 @@ test('an unknown key names file, line and the nearest known key', async () => {
 });
 
 test('what looks like a table or a key inside a list or a long string does not mislead the line', async () => {
-  assert.match(await failure('diskRoots = [\n  ["policy"],\n]\nlogLevle = "info"\n'), /^pratique\.toml:4: `logLevle`/);
+  assert.match(await failure('diskRoots = [\n  ["policy"]\n]\nlogLevle = "info"\n'), /^pratique\.toml:4: `logLevle`/);
   assert.match(await failure('dataFolder = """\nlogLevle = 1\n"""\nlogLevle = 2\n'), /^pratique\.toml:4: `logLevle`/);
 });
 
