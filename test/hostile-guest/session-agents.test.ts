@@ -52,7 +52,7 @@ class MiniHost {
   readonly manifest: string;
   readonly channel: GuestChannel;
   readonly offered: Digest[] = [];
-  judgement: Judgement | null = null;
+  readonly judgements: Judgement[] = [];
   failure: string | null = null;
   reported: Inventory | null = null;
 
@@ -64,6 +64,11 @@ class MiniHost {
       this.#on(event);
     };
     this.channel = openGuestChannel({ vm, socketPath, clock: systemClock, log: silentLog, onEvent });
+  }
+
+  /** The first one: an agent may confirm again. */
+  get judgement(): Judgement | null {
+    return this.judgements[0] ?? null;
   }
 
   get refusals(): readonly string[] {
@@ -84,7 +89,7 @@ class MiniHost {
       this.channel.send({ type: 'release', run, manifestDigest: digest });
     }
     if (body.type === 'confirm') {
-      this.judgement = judge({
+      const judgement = judge({
         vm,
         run,
         plan: this.plan,
@@ -95,6 +100,7 @@ class MiniHost {
         reported: this.reported,
         nowMs: 1,
       });
+      this.judgements.push(judgement);
     }
   }
 
