@@ -43,6 +43,8 @@ export const QMP_COMMAND_TIMEOUT_MS = 20_000;
 export const QEMU_START_TIMEOUT_MS = 30_000;
 /** Milliseconds to wait for DEVICE_DELETED after device_del; measured 78-229 ms, TCG under load takes longer. */
 export const DEVICE_UNPLUG_TIMEOUT_MS = 20_000;
+/** Milliseconds for QEMU to let go of a block node after its device is gone; it does so in its next idle moment. */
+export const NODE_RELEASE_TIMEOUT_MS = 5_000;
 /** Milliseconds a guest gets to power off when asked (ACPI) before it is ended. */
 export const GUEST_POWERDOWN_TIMEOUT_MS = 60_000;
 /** Milliseconds for a QEMU process to be gone after `quit`, and then after SIGKILL. */

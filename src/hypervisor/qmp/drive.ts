@@ -1,11 +1,12 @@
 // The update drive: hot-plugs an image read-only and takes it away again. What is attached is read from QEMU each time, so
 // that it is right after our own restart too.
 import type { Clock } from '../../base/clock.ts';
-import { DEVICE_UNPLUG_TIMEOUT_MS } from '../../base/limits.ts';
+import { DEVICE_UNPLUG_TIMEOUT_MS, NODE_RELEASE_TIMEOUT_MS } from '../../base/limits.ts';
 import type { VmId } from '../../model/ids.ts';
 import { HypervisorError } from '../errors.ts';
 import type { DriveImage } from '../hypervisor.ts';
 import { parseDeviceDeleted, parseNodes, parseQomList, parseStatus } from './answers.ts';
+import { waitUntil } from './process.ts';
 import type { QmpClient } from './qmp-client.ts';
 
 const DEVICE = 'pratique-drive';
@@ -61,24 +62,24 @@ export function makeDrive(options: {
           },
         );
       }
-      await removeNodes(qmp);
+      await removeNodes(qmp, clock);
       try {
         for (const node of imageNodes(image)) await qmp.execute('blockdev-add', node);
         await qmp.execute('device_add', deviceOf(vm, image, options.slots));
       } catch (error) {
-        await removeNodes(qmp);
+        await removeNodes(qmp, clock);
         throw error;
       }
     },
     detach: async () => {
       if (!(await deviceIsThere(qmp))) {
-        await removeNodes(qmp);
+        await removeNodes(qmp, clock);
         return { surprise: false };
       }
       const { running } = parseStatus(await qmp.execute('query-status'), 'query-status');
       // A stopped guest cannot let go.
       const isGone = await unplug(qmp, deletions, clock, running ? unplugTimeoutMs : 0);
-      if (isGone) await removeNodes(qmp);
+      if (isGone) await removeNodes(qmp, clock);
       else await withdrawContent(qmp);
       return { surprise: !isGone };
     },
@@ -118,10 +119,21 @@ async function deviceIsThere(qmp: QmpClient): Promise<boolean> {
   return devices.some((one) => one.name === DEVICE);
 }
 
-async function removeNodes(qmp: QmpClient): Promise<void> {
+async function removeNodes(qmp: QmpClient, clock: Clock): Promise<void> {
   const present = new Set((await nodes(qmp)).map((node) => node['node-name']));
   for (const name of [FRONT_NODE, IMAGE_NODE, EMPTY_NODE]) {
-    if (present.has(name)) await qmp.execute('blockdev-del', { 'node-name': name });
+    if (present.has(name)) await waitUntil(() => removeNode(qmp, name), clock, NODE_RELEASE_TIMEOUT_MS);
+  }
+}
+
+/** Removes a node; false while a device that is being finalised still uses it (DEVICE_DELETED may come before or after). */
+async function removeNode(qmp: QmpClient, name: string): Promise<boolean> {
+  try {
+    await qmp.execute('blockdev-del', { 'node-name': name });
+    return true;
+  } catch (error) {
+    if (error instanceof HypervisorError && /in use/.test(error.message)) return false;
+    throw error;
   }
 }
 

@@ -10,10 +10,11 @@ import type { QmpDriverOptions } from './options.ts';
 export function makeQmpDriver(options: QmpDriverOptions): HypervisorDriver {
   let probed: Promise<Accelerator> | null = null;
   const accelerator = () => {
+    if (options.accelerator !== undefined) return Promise.resolve(options.accelerator);
     probed ??= probeAccelerator(options.qemuBinary ?? 'qemu-system-x86_64', options.clock, options.log);
     return probed;
   };
-  const context = { ...options, accelerator };
+  const context = { ...options, chooseAccelerator: accelerator };
   return {
     kind: 'qmp',
     start: async (spec) => {

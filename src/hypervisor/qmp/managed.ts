@@ -28,7 +28,7 @@ import { hostBootId, isAlive, type ProcessId } from './process.ts';
 import { connectQmp, type QmpClient } from './qmp-client.ts';
 import { forgetLaunch, type RunFiles, readLaunch, recordLaunch, runFiles } from './run-files.ts';
 
-export type ManagedContext = QmpDriverOptions & { readonly accelerator: () => Promise<Accelerator> };
+export type ManagedContext = QmpDriverOptions & { readonly chooseAccelerator: () => Promise<Accelerator> };
 
 /** Starts the VM: fence, taps behind it, QEMU stopped before the first instruction, links down. Leaves nothing behind when it fails. */
 export async function startManaged(spec: ManagedVm, context: ManagedContext): Promise<RunningVm> {
@@ -38,7 +38,7 @@ export async function startManaged(spec: ManagedVm, context: ManagedContext): Pr
   const namespace = spec.namespace ?? HOST_NAMESPACE;
   const fence = await context.fenceFor(namespace);
   const uid = (await context.uidFor?.(spec.vm)) ?? null;
-  const accelerator = await context.accelerator();
+  const accelerator = await context.chooseAccelerator();
   await recordLaunch(files, {
     format: 'pratique.launch/1',
     vm: spec.vm,

@@ -4,6 +4,7 @@ import type { Log } from '../../base/log.ts';
 import type { VmId } from '../../model/ids.ts';
 import type { Fence } from '../fence.ts';
 import type { Namespace } from '../vm-spec.ts';
+import type { Accelerator } from './accel.ts';
 
 export type QmpDriverOptions = {
   /** Folder for sockets and launch records; short, because unix socket paths are. */
@@ -15,6 +16,8 @@ export type QmpDriverOptions = {
   readonly clock: Clock;
   readonly log: Log;
   readonly qemuBinary?: string;
+  /** Absent: KVM if a throw-away VM proves that it works, else TCG. */
+  readonly accelerator?: Accelerator;
   /** A uid of the VM's own, remembered by the caller; null (and no function): QEMU runs as we do, the case without root. */
   readonly uidFor?: (vm: VmId) => Promise<number | null>;
   /** How long a guest may hold on to the drive. */
