@@ -16,6 +16,9 @@ import { hostArch } from './kernel.ts';
 /** Milliseconds for mmdebstrap: 40 s here with a near mirror, minutes with a far one. */
 const BASE_TIMEOUT_MS = 1_800_000;
 
+/** Makes /bin a link to /usr/bin from the start; otherwise a package that does it later brings all of perl along. */
+const MERGED_USR_HOOKS = '--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr';
+
 /** What a guest has no reader for: a third of the size. */
 const LEFT_OUT = ['/usr/share/doc/*', '/usr/share/info/*', '/usr/share/locale/*', '/usr/share/man/*'];
 
@@ -38,7 +41,9 @@ export type BaseOptions = {
  */
 export async function fetchDebianBase(options: BaseOptions): Promise<DebianBase> {
   const suite = await hostSuite();
-  const key = digestOf(canonicalJson({ suite, arch: hostArch(), include: options.include, leftOut: LEFT_OUT }));
+  const key = digestOf(
+    canonicalJson({ suite, arch: hostArch(), include: options.include, leftOut: LEFT_OUT, hooks: MERGED_USR_HOOKS }),
+  );
   const folder = join(options.cacheFolder, 'debian-base', key);
   await mkdir(folder, { recursive: true });
   const path = join(folder, 'base.tar');
@@ -70,8 +75,8 @@ async function readPinnedBase(folder: string, path: string): Promise<BasePin | n
 async function runMmdebstrap(base: { suite: string; include: readonly string[]; path: string }): Promise<void> {
   const options = ['--quiet', '--variant=apt', '--format=tar', `--architectures=${hostArch()}`];
   const leftOut = LEFT_OUT.map((pattern) => `--dpkgopt=path-exclude=${pattern}`);
-  const include = `--include=${base.include.join(',')}`;
-  const argv = ['mmdebstrap', ...options, ...leftOut, include, base.suite, base.path, await mirrorLine(base.suite)];
+  const include = [MERGED_USR_HOOKS, `--include=${['usr-is-merged', ...base.include].join(',')}`];
+  const argv = ['mmdebstrap', ...options, ...leftOut, ...include, base.suite, base.path, await mirrorLine(base.suite)];
   await runCommand(argv, { purpose: `making a Debian ${base.suite} base system`, timeoutMs: BASE_TIMEOUT_MS });
 }
 
