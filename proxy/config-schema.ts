@@ -1,5 +1,6 @@
 // The configuration file's schema: every key with its meaning. proxy/pratique.schema.json is generated from it.
-import { type Static, Type } from 'typebox';
+import { type Static, type TInteger, type TOptional, Type } from 'typebox';
+import { STATE_DEADLINES_MS } from '../src/base/limits.ts';
 import { PolicySchema } from '../src/model/policy.ts';
 
 const strict = { additionalProperties: false } as const;
@@ -95,6 +96,17 @@ export const ConfigFileSchema = Type.Object(
           count: Type.Integer({ minimum: 1, maximum: 100_000, description: 'How many; one VM uses one' }),
         },
         { ...strict, description: 'Each managed QEMU runs under a user id of its own from this range' },
+      ),
+    ),
+    deadlines: Type.Optional(
+      Type.Object(
+        Object.fromEntries(
+          Object.keys(STATE_DEADLINES_MS).map((state) => [
+            state,
+            Type.Optional(Type.Integer({ minimum: 1, maximum: 86_400, description: `Seconds a run may be ${state}` })),
+          ]),
+        ) as Record<keyof typeof STATE_DEADLINES_MS, TOptional<TInteger>>, // The keys are those of the table.
+        { ...strict, description: 'Seconds after which a run that stays in a state is quarantined' },
       ),
     ),
     vendors: Type.Optional(Type.Array(VendorConfigSchema, { maxItems: 100 })),

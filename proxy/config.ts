@@ -22,6 +22,8 @@ export type Config = {
   /** Defaults for VMs that are added without a word on the matter. */
   readonly policy: Policy;
   readonly network: { readonly bridge: string };
+  /** Seconds a run may stay in a state, where they differ from the usual ones. */
+  readonly deadlines: NonNullable<ConfigFile['deadlines']>;
   /** User ids for managed QEMUs: `first` to `first + count - 1`. */
   readonly uids: { readonly first: number; readonly count: number };
 };
@@ -127,6 +129,7 @@ function mergeFiles(read: readonly { readonly file: ConfigFile; readonly path: s
       ...file,
       policy: { ...merged.policy, ...file.policy },
       network: { ...merged.network, ...file.network },
+      deadlines: { ...merged.deadlines, ...file.deadlines },
       vendors: [...(merged.vendors ?? []), ...(file.vendors ?? [])],
     };
   }
@@ -150,6 +153,7 @@ function completeConfig(file: ConfigFile, folders: { data: string; run: string }
     storeBudgetBytes: file.storeBudgetBytes ?? STORE_BUDGET_BYTES_DEFAULT,
     policy: { ...DEFAULT_POLICY, ...file.policy },
     network: { bridge: file.network?.bridge ?? BRIDGE_DEFAULT },
+    deadlines: file.deadlines ?? {},
     uids: file.uids ?? UIDS_DEFAULT,
   };
 }

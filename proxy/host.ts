@@ -20,7 +20,6 @@ import type { VmId } from '../src/model/ids.ts';
 import type { Policy } from '../src/model/policy.ts';
 import { type BlobStore, openBlobStore } from '../src/store/blob-store.ts';
 import { JOURNAL_MIGRATIONS, type Journal, openJournal, type RunRecord } from '../src/update/journal.ts';
-import type { RunState } from '../src/update/state.ts';
 import { VmRun, type VmRunDeps } from '../src/update/vm-run.ts';
 import type { Config } from './config.ts';
 import { makeService } from './host-service.ts';
@@ -31,8 +30,6 @@ export type HostOptions = {
   readonly config: Config;
   readonly log: Log;
   readonly clock: Clock;
-  /** Other deadlines than the usual ones, for demonstrations and tests. */
-  readonly deadlinesMs?: Readonly<Partial<Record<RunState['kind'], number>>>;
 };
 
 export type RunningHost = { readonly service: Service; readonly rooms: HostRooms; readonly close: () => Promise<void> };
@@ -121,7 +118,7 @@ type Parts = Pick<VmRunDeps, 'journal' | 'inventories' | 'audit' | 'store' | 'ga
 };
 
 function makeRunDeps(options: HostOptions, parts: Parts): VmRunDeps {
-  const { clock, log, config, deadlinesMs } = options;
+  const { clock, log, config } = options;
   return {
     ...parts,
     clock,
@@ -129,7 +126,9 @@ function makeRunDeps(options: HostOptions, parts: Parts): VmRunDeps {
     vendors: () => parts.vendors.registry.opened(),
     inspections: new Map(),
     drivesFolder: join(config.dataFolder, 'drives'),
-    ...(deadlinesMs === undefined ? {} : { deadlinesMs }),
+    deadlinesMs: Object.fromEntries(
+      Object.entries(config.deadlines).map(([state, seconds]) => [state, seconds * 1000]),
+    ),
   };
 }
 

@@ -1,4 +1,5 @@
 // Opens a SQLite database the way all of ours are used: WAL, full sync, foreign keys, numbered forward migrations.
+import { closeSync, openSync } from 'node:fs';
 import { DatabaseSync } from 'node:sqlite';
 import { PratiqueError } from './errors.ts';
 
@@ -13,6 +14,8 @@ export type Migration = (db: DatabaseSync) => void;
 export function openDatabase(path: string, migrations: readonly Migration[]): DatabaseSync {
   let db: DatabaseSync;
   try {
+    // SQLite gives its journal files the mode of the database: nobody else reads any of them.
+    if (path !== ':memory:') closeSync(openSync(path, 'a', 0o600));
     db = new DatabaseSync(path);
     db.exec(
       'PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000',

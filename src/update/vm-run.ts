@@ -470,7 +470,6 @@ export class VmRun {
     const run = this.#requireRun(state);
     const plan = this.#requirePlan(run);
     const { clock, audit, vendors } = this.#deps;
-    this.#keepInventory(effect.confirm.inventory, 'confirm');
     const verdict = judge({
       vm: this.vm,
       run: run.run,
@@ -485,6 +484,7 @@ export class VmRun {
     });
     if (verdict.kind === 'evidence') {
       this.#evidence = verdict.evidence;
+      this.#keepInventory(effect.confirm.inventory, 'confirm');
       this.runner.note('guest', 'the confirmation is believed');
       return { kind: 'judged', evidence: verdict.evidence };
     }
