@@ -229,14 +229,19 @@ describe('building again [X4]', () => {
     const house = await makeHouse();
     const options = house.options(planOf(await addSizes(house)));
     const first = await buildDrive(options);
-    const before = await stat(first.image.path);
+    const madeNs = async (name: string) => (await stat(join(house.folder, name), { bigint: true })).mtimeNs;
+    const before = await Promise.all(['drive.vmdk', 'meta.bin'].map(madeNs));
     assert.deepEqual(await buildDrive(options), first);
-    assert.equal((await stat(first.image.path)).ino, before.ino);
+    assert.deepEqual(await Promise.all(['drive.vmdk', 'meta.bin'].map(madeNs)), before);
   });
 
   const wrecks: readonly [string, (folder: string) => Promise<unknown>][] = [
     ['before the descriptor was written', (folder) => unlink(join(folder, 'drive.vmdk'))],
     ['while the metadata was written', (folder) => truncate(join(folder, 'meta.bin'), 40_000)],
+    [
+      'while small blobs were packed',
+      async (folder) => truncate(join(folder, 'meta.bin'), (await stat(join(folder, 'meta.bin'))).size - 2048),
+    ],
     ['before a blob was linked', (folder) => unlink(join(folder, 'b0002'))],
     [
       'while the descriptor was renamed',
@@ -290,6 +295,14 @@ describe('what a drive is not built from [X6]', () => {
       refusal('host-fault/blob-missing', /not in the store/, digest),
     );
     assert.equal(existsSync(join(house.folder, 'drive.vmdk')), false);
+  });
+
+  test('a blob that the store no longer vouches for, though its file is there', async () => {
+    const house = await makeHouse();
+    const blob = await house.add(Buffer.alloc(100_000, 1));
+    const blobs = { path: (digest: Digest) => join(house.store, digest), has: () => false };
+    const building = buildDrive(house.options(planOf([{ name: 'p', ...blob }]), { blobs }));
+    await assert.rejects(building, refusal('host-fault/blob-missing', /not in the store/, blob.digest));
   });
 
   for (const sizeBytes of [1_000, 200_000]) {

@@ -179,6 +179,18 @@ describe('what an image carries [A4]', () => {
     assert.deepEqual(withoutLinks(await extract('bsdtar', image)), withoutLinks(expected(entries)));
   });
 
+  test('a folder counts its subfolders as links, which is how find(1) knows where to look', async () => {
+    const entries = ['/a/b/x', '/a/c/x', '/a/y'].map((path) => file(path, path));
+    const said = await runCommand(['isoinfo', '-R', '-l', '-i', await writeImage(entries)]);
+    assert.match(said, /Directory listing of \/a\/\ndr-xr-xr-x +4 .* \. \n/);
+  });
+
+  test('even the smallest image is believed in by libarchive', async () => {
+    assert.deepEqual(await extract('bsdtar', await writeImage([inline('/a', '')], { joliet: false })), {
+      '/a': { kind: 'file', content: '', mode: 0o444, mtimeS: 0 },
+    });
+  });
+
   test('three thousand files in one folder and in many are all found', async () => {
     const entries = Array.from({ length: 3000 }, (_, index) => {
       const folder = index % 2 === 0 ? '/flat' : `/many/${index % 97}/${index % 7}`;
