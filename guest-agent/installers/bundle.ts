@@ -1,6 +1,6 @@
 // Installs a bundle so that a power cut at any point leaves the old version or the new one.
 //
-//   unpack to versions/<v>.tmp ─► flush ─► rename to versions/<v> ─► its `install` ─► swap `current` ─► its `check`
+//   unpack to versions/<v>.tmp ─► flush ─► rename to versions/<v> ─► its `install` ─► flush ─► swap `current` ─► its `check`
 //     ─► write the product record (from here on the new version counts) ─► forget the journal
 //
 // Until the record is written, recoverBundle takes everything back to the version before.
@@ -142,6 +142,8 @@ async function installFolder(
       code: 'install-failed',
     });
     if (failed !== null) return failed;
+    // What the entry wrote must be as durable as what was unpacked before the version may count.
+    platform.files.syncTree(`${journal.prefix}/versions/${journal.folder}`);
   }
   swapCurrent(platform, journal.prefix, `versions/${journal.folder}`);
   if (action.check === undefined) return { outcome: 'installed' };

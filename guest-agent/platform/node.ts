@@ -187,10 +187,12 @@ function run(options: RunOptions): Promise<RunResult> {
       isTimeout = true;
       if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL');
     });
+    const finish = (exitCode: number | null): void => resolve({ exitCode, isTimeout, output: tail.text() });
+    child.on('close', finish);
     child.on('exit', (exitCode) => {
       cancel();
       // A background process may hold the output open for good.
-      void systemClock.sleep(DRAIN_MS).then(() => resolve({ exitCode, isTimeout, output: tail.text() }));
+      void systemClock.sleep(DRAIN_MS).then(() => finish(exitCode));
     });
   });
 }

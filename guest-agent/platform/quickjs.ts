@@ -242,34 +242,39 @@ function followProgram({ pid, readEnd, timeoutMs, resolve }: Program): void {
   const buffer = new Uint8Array(16_384);
   let isTimeout = false;
   let isOpen = true;
-  let isOver = false;
-  const closeOutput = (): void => {
-    if (!isOpen) return;
+  let status: number | null = null;
+  const finish = (): void => {
+    if (isOpen) os.setReadHandler(readEnd, null);
+    if (isOpen) os.close(readEnd);
     isOpen = false;
-    os.setReadHandler(readEnd, null);
-    os.close(readEnd);
-  };
-  os.setReadHandler(readEnd, () => {
-    const count = os.read(readEnd, buffer.buffer, 0, buffer.byteLength);
-    if (count > 0) tail.add(buffer.subarray(0, count));
-    else closeOutput();
-  });
-  const finish = (status: number): void => {
-    closeOutput();
+    os.clearTimeout(timer);
+    if (status === null) return;
     const exitCode = (status & 127) === 0 ? (status >> 8) & 255 : null;
     resolve({ exitCode, isTimeout, output: tail.text() });
   };
+  os.setReadHandler(readEnd, () => {
+    const count = os.read(readEnd, buffer.buffer, 0, buffer.byteLength);
+    if (count > 0) {
+      tail.add(buffer.subarray(0, count));
+      return;
+    }
+    os.setReadHandler(readEnd, null);
+    os.close(readEnd);
+    isOpen = false;
+    if (status !== null) finish();
+  });
   const look = (): void => {
-    if (isOver) return;
-    const [ended, status] = os.waitpid(pid, os.WNOHANG);
+    const [ended, how] = os.waitpid(pid, os.WNOHANG);
     if (ended !== pid) return;
-    isOver = true;
+    status = how;
     running.delete(look);
-    os.clearTimeout(timer);
     stopLooking();
-    os.setTimeout(() => finish(status), isOpen ? DRAIN_MS : 0);
+    os.clearTimeout(timer);
+    // A background process may hold the output open for good, so its end is not waited for much longer.
+    if (isOpen) timer = os.setTimeout(finish, DRAIN_MS);
+    else finish();
   };
-  const timer = os.setTimeout(() => {
+  let timer = os.setTimeout(() => {
     isTimeout = true;
     native.killGroup(pid);
   }, timeoutMs);
