@@ -21,8 +21,9 @@ export async function generateSurfaceFiles(): Promise<void> {
   ];
   await api.close();
   for (const { path, text } of files) await writeDurably(path, text, 0o644);
-  const biome = pathOf('../node_modules/@biomejs/biome/bin/biome');
-  await runCommand([process.execPath, biome, 'format', '--write', ...files.map(({ path }) => path)]);
+  // The name of Node's architecture is the one of the package.
+  const biome = pathOf(`../node_modules/@biomejs/cli-linux-${process.arch}/biome`);
+  await runCommand([biome, 'format', '--write', ...files.map(({ path }) => path)]);
 }
 
 if (import.meta.main) await generateSurfaceFiles();

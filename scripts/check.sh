@@ -4,6 +4,6 @@ set -eu
 . "$(dirname "$0")/node.sh"
 cd "$ROOT"
 PATH="$(dirname "$NODE"):$PATH"; export PATH
-"$NODE" node_modules/@biomejs/biome/bin/biome check --error-on-warnings .
+"$BIOME" check --error-on-warnings .
 "$NODE" node_modules/typescript/bin/tsc --noEmit
 "$NODE" --test --test-reporter=dot 'src/**/*.test.ts' 'proxy/**/*.test.ts' 'guest-agent/**/*.test.ts' 'test/tidy*.test.ts'
