@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { ERROR_FAMILIES } from '../src/base/errors.ts';
+import { STATE_DEADLINES_MS } from '../src/base/limits.ts';
 import { SAMPLE_SPEC } from '../test/fakes/service.ts';
 import { breakGlassCommands } from './break-glass.ts';
 import { parseConfigText } from './config.ts';
@@ -18,9 +19,12 @@ const tomlOf = (text: string): string =>
 
 test('the configuration page names every key, and its example is a correct file', async () => {
   const text = await page('configuration.md');
-  const keys = Object.keys(ConfigFileSchema.properties).filter((key) => !['policy', 'network', 'uids'].includes(key));
+  const tables = ['policy', 'network', 'deadlines', 'uids'];
+  const keys = Object.keys(ConfigFileSchema.properties).filter((key) => !tables.includes(key));
+  const deadlines = Object.keys(STATE_DEADLINES_MS).map((state) => `deadlines.${state}`);
   const policy = Object.keys(PartialPolicySchema.properties).map((key) => `policy.${key}`);
-  for (const key of [...keys, ...policy, 'network.bridge', 'uids.first']) assert.ok(text.includes(`\`${key}\``), key);
+  for (const key of [...keys, ...policy, ...deadlines, 'network.bridge', 'uids.first'])
+    assert.ok(text.includes(`\`${key}\``), key);
   const example = await parseConfigText(tomlOf(text), 'configuration.md');
   assert.equal(example.vendors?.length, 2);
 });
