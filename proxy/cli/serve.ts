@@ -53,7 +53,7 @@ export function addDemoCommand(program: Command, build: Build): void {
     async (context, _args, options) => {
       const { makeTimelinePrinter } = await import('./timeline.ts');
       const { runDemo } = await import('../demo/demo.ts');
-      const { output, clock, env } = context;
+      const { output, clock, env, interrupted } = context;
       const timeline = makeTimelinePrinter(output.stderr, clock, env);
       // Remarks come before and after the run; in between, only the timeline writes.
       const say = (line: string): void => {
@@ -62,7 +62,7 @@ export function addDemoCommand(program: Command, build: Build): void {
       };
       try {
         const { guest, scenario, keep } = options;
-        const demo = { guest, scenario, keep: keep === true, onEvent: timeline.push, say };
+        const demo = { guest, scenario, keep: keep === true, onEvent: timeline.push, say, signal: interrupted() };
         const { document, exitCode } = await runDemo(demo);
         timeline.end();
         output.show(document, () => safeJson(document, 2));

@@ -29,6 +29,8 @@ export type DemoOptions = {
   readonly onEvent?: (event: VmEventRecord) => void;
   /** Shows a line of progress before and after the run. */
   readonly say: (line: string) => void;
+  /** Ends the demonstration early, with everything cleaned up. */
+  readonly signal: AbortSignal;
 };
 
 export type DemoResult = { readonly document: DemoDocument; readonly exitCode: number };
@@ -122,6 +124,7 @@ async function runScenario(stage: Stage): Promise<DemoResult> {
       clock: systemClock,
       timeoutMs: RUN_TIMEOUT_MS[stage.guest],
       killDaemonIn: plan.killDaemonIn,
+      signal: stage.signal,
       onEvent: stage.onEvent ?? (() => {}),
     });
     const served = run.state === 'connected' ? await askVersion(stage) : null;
@@ -209,11 +212,10 @@ async function runControl(stage: Stage, service: Service): Promise<number> {
   );
   if (!isRunning) throw new PratiqueError('internal/control', 'the positive control did not start');
   await service.admitVm(CONTROL.vm, { reason: 'positive control of the demonstration', actor: 'demo' });
-  await waitUntil(
-    systemClock,
-    CONTROL_TIMEOUT_MS,
-    async () => (await stage.network.framesFrom(CONTROL.mac)).length >= CONTROL_FRAMES,
-  );
+  await waitUntil(systemClock, CONTROL_TIMEOUT_MS, async () => {
+    stage.signal.throwIfAborted();
+    return (await stage.network.framesFrom(CONTROL.mac)).length >= CONTROL_FRAMES;
+  });
   return (await stage.network.framesFrom(CONTROL.mac)).length;
 }
 

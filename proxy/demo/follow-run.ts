@@ -19,6 +19,7 @@ export type FollowOptions = {
   readonly clock: Clock;
   readonly timeoutMs: number;
   readonly killDaemonIn: RunStateName | null;
+  readonly signal: AbortSignal;
   readonly onEvent: (event: VmEventRecord) => void;
 };
 
@@ -31,6 +32,8 @@ export async function followRun(options: FollowOptions): Promise<FollowedRun> {
   let wasKilled = false;
   const until = clock.monotonicMs() + options.timeoutMs;
   while (clock.monotonicMs() < until) {
+    if (options.signal.aborted)
+      throw new PratiqueError('conflict/interrupted', 'the demonstration was interrupted; everything is cleaned up');
     const mayKill = options.killDaemonIn !== null && !wasKilled;
     const end = await followOnce(options, events, mayKill, until);
     if (end === 'killed') {
@@ -55,6 +58,8 @@ async function followOnce(
 ): Promise<End> {
   const { daemon, vm, clock } = options;
   const abort = new AbortController();
+  const stop = () => abort.abort();
+  options.signal.addEventListener('abort', stop);
   const cancel = clock.after(Math.max(0, untilMs - clock.monotonicMs()), () => abort.abort());
   try {
     const afterSeq = events.at(-1)?.seq ?? 0;
@@ -71,6 +76,7 @@ async function followOnce(
     throw error;
   } finally {
     cancel();
+    options.signal.removeEventListener('abort', stop);
     abort.abort();
   }
 }
