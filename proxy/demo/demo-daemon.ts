@@ -54,7 +54,9 @@ export async function makeDemoDaemon(options: {
     logPath,
     start: async () => {
       const log = openSync(logPath, 'a');
-      const started = spawn(process.execPath, [MAIN, 'serve', '--config', configPath], { stdio: ['ignore', log, log] });
+      // In a process group of its own: Ctrl-C is for the demonstration, which then stops VMs and daemon in order.
+      const argv = [MAIN, 'serve', '--config', configPath];
+      const started = spawn(process.execPath, argv, { stdio: ['ignore', log, log], detached: true });
       child = started;
       const isUp = await waitUntil(
         clock,
