@@ -102,7 +102,8 @@ export class PowerSupply {
         this.#step();
         const restore = keep(to);
         files.rename(from, to);
-        if (this.#unflushed.delete(from)) this.#unflushed.add(to);
+        const moved = (file: string): string => (isBelow(from, file) ? to + file.slice(from.length) : file);
+        this.#unflushed = new Set([...this.#unflushed].map(moved));
         change([from, to], () => {
           renameSync(to, from);
           restore();
@@ -126,9 +127,8 @@ export class PowerSupply {
       syncTree: (path) => {
         this.#step();
         files.syncTree(path);
-        const isBelow = (child: string): boolean => child === path || child.startsWith(`${path}/`);
-        this.#flushed(isBelow);
-        this.#unflushed = new Set([...this.#unflushed].filter((file) => !isBelow(file)));
+        this.#flushed((folder) => isBelow(path, folder));
+        this.#unflushed = new Set([...this.#unflushed].filter((file) => !isBelow(path, file)));
       },
     };
   }
@@ -151,6 +151,10 @@ export class PowerSupply {
       },
     };
   }
+}
+
+function isBelow(folder: string, path: string): boolean {
+  return path === folder || path.startsWith(`${folder}/`);
 }
 
 /** Remembers what is at a path; the returned function brings it back, or removes what came since. */
