@@ -55,6 +55,14 @@ export class TarReader {
 
   /** The next entry, or null at the end. What is left of the present one's content is skipped. */
   next(): TarEntry | null {
+    for (;;) {
+      const entry = this.#readEntry();
+      if (entry !== 'root') return entry;
+    }
+  }
+
+  /** `root`: `./`, the bundle's own folder. */
+  #readEntry(): TarEntry | 'root' | null {
     const extension: Extension = {};
     for (let extensions = 0; extensions < 8; extensions += 1) {
       this.#skipContent();
@@ -164,7 +172,7 @@ export class TarReader {
     return bytes;
   }
 
-  #guard(header: Header, extension: Extension): TarEntry | null {
+  #guard(header: Header, extension: Extension): TarEntry | 'root' {
     const path = checkPath(extension.path ?? header.name);
     const kind = kindOf(header.type, extension.path ?? header.name);
     if (kind === null) throw bad(`${path} is a device, pipe or something else that a bundle may not hold`);
@@ -178,7 +186,7 @@ export class TarReader {
       throw bad(`it unpacks to over ${BUNDLE_UNPACKED_BYTES_MAX} bytes`);
     if (path === '') {
       if (kind !== 'folder') throw bad('an entry has no name');
-      return this.next(); // `./`, the folder itself.
+      return 'root';
     }
     this.#register(path, kind);
     const { mode } = header;
@@ -269,7 +277,7 @@ function checkPath(name: string): string {
   if (parts.includes('..')) throw bad(`${name} climbs out of the bundle`);
   const path = parts.join('/');
   checkText(path);
-  if (parts.some((part) => part.length > NAME_CHARS_MAX)) throw bad(`${path} has too long a name`);
+  if (parts.some((part) => part.length > NAME_CHARS_MAX)) throw bad(`too long a name: ${path}`);
   return path;
 }
 
@@ -289,7 +297,7 @@ function checkTarget(path: string, target: string): string {
 }
 
 function checkText(text: string): void {
-  if (text.length > PATH_CHARS_MAX) throw bad(`${text} is too long`);
+  if (text.length > PATH_CHARS_MAX) throw bad(`too long a name: ${text}`);
   // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is refused.
-  if (/[\u0000-\u001f\u007f\ufffd]/.test(text)) throw bad(`${text} has characters that a name may not have`);
+  if (/[\u0000-\u001f\u007f\ufffd]/.test(text)) throw bad(`characters that a name may not have: ${text}`);
 }
