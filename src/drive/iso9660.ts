@@ -18,10 +18,11 @@ const LABEL = /^[A-Z0-9_]{1,16}$/;
 /**
  * The metadata and extent map of an image with these entries, in time and memory linear in their number.
  *
- * Rock Ridge carries every name of up to 255 bytes of UTF-8, modes, times and symlinks. Joliet carries the same names
- * except symlinks, which it does not know; a name it cannot carry (over 103 UTF-16 units, one of `*:;?\` or a control
- * character, a dot at the end) is an error unless `joliet` is false. Folders may be deeper than the eight levels of
- * the bare standard: every reader of Rock Ridge or Joliet follows them. Throws DriveError `usage/drive-…`.
+ * Rock Ridge carries every name of up to 253 bytes of UTF-8 (Linux cuts longer ones), modes, times and symlinks.
+ * Joliet carries the same names except symlinks, which it does not know; a name it cannot carry (over 103 UTF-16
+ * units, one of `*:;?\` or a control character, a dot at the end) is an error unless `joliet` is false. Folders may be
+ * deeper than the eight levels of the bare standard: every reader of Rock Ridge or Joliet follows them. Throws
+ * DriveError `usage/drive-…`.
  */
 export function buildIso(entries: readonly IsoEntry[], options: IsoOptions = {}): IsoImage {
   const label = options.label ?? 'PRATIQUE';

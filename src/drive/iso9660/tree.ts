@@ -31,8 +31,11 @@ export type FileNode = NodeCommon & {
 export type LinkNode = NodeCommon & { readonly kind: 'symlink'; readonly target: string };
 export type TreeNode = FolderNode | FileNode | LinkNode;
 
-/** Bytes of a Rock Ridge name that every POSIX system takes. */
-const NAME_BYTES_MAX = 255;
+/**
+ * POSIX and Rock Ridge allow 255 bytes, but Linux silently drops the end of a name of 254 or more (fs/isofs/rock.c,
+ * get_rock_ridge_filename).
+ */
+const NAME_BYTES_MAX = 253;
 /** The last second a 7-byte date can say (ECMA-119, 9.1.5: years since 1900 in one byte). */
 const MTIME_MS_MAX = Date.UTC(2155, 11, 31, 23, 59, 59);
 
