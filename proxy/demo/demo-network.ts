@@ -1,6 +1,6 @@
 // The demonstration's own network: a namespace with a bridge and a peer on it, where leaked frames would arrive and are counted.
 import { type ChildProcess, spawn } from 'node:child_process';
-import { readFile } from 'node:fs/promises';
+import { open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../../src/base/clock.ts';
 import { PratiqueError } from '../../src/base/errors.ts';
@@ -37,8 +37,8 @@ export async function makeDemoNetwork(options: {
   const enter = enterPrefix(home.namespace);
   const run = async (...argv: readonly string[]) =>
     await runCommand([...enter, ...argv], { purpose: 'making the demonstration network' });
-  const capture = join(folder, 'peer.pcap');
-  let listener: ChildProcess | null = null;
+  const record = join(folder, 'peer-frames.txt');
+  let watcher: ChildProcess | null = null;
   try {
     await run('ip', 'link', 'set', 'lo', 'up');
     await run('ip', 'link', 'add', DEMO_BRIDGE, 'type', 'bridge', 'mcast_snooping', '0');
@@ -46,15 +46,15 @@ export async function makeDemoNetwork(options: {
     await run('ip', 'link', 'set', 'peer0', 'master', DEMO_BRIDGE);
     for (const device of [DEMO_BRIDGE, 'peer0', 'peer1']) await run('ip', 'link', 'set', device, 'up');
     await run('ip', 'address', 'add', PEER_ADDRESS, 'dev', 'peer1');
-    listener = await listen(enter, capture, clock);
+    watcher = await watch(enter, record, clock);
   } catch (error) {
-    listener?.kill('SIGKILL');
+    watcher?.kill('SIGKILL');
     await home.close();
     throw error;
   }
   return {
     namespace: home.namespace,
-    framesFrom: async (mac) => (await readCapture(capture)).filter((frame) => frame.mac === mac),
+    framesFrom: async (mac) => (await readRecord(record)).filter((frame) => frame.mac === mac),
     fetchPage: async (url, timeoutMs) => {
       let page: string | null = null;
       await waitUntil(clock, timeoutMs, async () => {
@@ -65,7 +65,7 @@ export async function makeDemoNetwork(options: {
       return page;
     },
     close: async () => {
-      listener?.kill('SIGTERM');
+      watcher?.kill('SIGTERM');
       await home.close();
     },
   };
@@ -105,56 +105,32 @@ async function isInOwnNamespace(pid: number): Promise<boolean> {
   return command.trim() === 'sleep';
 }
 
-/** Writes every frame that arrives at the peer, with the kernel's time, to a capture file. */
-async function listen(enter: readonly string[], capture: string, clock: Clock): Promise<ChildProcess> {
-  const [program, ...args] = [
-    ...enter,
-    'tcpdump',
-    '-i',
-    'peer1',
-    '-Q',
-    'in',
-    '-U',
-    '--immediate-mode',
-    '-s',
-    '64',
-    '-Z',
-    'root',
-    '-w',
-    capture,
-  ];
-  if (program === undefined) throw new Error('assertion failed: tcpdump has a name');
-  const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+/** Watches the peer: a line for each frame that arrives, with the kernel's time, into a file. */
+async function watch(enter: readonly string[], record: string, clock: Clock): Promise<ChildProcess> {
+  const [program, ...args] = [...enter, 'perl', join(import.meta.dirname, 'watch-frames.pl'), 'peer1'];
+  if (program === undefined) throw new Error('assertion failed: perl has a name');
+  const output = await open(record, 'w');
+  const child = spawn(program, args, { stdio: ['ignore', output.fd, 'pipe'] });
+  await output.close();
   let said = '';
   child.stderr?.on('data', (piece: Buffer) => {
     said += piece.toString('utf8');
   });
-  const isListening = await waitUntil(
-    clock,
-    10_000,
-    async () => said.includes('listening on') || child.exitCode !== null,
-  );
-  if (isListening && child.exitCode === null) return child;
+  const isWatching = async () => child.exitCode !== null || (await readFile(record, 'utf8')).startsWith('ready');
+  if ((await waitUntil(clock, 10_000, isWatching)) && child.exitCode === null) return child;
   child.kill('SIGKILL');
-  throw new PratiqueError('host-unfit/tcpdump', `the peer cannot listen: ${said.trim()}`, {
-    next: 'check that tcpdump is installed',
+  throw new PratiqueError('host-unfit/peer', `the peer cannot watch for frames: ${said.trim()}`, {
+    next: 'run pratique doctor',
   });
 }
 
-const PCAP_HEADER_BYTES = 24;
-const FRAME_HEADER_BYTES = 16;
-
-/** The frames of a capture file (pcap-savefile(5), microsecond times in this machine's byte order). */
-async function readCapture(path: string): Promise<readonly SeenFrame[]> {
-  const bytes = await readFile(path);
-  const frames: SeenFrame[] = [];
-  for (let at = PCAP_HEADER_BYTES; at + FRAME_HEADER_BYTES + 12 <= bytes.length; ) {
-    const atMs = bytes.readUInt32LE(at) * 1000 + bytes.readUInt32LE(at + 4) / 1000;
-    const source = bytes.subarray(at + FRAME_HEADER_BYTES + 6, at + FRAME_HEADER_BYTES + 12);
-    frames.push({ mac: [...source].map((byte) => byte.toString(16).padStart(2, '0')).join(':'), atMs });
-    at += FRAME_HEADER_BYTES + bytes.readUInt32LE(at + 8);
-  }
-  return frames;
+/** The frames of a record: lines of seconds and source address. */
+async function readRecord(path: string): Promise<readonly SeenFrame[]> {
+  const lines = (await readFile(path, 'utf8')).split('\n');
+  return lines.flatMap((line) => {
+    const [, seconds, mac] = /^([0-9.]+) ([0-9a-f:]{17})$/.exec(line) ?? [];
+    return seconds === undefined || mac === undefined ? [] : [{ mac, atMs: Number(seconds) * 1000 }];
+  });
 }
 
 /** Polls until the condition holds; false when the time is up. */
