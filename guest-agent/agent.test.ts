@@ -12,6 +12,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
+import { gzipSync } from 'node:zlib';
 import { systemClock } from '../src/base/clock.ts';
 import { digestOf } from '../src/base/digest.ts';
 import type { Manifest } from '../src/model/manifest.ts';
@@ -481,6 +482,27 @@ test('an install entry that hangs is killed with all its children', async () => 
   const isGone = !existsSync(`/proc/${child}`) || /^State:\s+Z/m.test(readFileSync(`/proc/${child}/status`, 'utf8'));
   assert.ok(isGone, `process ${child} was killed with its group`);
   assert.equal(currentVersion(), '1.0.0');
+});
+
+test('a compressed bundle is unpacked by the guest’s own gzip; without one it says so', async () => {
+  await started();
+  const { item, content } = app('2.0.0');
+  const { install } = item;
+  assert.ok(install.action === 'bundle');
+  const compressed = (compression: 'gzip' | 'zstd', bytes: Uint8Array): DriveItem => ({
+    item: { ...item, install: { ...install, compression } },
+    content: bytes,
+  });
+  assert.deepEqual((await inventory()).abilities.compressions, ['none', 'gzip']);
+  offer([compressed('gzip', gzipSync(content))]);
+  const [result] = (await guest.host.take('installed')).results;
+  assert.equal(result?.outcome, 'installed', result?.output);
+  assert.equal(currentVersion(), '2.0.0');
+  offer([compressed('zstd', content)], { extraFiles: [] });
+  assert.equal((await guest.host.take('installed')).results[0]?.code, 'unsupported-compression');
+  offer([compressed('gzip', Buffer.from('no gzip at all'))]);
+  assert.equal((await guest.host.take('installed')).results[0]?.code, 'unpack-failed');
+  assert.equal(currentVersion(), '2.0.0');
 });
 
 test('a bundle without the entry its action names fails', async () => {

@@ -15,6 +15,7 @@ function memoryFile(bytes: Uint8Array, pieceBytes: number): OpenFile {
   let position = 0;
   const unused = (): never => assert.fail('a tar is only read');
   return {
+    descriptor: -1,
     read: (buffer) => {
       const piece = bytes.subarray(position, position + Math.min(pieceBytes, buffer.length));
       buffer.set(piece);

@@ -41,13 +41,15 @@ export class FakeGuest {
       etc: inside('etc'),
       dpkg: inside('dpkg'),
       installRoot: this.folder,
-      programs: [inside('bin'), '/usr/bin', '/bin'],
+      programs: [inside('bin')],
       policy: inside('policy-rc.d'),
     };
     for (const path of ['proc/sys/kernel/random', 'proc/1', 'sys/block', 'dev', 'etc', 'dpkg', 'bin', 'run', 'opt']) {
       mkdirSync(inside(path), { recursive: true });
     }
     writeFileSync(inside('etc/os-release'), 'ID=debian\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\n');
+    // Only these: a test must never reach this machine's own apt or dpkg.
+    for (const name of ['cat', 'cp', 'gzip', 'sleep']) symlinkSync(`/bin/${name}`, inside(`bin/${name}`));
     writeFileSync(inside('bin/self'), 'the running agent');
     this.newBoot();
   }

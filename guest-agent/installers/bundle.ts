@@ -217,7 +217,9 @@ async function openArchive(
 async function unpackEntries(platform: Platform, archive: OpenFile, folder: string): Promise<void> {
   const reader = new TarReader(archive, platform.decode);
   let inSlice = 0;
+  let entries = 0;
   for (let entry = reader.next(); entry !== null; entry = reader.next()) {
+    entries += 1;
     makeFoldersBelow(platform, folder, entry.path);
     unpackEntry(platform, reader, entry, folder);
     // Between entries the channel is heard.
@@ -226,6 +228,7 @@ async function unpackEntries(platform: Platform, archive: OpenFile, folder: stri
     inSlice = 0;
     await platform.clock.sleep(0);
   }
+  if (entries === 0) throw new AgentError('bad-bundle', 'the bundle is refused: it is empty');
 }
 
 /** Folders that the tar implies but does not name. */

@@ -61,8 +61,6 @@ function startDigest(): DigestState {
   return { add: (bytes) => hash.update(bytes), end: () => hash.digest('hex') };
 }
 
-const descriptors = new WeakMap<OpenFile, number>();
-
 function openFile(fd: number, path: string): OpenFile {
   let position = 0;
   const read = (buffer: Uint8Array<ArrayBuffer>): number => {
@@ -70,7 +68,8 @@ function openFile(fd: number, path: string): OpenFile {
     position += count;
     return count;
   };
-  const file: OpenFile = {
+  return {
+    descriptor: fd,
     read,
     write: (bytes) => {
       for (let done = 0; done < bytes.length; ) {
@@ -90,8 +89,6 @@ function openFile(fd: number, path: string): OpenFile {
     setMode: (mode) => system(`setting the mode of ${path}`, () => fchmodSync(fd, mode)),
     close: () => system(`closing ${path}`, () => closeSync(fd)),
   };
-  descriptors.set(file, fd);
-  return file;
 }
 
 function kindOf(found: Stats): FileStat['kind'] {
@@ -169,7 +166,7 @@ const files: Files = {
 function run(options: RunOptions): Promise<RunResult> {
   const [program, ...args] = options.argv;
   if (program === undefined) throw new Error('assertion failed: a process needs a program');
-  const out = options.outputFile === undefined ? 'pipe' : (descriptors.get(options.outputFile.file) ?? 'pipe');
+  const out = options.outputFile === undefined ? 'pipe' : options.outputFile.file.descriptor;
   return new Promise((resolve, reject) => {
     const child = spawn(program, args, {
       detached: true,

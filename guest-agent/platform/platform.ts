@@ -30,6 +30,8 @@ export type FileStat = {
 
 /** An open file. Every method throws SystemError. */
 export type OpenFile = {
+  /** The kernel's number of it, for a program that writes to it. */
+  readonly descriptor: number;
   /** Fills the buffer from the present position; returns the bytes read, 0 at the end. */
   readonly read: (buffer: Uint8Array<ArrayBuffer>) => number;
   /** Writes all of the bytes. */

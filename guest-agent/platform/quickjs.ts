@@ -76,11 +76,9 @@ function startDigest(): DigestState {
   return digest;
 }
 
-/** Descriptors of open files, for a program whose output goes to one. */
-const descriptors = new WeakMap<OpenFile, number>();
-
 function openFile(fd: number, path: string): OpenFile {
-  const file: OpenFile = {
+  return {
+    descriptor: fd,
     read: (buffer) => must(os.read(fd, buffer.buffer, buffer.byteOffset, buffer.byteLength), `reading ${path}`),
     write: (bytes) => {
       for (let done = 0; done < bytes.byteLength; ) {
@@ -106,8 +104,6 @@ function openFile(fd: number, path: string): OpenFile {
       must(os.close(fd), `closing ${path}`);
     },
   };
-  descriptors.set(file, fd);
-  return file;
 }
 
 /** Runs a step with a folder or file opened for reading. */
@@ -216,7 +212,7 @@ function run(options: RunOptions): Promise<RunResult> {
     }
     const [readEnd, writeEnd] = pipe;
     const target = options.outputFile;
-    const out = target === undefined ? writeEnd : (descriptors.get(target.file) ?? writeEnd);
+    const out = target === undefined ? writeEnd : target.file.descriptor;
     const limit = target?.sizeBytesMax ?? 0;
     const pid = native.spawn(options.argv, environment(options.env ?? {}), options.cwd ?? '', out, writeEnd, limit);
     os.close(writeEnd);
