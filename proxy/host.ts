@@ -10,7 +10,9 @@ import { makeHttpFetch } from '../src/base/http-fetch.ts';
 import type { Log } from '../src/base/log.ts';
 import { type DatabaseSync, openDatabase } from '../src/base/sqlite.ts';
 import { isEvidence } from '../src/confirm/judge.ts';
+import { buildDrive, removeDrive } from '../src/drive/drive.ts';
 import { type Gate, makeGate } from '../src/gate/gate.ts';
+import { openGuestChannel } from '../src/guest/session.ts';
 import { type Fence, openFence } from '../src/hypervisor/fence.ts';
 import { namespaceKey } from '../src/hypervisor/namespace.ts';
 import { makeQmpDriver } from '../src/hypervisor/qmp/driver.ts';
@@ -125,6 +127,8 @@ function makeRunDeps(options: HostOptions, parts: Parts): VmRunDeps {
     log,
     vendors: () => parts.vendors.registry.opened(),
     inspections: new Map(),
+    openChannel: openGuestChannel,
+    drives: { build: buildDrive, remove: removeDrive },
     drivesFolder: join(config.dataFolder, 'drives'),
     deadlinesMs: Object.fromEntries(
       Object.entries(config.deadlines).map(([state, seconds]) => [state, seconds * 1000]),

@@ -160,6 +160,11 @@ export const API_BODY_BYTES_MAX = 256 * 1024;
 
 /** Reboots of a guest within one run: kernel and agent updates need one each; more is a loop. */
 export const REBOOTS_MAX = 5;
+/** Milliseconds before a gate that could not be closed is closed again, and before a state that could not be saved is saved again. */
+export const GATE_CLOSE_RETRY_MS = 2_000;
+export const JOURNAL_RETRY_MS = 1_000;
+/** Sessions of the agent within one run: one for each reboot and restart of the agent or the daemon; more is a loop. */
+export const SESSIONS_PER_RUN_MAX = 50;
 /** Offers within one run: an agent that dies while it installs gets another chance, not endless ones. */
 export const OFFERS_MAX = 5;
 /** Milliseconds a run may stay in each state. A systemd guest under TCG needs 33 s to its agent; installs may be long. */

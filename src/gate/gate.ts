@@ -31,6 +31,11 @@ export type Gate = {
    */
   readonly close: (vm: RunningVm, reason: string) => Promise<void>;
   /**
+   * Fences the taps of a VM whose monitor is out of reach: its links cannot be lowered, but no frame passes. Throws GateError
+   * `host-fault/gate-close`.
+   */
+  readonly fenceOff: (vm: VmId, namespace: Namespace, taps: readonly string[], reason: string) => Promise<void>;
+  /**
    * Lets a stopped VM run. Throws GateError and leaves it stopped unless this gate closed it, the fence in the kernel holds,
    * and links and media could be lowered and withheld once more.
    */
@@ -112,6 +117,14 @@ export function makeGate(deps: GateDeps): Gate {
         await deps.audit({ kind: 'gate-closed', vm: vm.vm, reason });
       });
     },
+    fenceOff: async (vm, namespace, taps, reason) => {
+      try {
+        await closeFence(vm, taps, await deps.fenceFor(namespace));
+      } catch (cause) {
+        throw notClosed(vm, [{ layer: 'the fence', cause }], cause);
+      }
+      await deps.audit({ kind: 'gate-closed', vm, reason });
+    },
     resume: (vm) =>
       lanes.run(vm, async () => {
         if (positionOf(vm).kind !== 'closed') throw staysStopped(vm.vm, 'its gate was not closed before');
@@ -126,6 +139,8 @@ export function makeGate(deps: GateDeps): Gate {
   };
 }
 
+const tapNames = (vm: RunningVm): readonly string[] => vm.taps.map((tap) => tap.name);
+
 type Failure = { readonly layer: string; readonly cause: unknown };
 
 async function closeLayers(vm: RunningVm, fenceFor: GateDeps['fenceFor']): Promise<readonly Failure[]> {
@@ -137,37 +152,36 @@ async function closeLayers(vm: RunningVm, fenceFor: GateDeps['fenceFor']): Promi
       failures.push({ layer, cause });
     }
   };
-  await attempt('the fence', async () => closeFence(vm, await fenceFor(vm.namespace)));
+  await attempt('the fence', async () => closeFence(vm.vm, tapNames(vm), await fenceFor(vm.namespace)));
   await attempt('the links', vm.lowerLinks);
   await attempt('the removable media', vm.withholdMedia);
   return failures;
 }
 
 /** Expels at once; a fence that is not as it has to be is then mended, and looked at again. */
-async function closeFence(vm: RunningVm, fence: Fence): Promise<void> {
-  const names = vm.taps.map((tap) => tap.name);
+async function closeFence(vm: VmId, names: readonly string[], fence: Fence): Promise<void> {
   const isExpelled = await fence.expel(names).then(
     () => true,
     () => false,
   );
   let state = await fence.verify();
-  if (!isExpelled || fenceTrouble(vm, state) !== null) {
+  if (!isExpelled || fenceTrouble(names, state) !== null) {
     await fence.ensure();
     await fence.guard(names.filter((name) => !isCoveredName(name)));
     await fence.expel(names);
     state = await fence.verify();
   }
-  const trouble = fenceTrouble(vm, state);
+  const trouble = fenceTrouble(names, state);
   if (trouble === null) return;
-  throw new GateError('host-fault/fence-open', `${vm.vm}: the fence does not hold: ${trouble}`, {
+  throw new GateError('host-fault/fence-open', `${vm}: the fence does not hold: ${trouble}`, {
     next: 'look at `nft list table bridge pratique`',
   });
 }
 
 /** Why the kernel's table does not fence all of the VM's taps; null when it does. */
-function fenceTrouble(vm: RunningVm, { fault, admitted, gated }: FenceState): string | null {
+function fenceTrouble(names: readonly string[], { fault, admitted, gated }: FenceState): string | null {
   if (fault !== null) return fault;
-  for (const { name } of vm.taps) {
+  for (const name of names) {
     if (admitted.has(name)) return `it admits the tap ${name}`;
     if (!isCoveredName(name) && !gated.has(name)) return `it does not know the tap ${name}`;
   }
@@ -176,7 +190,7 @@ function fenceTrouble(vm: RunningVm, { fault, admitted, gated }: FenceState): st
 
 /** The last look before a VM runs. Links are lowered once more rather than asked for: QEMU does not tell. */
 async function checkClosed(vm: RunningVm, fence: Fence): Promise<void> {
-  const trouble = fenceTrouble(vm, await fence.verify());
+  const trouble = fenceTrouble(tapNames(vm), await fence.verify());
   if (trouble !== null) throw staysStopped(vm.vm, `the fence does not hold: ${trouble}`);
   try {
     await vm.lowerLinks();

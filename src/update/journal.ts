@@ -47,6 +47,7 @@ export type Journal = {
   readonly removeVm: (vm: VmId) => void;
   /** Resolves when the state is on disk. Saves that arrive together share one transaction and one fsync. */
   readonly saveState: (vm: VmId, journaled: Journaled, sinceMs: number) => Promise<void>;
+  /** Resolves when the plan is on disk; those of the VM's earlier runs go. */
   readonly savePlan: (plan: Plan) => Promise<void>;
   readonly loadPlan: (run: RunId) => Plan | null;
   readonly forgetPlansOf: (vm: VmId, except: RunId | null) => void;
@@ -133,7 +134,13 @@ export function openJournal(db: DatabaseSync): Journal {
       const text = JSON.stringify(journaled.state);
       return enqueue(() => statements.saveState.run(vm, journaled.step, sinceMs, text));
     },
-    savePlan: (plan) => enqueue(() => statements.savePlan.run(plan.run, plan.vm, JSON.stringify(plan))),
+    savePlan: (plan) => {
+      const text = JSON.stringify(plan);
+      return enqueue(() => {
+        statements.forgetPlans.run(plan.vm, plan.run);
+        statements.savePlan.run(plan.run, plan.vm, text);
+      });
+    },
     loadPlan: (run) => {
       const row = statements.loadPlan.get(run) as { plan: string } | undefined;
       // The cast holds: only savePlan writes this column.

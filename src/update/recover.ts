@@ -1,5 +1,8 @@
 // What a run becomes when the daemon starts again: pure, from the journaled state and what was found on the host.
+
+import { REBOOTS_MAX } from '../base/limits.ts';
 import type { RunId } from '../model/ids.ts';
+import type { QuarantineReason } from '../model/quarantine.ts';
 import type { Effect } from './effect.ts';
 import { isUnderWay, type Run, type RunState, runOf } from './state.ts';
 import { newRun } from './transition.ts';
@@ -8,12 +11,20 @@ export type Found =
   | { readonly kind: 'none' }
   | {
       readonly kind: 'running';
-      /** The very process we started, which stops on a reset: it cannot have booted again unseen. */
+      /** The very process we started, which stops on a reset (managed VMs): it cannot have booted again unseen. */
       readonly isSameProcess: boolean;
       readonly isStopped: boolean;
       /** The fence's own table admits its taps. */
       readonly isAdmitted: boolean;
     };
+
+/** For the run that begins anew when the one at hand cannot go on. */
+export type Fresh = {
+  readonly run: RunId;
+  readonly atMs: number;
+  /** The policy's age of vendor metadata: a run that began longer ago may rest on a plan that is older than that. */
+  readonly planAgeMaxMs: number;
+};
 
 export type Recovery = { readonly state: RunState; readonly effects: readonly Effect[] };
 
@@ -28,22 +39,22 @@ const RESTART: readonly Effect[] = [
  * Whatever is not certain is closed and begins again at `booting`, with the plan it had: the agent says hello and the
  * run goes on. Only a VM that is the same process, was connected, never stopped and is admitted stays plugged in.
  */
-export function recover(
-  state: RunState,
-  found: Found,
-  fresh: { readonly run: RunId; readonly atMs: number },
-): Recovery {
+export function recover(state: RunState, found: Found, fresh: Fresh): Recovery {
   const run = runOf(state);
   if (run === null) return { state: { kind: 'off' }, effects: [{ kind: 'stage' }] };
-  if (found.kind === 'none') return recoverEnded(state, run);
+  if (found.kind === 'none') return recoverEnded(state, run, fresh);
   const isSure = found.isSameProcess && !found.isStopped && found.isAdmitted;
   if (state.kind === 'connected' && isSure)
     return { state: { ...state, session: null }, effects: [{ kind: 'open-channel' }] };
   const close: Effect = { kind: 'close-gate', reason: 'daemon restart' };
   if (state.kind === 'quarantined') {
-    return { state: { ...state, session: null, isRunning: true }, effects: [close, { kind: 'open-channel' }] };
+    const closed: Run = { ...run, liveGrant: null };
+    return {
+      state: { ...state, run: closed, session: null, isRunning: true },
+      effects: [close, { kind: 'open-channel' }],
+    };
   }
-  const next: Run = isUnderWay(state) ? { ...run, liveGrant: null } : newRun(fresh);
+  const next = isUnderWay(state) ? goOn(run, fresh) : { ...newRun(fresh), isStopping: run.isStopping };
   return {
     state: { kind: 'booting', run: next },
     effects: [close, { kind: 'open-channel' }, { kind: 'resume-vm', afterReset: true }],
@@ -51,8 +62,26 @@ export function recover(
 }
 
 /** The VM is gone too (host reboot, power cut): a run under way starts it again; everything else is off. */
-function recoverEnded(state: RunState, run: Run): Recovery {
+function recoverEnded(state: RunState, run: Run, fresh: Fresh): Recovery {
+  if (state.kind === 'quarantined' && !run.isStopping) {
+    return { state: { ...state, session: null, isRunning: false }, effects: [] };
+  }
   const goesOn = isUnderWay(state) && !run.isStopping;
   if (!goesOn) return { state: { kind: 'off' }, effects: [{ kind: 'clean-up' }, { kind: 'stage' }] };
-  return { state: { kind: 'booting', run: { ...run, liveGrant: null, reboots: run.reboots + 1 } }, effects: RESTART };
+  const next: Run = { ...goOn(run, fresh), reboots: run.reboots + 1 };
+  if (next.reboots > REBOOTS_MAX) {
+    const reason: QuarantineReason = { kind: 'too-many-reboots', reboots: next.reboots };
+    return {
+      state: { kind: 'quarantined', run: next, session: null, reason, isRunning: false },
+      effects: [{ kind: 'record-quarantine', reason }],
+    };
+  }
+  return { state: { kind: 'booting', run: next }, effects: RESTART };
+}
+
+/** The run with the plan it had, closed; without its plan when that is older than the policy believes. */
+function goOn(run: Run, fresh: Fresh): Run {
+  const ageMs = fresh.atMs - run.startedAtMs;
+  if (ageMs >= 0 && ageMs <= fresh.planAgeMaxMs) return { ...run, liveGrant: null };
+  return { ...newRun(fresh), isStopping: run.isStopping, reboots: run.reboots };
 }

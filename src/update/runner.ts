@@ -2,14 +2,14 @@
 
 import type { Clock } from '../base/clock.ts';
 import { describeError, PratiqueError } from '../base/errors.ts';
-import { RUNNER_QUEUE_MAX, STATE_DEADLINES_MS } from '../base/limits.ts';
+import { GATE_CLOSE_RETRY_MS, JOURNAL_RETRY_MS, RUNNER_QUEUE_MAX, STATE_DEADLINES_MS } from '../base/limits.ts';
 import type { Log } from '../base/log.ts';
 import type { VmId } from '../model/ids.ts';
 import type { Policy } from '../model/policy.ts';
 import type { Effect } from './effect.ts';
 import type { AnswerEvent, RunEvent } from './event.ts';
 import type { Journal, RunNote } from './journal.ts';
-import { isUnderWay, type Journaled, type RunState } from './state.ts';
+import { isGateOpen, isUnderWay, type Journaled, type RunState } from './state.ts';
 import { type Outcome, transition } from './transition.ts';
 
 export class RunError extends PratiqueError {}
@@ -19,6 +19,17 @@ export type Answer = AnswerEvent extends infer E ? (E extends { step: number } ?
 
 /** Carries out one effect and returns its answer, or null if it has none. `signal` aborts when the run has moved on. */
 export type PerformEffect = (effect: Effect, state: RunState, signal: AbortSignal) => Promise<Answer | null>;
+
+/** What is worth nothing once the run has moved on; and an opening that came late would open behind a close. */
+const ONLY_AT_ITS_STEP: ReadonlySet<Effect['kind']> = new Set([
+  'open-gate',
+  'judge',
+  'make-plan',
+  'fetch-plan',
+  'attach-drive',
+  'stage',
+  'send',
+]);
 
 export type RunnerOptions = {
   readonly vm: VmId;
@@ -67,6 +78,7 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
   let effectsChain: Promise<void> = Promise.resolve();
   let stepAbort = new AbortController();
   let cancelDeadline: () => void = () => {};
+  const ending = new AbortController();
 
   const note: Runner['note'] = (kind, text, progress) => {
     journal.note({
@@ -90,11 +102,48 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
     cancelDeadline = clock.after(limitMs, () => post({ kind: 'deadline', step, waitedMs: limitMs }));
   };
 
-  const move = async (state: RunState, effects: readonly Effect[], keepsStep: boolean): Promise<void> => {
+  /**
+   * Saves a state. What happened cannot be undone, so it is tried until the disk takes it; what an operator asks for is refused
+   * instead. Closing does not wait for a disk: whatever is then in the journal, a gate that is closed is never wrong.
+   */
+  const save = async (next: Journaled, atMs: number, effects: readonly Effect[], mayRefuse: boolean): Promise<void> => {
+    let isCloseDone = false;
+    for (let isFirst = true; ; isFirst = false) {
+      try {
+        await journal.saveState(vm, next, atMs);
+        return;
+      } catch (error) {
+        const close = findClose(effects) ?? findCloseInQueue();
+        if (close !== undefined && !isCloseDone) isCloseDone = await runEffect(close, next, stepAbort.signal);
+        if (mayRefuse || isClosed) throw error;
+        if (isFirst) log.error({ vm, err: error }, 'a state could not be saved; it is tried again');
+        await clock.sleep(JOURNAL_RETRY_MS, ending.signal);
+      }
+    }
+  };
+
+  const findClose = (effects: readonly Effect[]) => effects.find((effect) => effect.kind === 'close-gate');
+
+  /** A close that an event asks for which waits behind one that cannot be saved. */
+  const findCloseInQueue = (): Effect | undefined => {
+    for (const { event } of queue) {
+      const outcome = transition(current, event, options.policy());
+      const close = outcome.kind === 'moved' ? findClose(outcome.effects) : undefined;
+      if (close !== undefined) return close;
+    }
+    return undefined;
+  };
+
+  const move = async (
+    state: RunState,
+    effects: readonly Effect[],
+    how: { readonly keepsStep: boolean; readonly mayRefuse: boolean },
+  ): Promise<void> => {
+    const { keepsStep } = how;
     const isOtherKind = state.kind !== current.state.kind;
     const next: Journaled = { step: keepsStep ? current.step : current.step + 1, state };
     const at = isOtherKind ? clock.nowMs() : since;
-    await journal.saveState(vm, next, at);
+    await save(next, at, effects, how.mayRefuse);
     current = next;
     since = at;
     if (isOtherKind) note('state', state.kind === 'quarantined' ? `quarantined: ${state.reason.kind}` : state.kind);
@@ -109,13 +158,18 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
 
   const startEffects = (effects: readonly Effect[], at: Journaled, signal: AbortSignal): void => {
     if (effects.length === 0) return;
-    // Closing never waits behind other work: it starts now, and the effects after it wait for it.
-    const closing = effects.map((effect) =>
-      effect.kind === 'close-gate' && options.isRunning() ? runEffect(effect, at, signal) : null,
-    );
+    // Closing never waits behind other work: it starts now, and the effects after it wait for it. Nor does ending the VM,
+    // which may take a minute, and which nothing waits for. Both need a VM, so they come after a start of the same move.
+    const startsAt = effects.findIndex((effect) => effect.kind === 'start-vm');
+    const isAtOnce = (effect: Effect, index: number): boolean => {
+      if (effect.kind === 'stop-vm') return options.isRunning();
+      return effect.kind === 'close-gate' && (startsAt === -1 || index < startsAt);
+    };
+    const begun = effects.map((effect, index) => (isAtOnce(effect, index) ? runEffect(effect, at, signal) : null));
     effectsChain = effectsChain.then(async () => {
       for (const [index, effect] of effects.entries()) {
-        const isDone = await (closing[index] ?? runEffect(effect, at, signal));
+        if (effect.kind === 'stop-vm' && begun[index] !== null) continue;
+        const isDone = await (begun[index] ?? runEffect(effect, at, signal));
         if (!isDone) return;
       }
     });
@@ -123,25 +177,43 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
 
   /** False when the effect failed, so that those after it must not run. */
   const runEffect = async (effect: Effect, at: Journaled, signal: AbortSignal): Promise<boolean> => {
+    if (signal.aborted && ONLY_AT_ITS_STEP.has(effect.kind)) return true;
     try {
       const answer = await options.perform(effect, at.state, signal);
       // The cast holds: Answer is AnswerEvent without `step`, which is added here.
       if (answer !== null) post({ ...answer, step: at.step } as AnswerEvent);
       return answer?.kind !== 'found-ungated';
     } catch (error) {
-      if (signal.aborted) return false;
       const detail = describeError(error);
+      if (signal.aborted && ONLY_AT_ITS_STEP.has(effect.kind)) return false;
       log.warn({ vm, effect: effect.kind, detail }, 'an effect failed');
+      if (effect.kind === 'close-gate') closeLater(effect);
       note('warning', `${effect.kind}: ${detail}`);
       post({ kind: 'effect-failed', step: at.step, effect: effect.kind, detail, isRunning: options.isRunning() });
       return false;
     }
   };
 
+  /** A gate that could not be closed is closed again and again, until it is, or is meant to be open, or the VM has ended. */
+  const closeLater = (effect: Effect): void => {
+    clock.after(GATE_CLOSE_RETRY_MS, async () => {
+      const { state } = current;
+      if (isClosed || !options.isRunning() || isGateOpen(state) || state.kind === 'opening') return;
+      try {
+        await options.perform(effect, state, ending.signal);
+      } catch (error) {
+        log.error({ vm, detail: describeError(error) }, 'the gate could not be closed again');
+        closeLater(effect);
+      }
+    });
+  };
+
   const handle = async ({ event, answer }: Queued): Promise<void> => {
     const outcome = transition(current, event, options.policy());
-    if (outcome.kind === 'moved') await move(outcome.state, outcome.effects, outcome.keepsStep);
-    else log.debug({ vm, event: event.kind, state: current.state.kind, because: outcome.because }, outcome.kind);
+    if (outcome.kind === 'moved') {
+      const { state, effects, keepsStep } = outcome;
+      await move(state, effects, { keepsStep, mayRefuse: answer !== undefined });
+    } else log.debug({ vm, event: event.kind, state: current.state.kind, because: outcome.because }, outcome.kind);
     if (outcome.kind === 'denied' && answer === undefined)
       note('guest', `a ${event.kind} message was refused: ${outcome.because}`);
     answer?.(outcome);
@@ -152,7 +224,7 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
       try {
         await handle(next);
       } catch (error) {
-        // The journal could not be written: nothing was done. The state stands as it was, and the gate with it.
+        // A bug, or a request that could not be saved: it is refused, and the state stands as it was.
         log.error({ vm, err: error }, 'an event could not be handled');
         next.fail?.(error);
       }
@@ -172,7 +244,8 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
   };
 
   const post = (event: RunEvent): void => {
-    if (queue.length >= RUNNER_QUEUE_MAX && 'session' in event) {
+    // A new session is never dropped: it may be a boot that nothing else announces. The channel bounds how many there are.
+    if (queue.length >= RUNNER_QUEUE_MAX && 'session' in event && event.kind !== 'agent-opened') {
       log.warn({ vm, event: event.kind }, 'a guest message was dropped: too many events wait');
       return;
     }
@@ -199,7 +272,7 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
         enqueue({ event, answer, fail: reject });
       }),
     resume: async (state, effects) => {
-      await move(state, effects, false);
+      await move(state, effects, { keepsStep: false, mayRefuse: true });
     },
     settle: async () => {
       for (let isQuiet = false; !isQuiet; ) {
@@ -213,7 +286,9 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
       isClosed = true;
       queue.length = 0;
       cancelDeadline();
-      stepAbort.abort(new RunError('conflict/closing', 'the daemon is stopping'));
+      const reason = new RunError('conflict/closing', 'the daemon is stopping');
+      stepAbort.abort(reason);
+      ending.abort(reason);
       await pumping;
       await effectsChain;
       if (isUnderWay(current.state))

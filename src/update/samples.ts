@@ -28,6 +28,11 @@ export const evidence: EvidenceFacts = {
 };
 export const grant: Grant = { kind: 'evidence', evidence };
 export const planned: Run = { ...newRun({ run: RUN, atMs: 1 }), plan: { digest: PLAN, itemCount: 1, sizeBytes: 10 } };
+/** A run that has a plan of so many items and nothing more. */
+export const newRunWithPlan = (itemCount: number): Run => ({
+  ...newRun({ run: RUN, atMs: 1 }),
+  plan: { digest: PLAN, itemCount, sizeBytes: itemCount },
+});
 export const offered: Run = { ...planned, manifests: [MANIFEST], offersSent: 1 };
 export const live: Run = { ...offered, liveGrant: grant };
 
@@ -46,7 +51,8 @@ export const STATES: readonly RunState[] = [
   { kind: 'rebooting', run: offered, session, phase: 'releasing' },
   { kind: 'rebooting', run: offered, session, phase: 'detaching' },
   { kind: 'rebooting', run: offered, session, phase: 'waiting' },
-  { kind: 'judging', run: offered, session },
+  { kind: 'judging', run: offered, session, phase: 'asking' },
+  { kind: 'judging', run: offered, session, phase: 'weighing' },
   { kind: 'opening', run: offered, session, phase: 'releasing', grant },
   { kind: 'opening', run: offered, session, phase: 'detaching', grant },
   { kind: 'opening', run: offered, session, phase: 'plugging', grant },

@@ -15,6 +15,8 @@ export type Run = {
   readonly isStopping: boolean;
   /** Boots of the guest within this run, the first not counted. */
   readonly reboots: number;
+  /** Sessions of the agent within this run: one that says hello again and again must not put its deadline off for ever. */
+  readonly sessions: number;
   /** Offers sent in this run: an agent that dies at each offer must not go on for ever. */
   readonly offersSent: number;
   readonly plan: PlanSummary | null;
@@ -53,7 +55,7 @@ export type RunState =
       readonly session: Session;
       readonly phase: 'releasing' | 'detaching' | 'waiting';
     }
-  | { readonly kind: 'judging'; readonly run: Run; readonly session: Session }
+  | { readonly kind: 'judging'; readonly run: Run; readonly session: Session; readonly phase: 'asking' | 'weighing' }
   | {
       readonly kind: 'opening';
       readonly run: Run;

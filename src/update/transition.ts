@@ -1,6 +1,6 @@
 // The pure heart of a run: (state, event) -> new state and effects, or ignored, or denied. No clock, no I/O, no chance.
 import type { Digest } from '../base/digest-text.ts';
-import { OFFERS_MAX, REBOOTS_MAX } from '../base/limits.ts';
+import { OFFERS_MAX, REBOOTS_MAX, SESSIONS_PER_RUN_MAX } from '../base/limits.ts';
 import type { HostBody } from '../guest/messages.ts';
 import type { RunId } from '../model/ids.ts';
 import type { Policy } from '../model/policy.ts';
@@ -64,18 +64,24 @@ const START: readonly Effect[] = [
 ];
 
 /** A run that has just begun. */
-export function newRun(options: { readonly run: RunId; readonly atMs: number; readonly liveGrant?: Grant }): Run {
+export function newRun(options: { readonly run: RunId; readonly atMs: number }): Run {
   return {
     run: options.run,
     startedAtMs: options.atMs,
-    liveGrant: options.liveGrant ?? null,
+    liveGrant: null,
     isStopping: false,
     reboots: 0,
+    sessions: 0,
     offersSent: 0,
     plan: null,
     manifests: [],
     isInstalled: false,
   };
+}
+
+/** A new run of a VM that goes on running. The wish to stop outlives the run it was made in: a guest may reset instead. */
+function nextRun(state: RunState, options: { readonly run: RunId; readonly atMs: number }): Run {
+  return { ...newRun(options), isStopping: runOf(state)?.isStopping === true };
 }
 
 /** The next state of a run. Total: every state answers every event. */
@@ -154,8 +160,8 @@ function onStop(state: RunState, force: boolean): Outcome {
 function onRetry(state: RunState, event: { readonly run: RunId; readonly atMs: number }): Outcome {
   if (state.kind !== 'quarantined')
     return denied('unexpected', `only a quarantined VM can be retried; this one is ${state.kind}`);
-  const run = newRun(event);
-  if (!state.isRunning) return moved({ kind: 'booting', run }, ...START);
+  if (!state.isRunning) return moved({ kind: 'booting', run: newRun(event) }, ...START);
+  const run = nextRun(state, event);
   const close: Effect = { kind: 'close-gate', reason: 'retry' };
   if (state.session === null) {
     return moved({ kind: 'booting', run }, close, { kind: 'open-channel' }, { kind: 'resume-vm', afterReset: true });
@@ -169,11 +175,13 @@ function onAdmit(state: RunState, event: { readonly reason: string; readonly act
   if (state.kind === 'connected' || run === null || run.liveGrant !== null)
     return denied('already-connected', 'the VM is plugged in');
   const grant: Grant = { kind: 'override', reason: event.reason, actor: event.actor };
+  // A guest that rebooted too often stands still; whoever plugs it in wants it to run.
+  const isHeld = state.kind === 'quarantined' && state.reason.kind === 'too-many-reboots';
+  const first: readonly Effect[] = isHeld ? [{ kind: 'resume-vm', afterReset: true }] : [];
   // The guest may hold the drive: it goes first, by surprise if need be, so that drive and network are never there together.
-  return moved(
-    { kind: 'opening', run, session: sessionOf(state), phase: 'detaching', grant },
-    { kind: 'detach-drive' },
-  );
+  return moved({ kind: 'opening', run, session: sessionOf(state), phase: 'detaching', grant }, ...first, {
+    kind: 'detach-drive',
+  });
 }
 
 function onUpdate(state: RunState, event: { readonly run: RunId; readonly atMs: number }): Outcome {
@@ -182,7 +190,7 @@ function onUpdate(state: RunState, event: { readonly run: RunId; readonly atMs: 
   if (state.kind !== 'connected')
     return denied('not-running', 'the VM is off; its updates are staged and installed when it starts');
   if (state.session === null) return denied('no-agent', 'the agent of this VM is not on the channel');
-  const run = newRun({ ...event, liveGrant: state.grant });
+  const run: Run = { ...nextRun(state, event), liveGrant: state.grant };
   return askInventory(run, state.session, []);
 }
 
@@ -195,12 +203,13 @@ function onReset(
   if (!hasVm(state)) return ignored('the VM is off');
   const close: Effect = { kind: 'close-gate', reason: 'guest reset' };
   const resume: readonly Effect[] = event.isStopped ? [{ kind: 'resume-vm', afterReset: true }] : [];
-  const run = isUnderWay(state) ? rebootedRun(state) : newRun(event);
+  const run = isUnderWay(state) ? rebootedRun(state) : nextRun(state, event);
   if (run.reboots > REBOOTS_MAX) {
     // The VM stays stopped where it is: a guest that only reboots gets no more processor time.
     return quarantineRun(run, null, { kind: 'too-many-reboots', reboots: run.reboots }, [close]);
   }
-  return moved({ kind: 'booting', run }, close, ...resume);
+  // A channel that was cut for the guest's misbehaviour is opened anew for the next boot.
+  return moved({ kind: 'booting', run }, close, { kind: 'open-channel' }, ...resume);
 }
 
 /** The run of a state under way, one reboot later, no longer live: whatever rebooted is gated again. */
@@ -213,20 +222,17 @@ function rebootedRun(state: RunState): Run {
 function onExited(state: RunState, isGuestsWish: boolean): Outcome {
   if (!hasVm(state)) return ignored('the VM is off');
   const leave: readonly Effect[] = [{ kind: 'close-gate', reason: 'the VM ended' }, { kind: 'close-channel' }];
-  const isOver = isGuestsWish || !isUnderWay(state) || runOf(state)?.isStopping === true;
-  if (isOver) return moved({ kind: 'off' }, ...leave, { kind: 'clean-up' }, { kind: 'stage' });
+  const isWanted = isGuestsWish || runOf(state)?.isStopping === true;
+  if (state.kind === 'quarantined' && !isWanted) {
+    // Why it was quarantined is still the answer to why it is not plugged in; often it is why it died, too.
+    return moved({ ...state, session: null, isRunning: false }, ...leave);
+  }
+  if (isWanted || !isUnderWay(state)) return moved({ kind: 'off' }, ...leave, { kind: 'clean-up' }, { kind: 'stage' });
   const run = rebootedRun(state);
   if (run.reboots > REBOOTS_MAX) {
-    return moved(
-      {
-        kind: 'quarantined',
-        run,
-        session: null,
-        isRunning: false,
-        reason: { kind: 'too-many-reboots', reboots: run.reboots },
-      },
-      ...leave,
-    );
+    const reason: QuarantineReason = { kind: 'too-many-reboots', reboots: run.reboots };
+    const record: Effect = { kind: 'record-quarantine', reason };
+    return moved({ kind: 'quarantined', run, session: null, isRunning: false, reason }, record, ...leave);
   }
   // QEMU died in the middle of a run: the run goes on by itself.
   return moved({ kind: 'booting', run }, ...leave, ...START);
@@ -241,14 +247,19 @@ function onAgentOpened(
   if (!hasVm(state)) return ignored('the VM is off');
   const { session } = event;
   const before = sessionOf(state);
-  const isOtherBoot = before !== null && before.boot !== session.boot;
-  // A boot that no reset announced (kexec): what runs now was never judged.
-  const close: readonly Effect[] = isOtherBoot ? [{ kind: 'close-gate', reason: 'the guest booted again' }] : [];
+  const knownBoot = before?.boot ?? judgedBoot(state);
+  const isOtherBoot = knownBoot !== null && knownBoot !== session.boot;
+  // A boot that no reset announced (kexec): what runs now was never judged. And what an earlier session confirmed does
+  // not open the gate in this one, not even while it is being opened.
+  const close: readonly Effect[] =
+    isOtherBoot || state.kind === 'opening'
+      ? [{ kind: 'close-gate', reason: isOtherBoot ? 'the guest booted again' : 'the agent began a new session' }]
+      : [];
   if (state.kind === 'connected' && !isOtherBoot) return amended({ ...state, session });
   if (state.kind === 'connected' || state.kind === 'quarantined') {
     if (state.kind === 'quarantined' && !isOtherBoot && !goesOnWithAgent(state.reason))
       return amended({ ...state, session });
-    return askInventory(newRun(event), session, close);
+    return askInventory(nextRun(state, event), session, close);
   }
   if (state.kind === 'opening' && state.grant.kind === 'override' && !isOtherBoot)
     return amended({ ...state, session });
@@ -257,7 +268,16 @@ function onAgentOpened(
   const run = isOtherBoot ? rebootedRun(state) : current;
   if (run.reboots > REBOOTS_MAX)
     return quarantineRun(run, session, { kind: 'too-many-reboots', reboots: run.reboots }, close);
-  return askInventory(run, session, close);
+  if (run.sessions >= SESSIONS_PER_RUN_MAX) {
+    const detail = `its agent began ${run.sessions} sessions without ending its run`;
+    return quarantineRun(run, session, { kind: 'guest-misbehaved', code: 'too-many-sessions', detail }, close);
+  }
+  return askInventory({ ...run, sessions: run.sessions + 1 }, session, close);
+}
+
+/** The boot whose confirmation opened the gate: known also after a restart of the daemon, which ends the session. */
+function judgedBoot(state: RunState): string | null {
+  return state.kind === 'connected' && state.grant.kind === 'evidence' ? state.grant.evidence.boot : null;
 }
 
 function askInventory(run: Run, session: Session, first: readonly Effect[]): Outcome {
@@ -270,8 +290,15 @@ function goesOnWithAgent(reason: QuarantineReason): boolean {
 }
 
 function onMisbehaved(state: RunState, event: { readonly code: string; readonly detail: string }): Outcome {
-  if (!isUnderWay(state)) return ignored('no run is under way');
-  return fail(state, { kind: 'guest-misbehaved', code: event.code, detail: event.detail });
+  const run = runOf(state);
+  if (run === null || !hasVm(state)) return ignored('the VM is off');
+  // The channel is cut: there is no session any more, and nothing can be asked of the agent until a channel is opened.
+  const reason: QuarantineReason = { kind: 'guest-misbehaved', code: event.code, detail: event.detail };
+  const grant = state.kind === 'connected' ? state.grant : run.liveGrant;
+  if (grant !== null)
+    return moved({ kind: 'connected', run: { ...run, liveGrant: null }, session: null, grant, trouble: reason });
+  if (state.kind === 'quarantined') return amended({ ...state, session: null });
+  return quarantineRun(run, null, reason, []);
 }
 
 type MessageEvent = Extract<GuestEvent, { kind: 'inventory' | 'drive' | 'installed' | 'confirm' }>;
@@ -289,7 +316,8 @@ function onGuestMessage(state: RunState, event: MessageEvent, policy: Policy): O
       return onInstalled(state, event, policy);
     case 'confirm':
       if (state.kind !== 'judging') return denied('unexpected', `a confirmation is not expected while ${state.kind}`);
-      return moved(state, { kind: 'judge', session, confirm: event.confirm });
+      if (state.phase === 'weighing') return denied('unexpected', 'an earlier confirmation is being judged');
+      return moved({ ...state, phase: 'weighing' }, { kind: 'judge', session, confirm: event.confirm });
     default:
       return event satisfies never;
   }
@@ -300,8 +328,9 @@ function onInventory(state: RunState): Outcome {
   const { run, session } = state;
   if (run.plan === null) return moved({ kind: 'planning', run, session, phase: 'comparing' }, { kind: 'make-plan' });
   if (run.isInstalled || run.plan.itemCount === 0) return askConfirm(run, session);
-  // The guest came back in the middle: same plan, same drive, the agent goes on where it was.
-  return moved({ kind: 'offering', run, session, isDriveAttached: false }, { kind: 'attach-drive' });
+  // The guest came back in the middle: same plan, same drive, the agent goes on where it was. It may have come back before
+  // all was fetched; what is there is not fetched again.
+  return moved({ kind: 'planning', run, session, phase: 'fetching' }, { kind: 'fetch-plan' });
 }
 
 function askConfirm(run: Run, session: Session): Outcome {
@@ -312,7 +341,7 @@ function askConfirm(run: Run, session: Session): Outcome {
     planDigest: run.plan.digest,
     manifestDigest: run.manifests.at(-1) ?? null,
   };
-  return moved({ kind: 'judging', run, session }, send(body));
+  return moved({ kind: 'judging', run, session, phase: 'asking' }, send(body));
 }
 
 function onDrive(state: RunState, event: Extract<GuestEvent, { kind: 'drive' }>): Outcome {
@@ -475,7 +504,8 @@ function onOpened(state: RunState): Outcome {
   if (state.kind !== 'opening') return ignored('nothing is being opened');
   const { run, session, grant } = state;
   const tell: readonly Effect[] = session === null ? [] : [send({ type: 'admitted', run: run.run })];
-  return moved({ kind: 'connected', run, session, grant, trouble: null }, ...tell, { kind: 'clean-up' });
+  const settled: Run = { ...run, liveGrant: null };
+  return moved({ kind: 'connected', run: settled, session, grant, trouble: null }, ...tell, { kind: 'clean-up' });
 }
 
 // ---- What goes wrong ----------------------------------------------------------------------------------------------
@@ -501,7 +531,8 @@ function onEffectFailed(
   const run = runOf(state);
   if (run === null) return ignored('no run');
   return moved(
-    { kind: 'quarantined', run, session: null, reason, isRunning: false },
+    { kind: 'quarantined', run: { ...run, liveGrant: null }, session: null, reason, isRunning: false },
+    { kind: 'close-gate', reason: `quarantined: ${reason.kind}` },
     { kind: 'record-quarantine', reason },
   );
 }
@@ -515,7 +546,7 @@ function fail(state: RunState, reason: QuarantineReason): Outcome {
   const grant = run.liveGrant;
   if (grant === null) return ignored('the VM is plugged in and no run is under way');
   const back = run.manifests.length > 0 && session !== null ? [sendRelease(run)] : [];
-  return moved({ kind: 'connected', run, session, grant, trouble: reason }, ...back);
+  return moved({ kind: 'connected', run: { ...run, liveGrant: null }, session, grant, trouble: reason }, ...back);
 }
 
 function quarantine(state: RunState, reason: QuarantineReason): Outcome {
@@ -530,9 +561,10 @@ function quarantineRun(run: Run, session: Session | null, reason: QuarantineReas
   if (session !== null && run.manifests.length > 0) tell.push(sendRelease(run));
   return moved(
     { kind: 'quarantined', run: { ...run, liveGrant: null }, session, reason, isRunning: true },
+    // The record first: closing starts at once wherever it stands, and what follows it does not run if it fails.
+    { kind: 'record-quarantine', reason },
     ...first,
     { kind: 'close-gate', reason: `quarantined: ${reason.kind}` },
-    { kind: 'record-quarantine', reason },
     ...tell,
   );
 }

@@ -6,12 +6,14 @@ import { randomToken } from '../base/digest.ts';
 import type { Log } from '../base/log.ts';
 import { printable } from '../base/printable.ts';
 import { judge } from '../confirm/judge.ts';
-import { type BuiltDrive, buildDrive, removeDrive } from '../drive/drive.ts';
+import type { BuiltDrive, buildDrive, removeDrive } from '../drive/drive.ts';
 import type { Gate } from '../gate/gate.ts';
 import type { AgentReport } from '../guest/messages.ts';
-import { type GuestEvent as ChannelEvent, type GuestChannel, openGuestChannel } from '../guest/session.ts';
+import type { GuestEvent as ChannelEvent, GuestChannel, openGuestChannel } from '../guest/session.ts';
 import type { HypervisorDriver, RunningVm, VmEvent } from '../hypervisor/hypervisor.ts';
-import type { VmSpec } from '../hypervisor/vm-spec.ts';
+import { HOST_NAMESPACE } from '../hypervisor/namespace.ts';
+import { tapsOf } from '../hypervisor/network.ts';
+import type { Namespace, VmSpec } from '../hypervisor/vm-spec.ts';
 import type { InventoryStore } from '../inventory/inventory-store.ts';
 import type { Evidence } from '../model/evidence.ts';
 import type { RunId, VmId } from '../model/ids.ts';
@@ -41,6 +43,8 @@ export type VmRunDeps = {
   readonly inventories: InventoryStore;
   readonly audit: Audit;
   readonly inspections: Inspections;
+  readonly openChannel: typeof openGuestChannel;
+  readonly drives: { readonly build: typeof buildDrive; readonly remove: typeof removeDrive };
   /** Folder of the drives: one folder a VM, one below it a run. */
   readonly drivesFolder: string;
   readonly deadlinesMs?: Readonly<Partial<Record<RunState['kind'], number>>>;
@@ -61,6 +65,7 @@ export class VmRun {
   readonly #deps: VmRunDeps;
   #running: RunningVm | null = null;
   #hasEnded = false;
+  #isMonitorLost = false;
   #channel: GuestChannel | null = null;
   #agentVersion: string | null = null;
   #plan: Plan | null = null;
@@ -110,7 +115,8 @@ export class VmRun {
     const found = await this.#find(state);
     const run = runOf(state);
     this.#plan = run === null ? null : journal.loadPlan(run.run);
-    const recovery = recover(state, found, { run: newRunId(), atMs: clock.nowMs() });
+    const fresh = { run: newRunId(), atMs: clock.nowMs(), planAgeMaxMs: this.policy.metadataAgeMaxMs };
+    const recovery = recover(state, found, fresh);
     await this.runner.resume(recovery.state, recovery.effects);
   }
 
@@ -122,7 +128,9 @@ export class VmRun {
     this.#attached = (await running.hasDrive()) ? 'unknown' : null;
     const isStopped = await running.isStopped();
     const isAdmitted = await this.#deps.gate.isAdmitted(running);
-    return { kind: 'running', isSameProcess: running.adopted.kind === 'same-process', isStopped, isAdmitted };
+    // An attached VM does not stop at a reset: it may have booted again while nobody looked.
+    const isSameProcess = running.adopted.kind === 'same-process' && this.spec.kind === 'managed';
+    return { kind: 'running', isSameProcess, isStopped, isAdmitted };
   }
 
   /** Lets go of everything without touching the VM. */
@@ -132,11 +140,29 @@ export class VmRun {
     await this.#running?.release();
   }
 
+  /** Gives back what the host keeps for this VM: call it after `close`, when the VM is removed. */
+  async forget(): Promise<void> {
+    const { store, drives, drivesFolder } = this.#deps;
+    store.unpin(this.#pinOwner);
+    store.unpin(this.#stageOwner);
+    await drives.remove(join(drivesFolder, this.vm));
+  }
+
+  /** One owner per VM, not per run: whatever ended the run before, its blobs go when the next one is fetched. */
+  get #pinOwner(): string {
+    return `run:${this.vm}`;
+  }
+
+  get #stageOwner(): string {
+    return `stage:${this.vm}`;
+  }
+
   // ---- Events in ----------------------------------------------------------------------------------------------------
 
   #hold(running: RunningVm): void {
     this.#running = running;
     this.#hasEnded = false;
+    this.#isMonitorLost = false;
     running.onEvent((event) => this.#onVmEvent(running, event));
   }
 
@@ -154,6 +180,7 @@ export class VmRun {
         this.runner.post({ kind: 'exited', detail: event.detail, isGuestsWish: event.isGuestsWish });
         return;
       case 'monitor-lost':
+        this.#isMonitorLost = true;
         this.runner.post({ kind: 'monitor-lost', detail: event.detail });
         return;
       case 'agent-port':
@@ -178,6 +205,7 @@ export class VmRun {
         this.runner.note('guest', `a message was refused (${event.code}): ${printable(event.detail)}`);
         return;
       case 'misbehaved':
+        this.#channel = null; // It is cut for good; the next boot or a retry opens another.
         this.runner.note('warning', `the guest broke the channel's rules (${event.code})`);
         this.runner.post({ kind: 'misbehaved', code: event.code, detail: event.detail });
         return;
@@ -250,8 +278,7 @@ export class VmRun {
       case 'start-vm':
         return await this.#startVm();
       case 'stop-vm':
-        await this.#require('stop-vm').stop({ graceful: effect.graceful });
-        return null;
+        return await this.#stopVm(effect.graceful);
       case 'close-gate':
         return await this.#closeGate(effect.reason);
       case 'open-channel':
@@ -278,7 +305,7 @@ export class VmRun {
       case 'judge':
         return await this.#judge(effect, state);
       case 'open-gate':
-        return await this.#openGate(effect, state);
+        return await this.#openGate(effect, state, signal);
       case 'record-quarantine': {
         const { reason } = explainQuarantine(this.vm, effect.reason, true);
         this.runner.note('warning', reason);
@@ -313,9 +340,9 @@ export class VmRun {
 
   async #closeGate(reason: string): Promise<null> {
     const running = this.#running;
-    if (running === null) return null;
     try {
-      await this.#deps.gate.close(running, reason);
+      if (running === null) await this.#deps.gate.fenceOff(this.vm, ...this.#tapNames(), reason);
+      else await this.#deps.gate.close(running, reason);
     } catch (error) {
       // A VM that has ended has no links to lower; its fence was closed first.
       if (!this.#hasEnded) throw error;
@@ -324,10 +351,28 @@ export class VmRun {
     return null;
   }
 
+  /** Of a VM that we do not hold: it may run all the same, and may be admitted from before. */
+  #tapNames(): [Namespace, readonly string[]] {
+    const { spec } = this;
+    const names = spec.kind === 'managed' ? tapsOf(spec).map((tap) => tap.name) : spec.nics.map((nic) => nic.tap);
+    return [spec.namespace ?? HOST_NAMESPACE, names];
+  }
+
+  async #stopVm(graceful: boolean): Promise<null> {
+    const running = this.#require('stop-vm');
+    // Without its monitor nobody can ask the guest.
+    await running.stop({ graceful: graceful && !this.#isMonitorLost });
+    // With its monitor lost before, the end of the VM is not told by itself.
+    if (this.#running === running && !this.#hasEnded) {
+      this.#onVmEvent(running, { kind: 'exited', detail: 'we ended the VM', isGuestsWish: false });
+    }
+    return null;
+  }
+
   #openChannel(): void {
     if (this.#channel !== null) return;
     const running = this.#require('open-channel');
-    this.#channel = openGuestChannel({
+    this.#channel = this.#deps.openChannel({
       vm: this.vm,
       socketPath: running.channelSocket,
       clock: this.#deps.clock,
@@ -347,6 +392,7 @@ export class VmRun {
   async #resume(afterReset: boolean): Promise<null> {
     const running = this.#require('resume-vm');
     if (!(await running.isStopped())) return null;
+    if (afterReset && running.adopted.kind !== 'fresh' && this.spec.kind === 'attached') return null; // Its owner paused it.
     if (afterReset) {
       await running.resetStopped(); // Takes the drive away as well.
       if (!(await running.hasDrive())) this.#attached = null;
@@ -395,12 +441,13 @@ export class VmRun {
 
   async #fetchPlan(state: RunState, signal: AbortSignal): Promise<Answer> {
     const run = this.#requireRun(state);
-    const trouble = await this.#fetch(this.#requirePlan(run), `run:${run.run}`, signal);
+    const trouble = await this.#fetch(this.#requirePlan(run), this.#pinOwner, signal);
     return trouble === null ? { kind: 'fetched' } : { kind: 'plan-failed', reason: trouble };
   }
 
   #fetch(plan: Plan, owner: string, signal: AbortSignal) {
     const { store, vendors, clock, inspections } = this.#deps;
+    store.unpin(owner); // Of the plan before; nothing is collected between this and the pin that follows at once.
     const onProgress = (done: number, total: number) => {
       this.runner.note('progress', 'download', { item: 'download', phase: 'download', done, total });
     };
@@ -413,9 +460,7 @@ export class VmRun {
     if (known === null) return null;
     const answer = await this.#askForPlan(newRunId(), known.inventory, signal);
     if (answer.kind === 'refused') return null;
-    const owner = `stage:${this.vm}`;
-    this.#deps.store.unpin(owner);
-    const trouble = await this.#fetch(answer.plan, owner, signal);
+    const trouble = await this.#fetch(answer.plan, this.#stageOwner, signal);
     if (trouble !== null) return null;
     return { kind: 'staged', itemCount: answer.plan.items.length, sizeBytes: planSizeBytes(answer.plan) };
   }
@@ -426,7 +471,7 @@ export class VmRun {
     const plan = this.#requirePlan(run);
     const owner =
       this.spec.kind === 'managed' && process.getuid?.() === 0 ? { uid: this.uid, gid: this.uid } : undefined;
-    this.#drive = await buildDrive({
+    this.#drive = await this.#deps.drives.build({
       vm: this.vm,
       run: run.run,
       plan,
@@ -492,9 +537,16 @@ export class VmRun {
     return { kind: 'judged-refused', code: verdict.code, detail: verdict.detail };
   }
 
-  async #openGate(effect: Extract<Effect, { kind: 'open-gate' }>, state: RunState): Promise<Answer> {
+  async #openGate(
+    effect: Extract<Effect, { kind: 'open-gate' }>,
+    state: RunState,
+    signal: AbortSignal,
+  ): Promise<Answer | null> {
     const running = this.#require('open-gate');
     const run = this.#requireRun(state);
+    // A drive of an earlier run that the guest never let go of.
+    if (this.#attached !== null && run.liveGrant === null) await this.#detachDrive();
+    signal.throwIfAborted();
     if (this.#attached !== null && run.liveGrant === null) {
       throw new RunError(
         'internal/drive-attached',
@@ -506,8 +558,10 @@ export class VmRun {
       await this.#deps.gate.open(running, { kind: 'override', run: run.run, reason: grant.reason, actor: grant.actor });
     } else {
       const evidence = this.#evidence;
-      if (evidence === null || evidence.run !== run.run)
+      if (evidence === null || evidence.run !== run.run || evidence.nonce !== grant.evidence.nonce)
         throw new RunError('internal/no-evidence', `${this.vm} has no evidence of this run in memory`);
+      // The session that confirmed is over: the next one is asked again. Until it comes, the state waits for its deadline.
+      if (this.#channel?.session()?.nonce !== evidence.nonce) return null;
       await this.#deps.gate.open(running, { kind: 'evidence', run: run.run, evidence });
     }
     this.#evidence = null;
@@ -522,9 +576,11 @@ export class VmRun {
   async #cleanUp(state: RunState): Promise<null> {
     const run = runOf(state);
     const keep: RunId | null = isUnderWay(state) && run !== null ? run.run : null;
-    if (this.#attached === null) await removeDrive(join(this.#deps.drivesFolder, this.vm));
-    if (this.#plan !== null && this.#plan.run !== keep) this.#deps.store.unpin(`run:${this.#plan.run}`);
-    this.#deps.journal.forgetPlansOf(this.vm, keep);
+    const { drives, drivesFolder, store, journal } = this.#deps;
+    if (this.#attached === null) await drives.remove(join(drivesFolder, this.vm));
+    if (keep === null) store.unpin(this.#pinOwner);
+    if (state.kind === 'connected') store.unpin(this.#stageOwner);
+    journal.forgetPlansOf(this.vm, keep);
     return null;
   }
 
