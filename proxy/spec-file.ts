@@ -30,6 +30,8 @@ export type AttachedOptions = {
   /** `nic=tap`, one for each NIC. */
   readonly tap?: readonly string[];
   readonly drivePort?: string;
+  /** Named network namespace (ip-netns(8)) in which the taps are; absent: the host's own network. */
+  readonly netns?: string;
 };
 
 /** The spec of a running VM from the options of `vm add`. Throws SpecError `usage/spec`. */
@@ -51,6 +53,7 @@ export function attachedSpec(vm: string, options: AttachedOptions): VmSpec {
       throw new SpecError('usage/spec', `--tap ${pair}: write it as NIC=TAP`, { next: 'for example --tap net0=tap7' });
     }),
     ...(options.drivePort === undefined ? {} : { drivePort: options.drivePort }),
+    ...(options.netns === undefined ? {} : { namespace: { kind: 'named', name: options.netns } }),
   };
   return checkedSpec(spec, () => 'the options');
 }

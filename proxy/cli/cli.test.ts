@@ -290,6 +290,11 @@ test('vm add attaches a VM that runs already', async () => {
       { id: 'net1', tap: 'tap8' },
     ],
   });
+  assert.equal((await run(['vm', 'add', 'older', ...options, '--drive-port', 'rp1', '--netns', 'lab'])).code, 0);
+  assert.match(
+    JSON.stringify(daemon.service().calls[1]?.args[0]),
+    /"drivePort":"rp1","namespace":{"kind":"named","name":"lab"}/,
+  );
   const missing = await run(['vm', 'add', 'old', '--qmp', '/run/q.sock']);
   assert.equal(missing.code, 2);
   assert.match(missing.stderr, /needs --qmp, --channel and --tap/);
@@ -383,6 +388,16 @@ test('vm wait ends with 4 when the VM is quarantined, and says why', async () =>
     /web is quarantined, not plugged in: the check of shop failed\n {2}next: run pratique vm retry web/,
   );
   assert.equal(stderr, '');
+});
+
+test('vm wait --for off takes a VM that was staged the moment it was off', async () => {
+  const service = daemon.service();
+  service.setState('web', 'connected');
+  const waiting = run(['vm', 'wait', 'web', '--for', 'off', '--timeout', '20s', '--quiet']);
+  await whenFollowed();
+  service.setState('web', 'off');
+  service.setState('web', 'staged');
+  assert.equal((await waiting).code, 0);
 });
 
 test('vm wait ends with 1 after its timeout', async () => {

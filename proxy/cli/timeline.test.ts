@@ -9,6 +9,7 @@ import {
   EMPTY_TIMELINE,
   makeTimelinePrinter,
   plainEventLine,
+  progressText,
   renderTimeline,
   type Timeline,
 } from './timeline.ts';
@@ -48,6 +49,7 @@ test('progress shows a bar; a download counts bytes; the next state ends it', ()
   const bytes = { item: 'jq', phase: 'download', done: 65_000, total: 130_000 };
   const download = timelineOf([installing, event(5, { kind: 'progress', progress: bytes })]);
   assert.match(renderTimeline(download, { ...VIEW, columns: 120 })[0] ?? '', /65\.0 kB of 130 kB download jq/);
+  assert.match(progressText({ ...bytes, item: 'download' }), /130 kB download$/);
   const over = timelineOf([installing, install(5, 9), event(6, { state: 'judging', text: 'is it true' })]);
   assert.equal(over.progress, null);
 });

@@ -80,7 +80,12 @@ export function progressText(progress: NonNullable<VmEventRecord['progress']>): 
   const amount = isBytes
     ? `${sizeText(progress.done)} of ${sizeText(progress.total)}`
     : `${progress.done}/${progress.total}`;
-  return `${bar} ${amount} ${printable(progress.phase)} ${printable(progress.item)}`;
+  return `${bar} ${amount} ${doingText(progress)}`;
+}
+
+/** `install shop`; one word where phase and item are the same, as for the download of a whole plan. */
+function doingText({ phase, item }: NonNullable<VmEventRecord['progress']>): string {
+  return phase === item ? printable(phase) : `${printable(phase)} ${printable(item)}`;
 }
 
 /** The event as one plain line for logs; null when it adds nothing to what was printed before. */
@@ -89,7 +94,7 @@ export function plainEventLine(before: Timeline, event: VmEventRecord): string |
   if (event.kind === 'progress') {
     const isNew = event.progress?.item !== before.progress?.item || event.progress?.phase !== before.progress?.phase;
     if (!isNew || event.progress === undefined) return null;
-    return `${printable(event.vm)}: ${event.state}: ${printable(event.progress.phase)} ${printable(event.progress.item)}`;
+    return `${printable(event.vm)}: ${event.state}: ${doingText(event.progress)}`;
   }
   const lasted =
     event.kind === 'state' && last !== undefined && last.endedMs === null

@@ -120,10 +120,11 @@ function addReading(vendor: Command, build: Build): void {
 }
 
 function vendorText(vendors: readonly Row[], output: Output): string {
-  const head = ['VENDOR', 'KIND', 'FRESH', 'CHECKED', 'TROUBLE'].map((title) => ({ title }));
+  const hasKinds = vendors.some(({ kind }) => kind !== undefined);
+  const head = ['VENDOR', ...(hasKinds ? ['KIND'] : []), 'FRESH', 'CHECKED', 'TROUBLE'].map((title) => ({ title }));
   const rows = vendors.map(({ vendor, kind, checkedAtMs, isFresh, trouble }) => [
     vendor,
-    kind ?? '',
+    ...(hasKinds ? [kind ?? ''] : []),
     { text: isFresh ? 'yes' : 'no', paint: (text: string) => output.paint(isFresh ? 'green' : 'yellow', text) },
     checkedAtMs === null ? 'never' : isoTime(checkedAtMs),
     trouble === null ? '' : `${trouble.code}: ${trouble.message}`,

@@ -112,7 +112,10 @@ export function planText(plan: Plan, output: Output): string {
     .filter(({ fresh }) => !fresh)
     .map(({ vendor }) => `Not fresh: vendor ${printable(vendor)}`);
   const sizeBytes = plan.items.reduce((sum, { release }) => sum + release.artifact.sizeBytes, 0);
-  const total = rows.length === 0 ? [] : [`${rows.length} items, at most ${sizeText(sizeBytes)} to download`];
+  const total =
+    rows.length === 0
+      ? []
+      : [`${rows.length === 1 ? '1 item' : `${rows.length} items`}, at most ${sizeText(sizeBytes)} to download`];
   return [table, ...total, ...stale].join('\n');
 }
 

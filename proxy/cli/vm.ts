@@ -19,6 +19,7 @@ type AddOptions = {
   readonly channel?: string;
   readonly tap?: readonly string[];
   readonly drivePort?: string;
+  readonly netns?: string;
 };
 type WaitOptions = { readonly for: RunStateName; readonly timeout: string; readonly quiet?: boolean };
 type EventOptions = { readonly follow?: boolean; readonly after: string; readonly limit: string };
@@ -46,7 +47,8 @@ function addAdd(vm: Command, build: Build): void {
     .option('--qmp <socket>', "unix socket of the running VM's QMP monitor")
     .option('--channel <socket>', "unix socket of the running VM's agent channel")
     .option('--tap <nic=tap...>', "tap of each of the running VM's NICs")
-    .option('--drive-port <id>', 'spare pcie-root-port of the running VM');
+    .option('--drive-port <id>', 'spare pcie-root-port of the running VM')
+    .option('--netns <name>', "network namespace of the running VM's taps");
   completeCommand<AddOptions>(
     command,
     build,
@@ -236,7 +238,9 @@ async function waitFor(context: Context, vm: string, options: WaitOptions): Prom
   let why = await service.whyVm(vm);
   // The timeline starts with the present state; what is older belongs to other runs as well.
   printer?.push({ seq: 0, vm: why.vm, atMs: startedMs, kind: 'state', state: why.state, text: why.reason });
-  const isDecided = (): boolean => why.state === options.for || why.state === 'quarantined';
+  // A VM that is off is staged a moment later, before anybody could see that it was off.
+  const isReached = (): boolean => why.state === options.for || (options.for === 'off' && why.state === 'staged');
+  const isDecided = (): boolean => isReached() || why.state === 'quarantined';
   try {
     if (!isDecided()) {
       for await (const event of service.followEvents({ vm, afterSeq: 0, signal: stop.signal })) {
@@ -252,7 +256,7 @@ async function waitFor(context: Context, vm: string, options: WaitOptions): Prom
   }
   const { whyText } = await texts();
   output.show(why, () => whyText([why]));
-  if (why.state === options.for) return 0;
+  if (isReached()) return 0;
   if (why.state === 'quarantined') return EXIT_QUARANTINED;
   output.warn(`VM ${vm} is still ${why.state} after ${durationText(timeoutMs)}; see: pratique vm why ${vm}`);
   return EXIT_FAILED;
