@@ -267,13 +267,13 @@ test('a hundred VMs that open at once are all plugged in within milliseconds of 
   await Promise.all(all.map(({ vm }) => gate.close(vm, 'start')));
   const tookMs = await Promise.all(
     all.map(async ({ vm }) => {
-      const start = performance.now();
-      await gate.open(vm, grant(vm.vm));
-      return performance.now() - start;
+      const start = Date.now();
+      const { linkUpAtMs } = await gate.open(vm, grant(vm.vm));
+      return linkUpAtMs - start;
     }),
   );
   tookMs.sort((a, b) => a - b);
-  t.diagnostic(`open: p50 ${tookMs[49]?.toFixed(1)} ms, p99 ${tookMs[98]?.toFixed(1)} ms`);
+  t.diagnostic(`asked to link up: p50 ${tookMs[49]} ms, p99 ${tookMs[98]} ms`);
   for (const one of all) assert.deepEqual(await isPlugged(one), OPEN);
   // The figure that counts is the benchmark's; this only catches a process per opening (seconds).
   assert((tookMs[98] ?? 0) < 2000);

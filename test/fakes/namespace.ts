@@ -22,6 +22,9 @@ export async function makeNamespace(): Promise<TestNamespace> {
   // The holder reads our end of a pipe, so it ends with us.
   const holder = spawn('unshare', [isRoot ? '-n' : '-Urn', 'cat'], { stdio: ['pipe', 'ignore', 'inherit'] });
   const { pid } = holder;
+  // A test that fails before it closes the namespace must not hang for it.
+  holder.unref();
+  if ('unref' in holder.stdin && typeof holder.stdin.unref === 'function') holder.stdin.unref();
   if (pid === undefined) throw new Error('unshare could not be started');
   const own = await readlink('/proc/self/ns/net');
   for (let tries = 0; (await readlink(`/proc/${pid}/ns/net`)) === own; tries += 1) {
@@ -35,6 +38,7 @@ export async function makeNamespace(): Promise<TestNamespace> {
     run: (...argv) => runCommand([...enter, ...argv]),
     ip: (...lines) => runCommand([...enter, 'ip', '-batch', '-'], { input: `${lines.join('\n')}\n` }),
     close: async () => {
+      holder.ref();
       const ended = once(holder, 'exit');
       holder.stdin.end();
       await ended;

@@ -17,6 +17,9 @@ export type FakeQemuOptions = {
   readonly holdsDevices?: boolean;
   /** Called with each host connection to the channel: the guest's end of the wire. */
   readonly onChannel?: (stream: Duplex) => void;
+  /** Called when a command has arrived, before it is carried out, and when an event is about to be sent: for clocks. */
+  readonly onCommand?: (command: string, args: Readonly<Record<string, unknown>>) => void;
+  readonly onEvent?: (event: string, data: Readonly<Record<string, unknown>>) => void;
   /** Answers a command by itself: lines to write as they are, or null for the usual answer. */
   readonly answer?: (command: { readonly execute: string; readonly id: unknown }) => readonly string[] | null;
 };
@@ -77,7 +80,8 @@ class FakeMachine implements FakeQemu {
   readonly #servers: Server[] = [];
   readonly #sockets = new Set<Socket>();
   readonly #setClosed: () => void;
-  #monitor: Socket | null = null;
+  /** Connected monitor clients; the first is the one that is served. */
+  #monitors: Socket[] = [];
   #status: string;
   #rebootAction = 'shutdown';
   #isPortOpen = false;
@@ -97,38 +101,39 @@ class FakeMachine implements FakeQemu {
     if (channelSocket !== undefined) await this.#serve(channelSocket, (socket) => this.#options.onChannel?.(socket));
   }
 
-  status(): string {
+  readonly status = (): string => {
     return this.#status;
-  }
+  };
 
-  emit(event: string, data: Arguments = {}): void {
+  readonly emit = (event: string, data: Arguments = {}): void => {
+    this.#options.onEvent?.(event, data);
     const timestamp = { seconds: 1_700_000_000, microseconds: 0 };
     this.#write({ event, data, timestamp });
-  }
+  };
 
-  guestReset(): void {
+  readonly guestReset = (): void => {
     if (this.#rebootAction === 'shutdown') this.#shutDown('guest-reset');
     else this.emit('RESET', { guest: true, reason: 'guest-reset' });
-  }
+  };
 
-  guestPowerOff(): void {
+  readonly guestPowerOff = (): void => {
     this.#shutDown('guest-shutdown');
-  }
+  };
 
-  setPortOpen(isOpen: boolean): void {
+  readonly setPortOpen = (isOpen: boolean): void => {
     this.#isPortOpen = isOpen;
     this.emit('VSERPORT_CHANGE', { id: PORT_ID, open: isOpen });
-  }
+  };
 
-  writeRaw(bytes: string | Uint8Array): void {
-    this.#monitor?.write(bytes);
-  }
+  readonly writeRaw = (bytes: string | Uint8Array): void => {
+    this.#monitors[0]?.write(bytes);
+  };
 
-  async close(): Promise<void> {
+  readonly close = async (): Promise<void> => {
     for (const socket of this.#sockets) socket.destroy();
     await Promise.all(this.#servers.map((server) => new Promise<void>((done) => server.close(() => done()))));
     this.#setClosed();
-  }
+  };
 
   async #serve(path: string, onSocket: (socket: Socket) => void): Promise<void> {
     await rm(path, { force: true });
@@ -142,8 +147,20 @@ class FakeMachine implements FakeQemu {
     await new Promise<void>((resolve, reject) => server.once('error', reject).listen(path, resolve));
   }
 
+  /** QEMU serves one monitor client; the next one waits, connected, until that has gone. */
   #onMonitor(socket: Socket): void {
-    this.#monitor = socket;
+    socket.on('close', () => {
+      const wasActive = this.#monitors[0] === socket;
+      this.#monitors = this.#monitors.filter((one) => one !== socket);
+      if (wasActive) this.#greet();
+    });
+    this.#monitors.push(socket);
+    if (this.#monitors.length === 1) this.#greet();
+  }
+
+  #greet(): void {
+    const [socket] = this.#monitors;
+    if (socket === undefined) return;
     this.#write(GREETING);
     let pending = '';
     socket.setEncoding('utf8').on('data', (text: string) => {
@@ -154,15 +171,13 @@ class FakeMachine implements FakeQemu {
         this.#take(line);
       }
     });
-    socket.on('close', () => {
-      if (this.#monitor === socket) this.#monitor = null;
-    });
   }
 
   #take(line: string): void {
     // The cast holds for what our own client sends; anything else fails the test that sent it.
     const command = JSON.parse(line) as { execute: string; arguments?: Arguments; id: unknown };
     this.commands.push({ execute: command.execute, arguments: command.arguments ?? {} });
+    this.#options.onCommand?.(command.execute, command.arguments ?? {});
     const own = this.#options.answer?.(command) ?? null;
     if (own !== null) {
       for (const text of own) this.writeRaw(text);
@@ -319,7 +334,7 @@ class FakeMachine implements FakeQemu {
   }
 
   #write(message: unknown): void {
-    this.#monitor?.write(`${JSON.stringify(message)}\r\n`);
+    this.#monitors[0]?.write(`${JSON.stringify(message)}\r\n`);
   }
 }
 

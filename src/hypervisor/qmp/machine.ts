@@ -221,8 +221,8 @@ function watchLife(parts: MachineParts, emit: (event: VmEvent) => void) {
   let isReleased = false;
 
   const settle = async (why: string): Promise<void> => {
-    const isGone = await waitUntil(parts.hasEnded, clock, QEMU_EXIT_TIMEOUT_MS);
     if (isReleased) return ended.resolve();
+    const isGone = await waitUntil(parts.hasEnded, clock, QEMU_EXIT_TIMEOUT_MS);
     if (!isGone) {
       emit({ kind: 'monitor-lost', detail: why });
       return ended.resolve();

@@ -1,0 +1,182 @@
+// Taking over somebody else's QEMU: what is checked, what is refused, and how it is known again. Real taps and fence, fake QEMU.
+import assert from 'node:assert/strict';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { makeNamespace } from '../../../test/fakes/namespace.ts';
+import { type FakeQemuOptions, startFakeQemu } from '../../../test/fakes/qemu.ts';
+import { systemClock } from '../../base/clock.ts';
+import { silentLog } from '../../base/log.ts';
+import type { VmId } from '../../model/ids.ts';
+import { openFence } from '../fence.ts';
+import type { AttachedVm } from '../vm-spec.ts';
+import { makeQmpDriver } from './driver.ts';
+import { readNetworkText } from './network-text.ts';
+
+async function house(t: TestContext) {
+  const folder = await mkdtemp(join(tmpdir(), 'pq-att-'));
+  const net = await makeNamespace();
+  t.after(net.close);
+  await net.ip(
+    'link add br0 type bridge',
+    'tuntap add dev vnet3 mode tap',
+    'link set vnet3 master br0',
+    'tuntap add dev loose mode tap',
+    'link add veth0 type veth peer name veth1',
+    'link set veth0 master br0',
+  );
+  const fence = await openFence({ namespace: net.namespace, log: silentLog, clock: systemClock });
+  t.after(async () => {
+    fence.close();
+    await rm(folder, { recursive: true });
+  });
+  const driver = () =>
+    makeQmpDriver({
+      runFolder: folder,
+      diskRoots: [],
+      fenceFor: async () => fence,
+      clock: systemClock,
+      log: silentLog,
+      accelerator: 'tcg',
+    });
+  const qmpSocket = join(folder, 'q');
+  const spec = (nics: AttachedVm['nics'] = [{ id: 'net0', tap: 'vnet3' }]): AttachedVm => ({
+    format: 'pratique.vm/1',
+    kind: 'attached',
+    vm: 'theirs' as VmId,
+    qmpSocket,
+    channelSocket: join(folder, 'a'),
+    nics,
+    drivePort: 'rp1',
+    namespace: net.namespace,
+  });
+  const qemu = async (options: Partial<FakeQemuOptions> = {}) => {
+    const fake = await startFakeQemu({ qmpSocket, nics: [{ id: 'net0', tap: 'vnet3' }], ...options });
+    t.after(fake.close);
+    return fake;
+  };
+  return { driver, fence, spec, qemu };
+}
+
+test('a VM that has not run yet is fresh, and its tap is fenced under its own name [A2] [X1]', async (t) => {
+  const { driver, fence, spec, qemu } = await house(t);
+  await qemu();
+  const vm = await driver().start(spec());
+  t.after(vm.release);
+  assert.deepEqual(vm.adopted, { kind: 'fresh' });
+  const state = await fence.verify();
+  assert.equal(state.fault, null);
+  assert(state.gated.has('vnet3') && !state.admitted.has('vnet3'));
+});
+
+test('a running VM is ungated; found again after our restart it is the same process; a new QEMU is not [A2] [X4]', async (t) => {
+  const { driver, spec, qemu } = await house(t);
+  const first = await qemu({ status: 'running' });
+  const vm = await driver().adopt(spec());
+  assert(vm !== null);
+  assert.deepEqual(vm.adopted, { kind: 'ungated' });
+  await vm.release();
+  const again = await driver().adopt(spec());
+  assert.deepEqual(again?.adopted, { kind: 'same-process' });
+  await again?.release();
+  await first.close();
+  assert.equal(await driver().adopt(spec()), null);
+  await qemu({ status: 'running' });
+  const other = await driver().adopt(spec());
+  assert.deepEqual(other?.adopted, { kind: 'ungated' });
+  await other?.release();
+});
+
+test('a paused VM has run before: it is not fresh [A2]', async (t) => {
+  const { driver, spec, qemu } = await house(t);
+  await qemu({ status: 'paused' });
+  const vm = await driver().adopt(spec());
+  assert.deepEqual(vm?.adopted, { kind: 'ungated' });
+  await vm?.release();
+});
+
+test('a reset of an attached VM is told as one that is already booting [A2]', async (t) => {
+  const { driver, spec, qemu } = await house(t);
+  const fake = await qemu({ status: 'running' });
+  const vm = await driver().adopt(spec());
+  assert(vm !== null);
+  t.after(vm.release);
+  const kinds: unknown[] = [];
+  vm.onEvent((event) => kinds.push(event));
+  fake.emit('RESET', { guest: true, reason: 'guest-reset' });
+  await vm.isStopped();
+  assert.deepEqual(kinds, [
+    { kind: 'agent-port', isOpen: false },
+    { kind: 'reset', isStopped: false },
+  ]);
+});
+
+const REFUSED: readonly {
+  readonly name: string;
+  readonly qemu?: Partial<FakeQemuOptions>;
+  readonly nics?: AttachedVm['nics'];
+  readonly message: RegExp;
+}[] = [
+  { name: 'that arrives by migration', qemu: { status: 'inmigrate' }, message: /state inmigrate/ },
+  {
+    name: 'whose card is no tap',
+    qemu: { nics: [{ id: 'net0', tap: '', backend: 'user' }] },
+    message: /connected by user, not by a tap/,
+  },
+  {
+    name: 'with a card nobody told us of',
+    qemu: {
+      nics: [
+        { id: 'net0', tap: 'vnet3' },
+        { id: 'net1', tap: 'vnet4' },
+      ],
+    },
+    message: /network card "net1" that its spec does not name/,
+  },
+  {
+    name: 'without the card of its spec',
+    nics: [{ id: 'net9', tap: 'vnet3' }],
+    message: /"net0" that its spec does not name/,
+  },
+  {
+    name: 'on another tap than its spec says',
+    qemu: { nics: [{ id: 'net0', tap: 'vnet8' }] },
+    message: /uses the tap vnet8, the spec says vnet3/,
+  },
+  {
+    name: 'whose tap is on no bridge',
+    qemu: { nics: [{ id: 'net0', tap: 'loose' }] },
+    nics: [{ id: 'net0', tap: 'loose' }],
+    message: /loose is on no Linux bridge/,
+  },
+  {
+    name: 'whose "tap" is something else',
+    qemu: { nics: [{ id: 'net0', tap: 'veth0' }] },
+    nics: [{ id: 'net0', tap: 'veth0' }],
+    message: /veth0 is not a tap/,
+  },
+];
+for (const { name, qemu: options, nics, message } of REFUSED) {
+  test(`a VM ${name} is refused, and its monitor is free again [X1]`, async (t) => {
+    const { driver, spec, qemu } = await house(t);
+    await qemu(options);
+    await assert.rejects(driver().adopt(spec(nics)), { code: 'refused/attached', message });
+    await assert.rejects(driver().adopt(spec(nics)), { code: 'refused/attached' });
+  });
+}
+
+test('`info network` is read as QEMU prints it', () => {
+  const text =
+    'net0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:01\r\n' +
+    ' \\ hn0: index=0,type=tap,ifname=tap0,script=no,downscript=no\r\n' +
+    'net1: index=0,type=nic,model=e1000,macaddr=52:54:00:00:00:02\r\n' +
+    ' \\ hn1: index=0,type=tap,fd=20\r\n' +
+    'net2: index=0,type=nic,model=e1000,macaddr=52:54:00:00:00:03\r\n' +
+    'hub0\r\n';
+  assert.deepEqual(readNetworkText(text), [
+    { nic: 'net0', backend: 'tap', tap: 'tap0' },
+    { nic: 'net1', backend: 'tap', tap: null },
+    { nic: 'net2', backend: null, tap: null },
+  ]);
+});
