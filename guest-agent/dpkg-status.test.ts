@@ -5,6 +5,7 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { systemClock } from '../src/base/clock.ts';
 import { readDpkgStatus } from './dpkg-status.ts';
 import { nodePlatform } from './platform/node.ts';
 
@@ -12,7 +13,7 @@ function parse(text: string) {
   const folder = mkdtempSync(join(tmpdir(), 'pratique-dpkg-'));
   try {
     writeFileSync(join(folder, 'status'), text);
-    return readDpkgStatus(nodePlatform(), join(folder, 'status'));
+    return readDpkgStatus(nodePlatform(systemClock), join(folder, 'status'));
   } finally {
     rmSync(folder, { recursive: true });
   }
@@ -54,7 +55,7 @@ test('the source is given with its version, its own one where that differs', () 
 });
 
 test('no file is an empty list, and a file without end is refused', () => {
-  assert.deepEqual(readDpkgStatus(nodePlatform(), '/nonexistent/status'), []);
+  assert.deepEqual(readDpkgStatus(nodePlatform(systemClock), '/nonexistent/status'), []);
   assert.throws(() => parse(`Package: x\n${'y'.repeat(400_000)}`), /endless/);
   assert.deepEqual(parse(''), []);
 });
@@ -76,7 +77,7 @@ test('this machine has what dpkg-query says', () => {
     .split('\n')
     .filter((line) => line.startsWith('installed '))
     .sort();
-  const found = readDpkgStatus(nodePlatform(), '/var/lib/dpkg/status')
+  const found = readDpkgStatus(nodePlatform(systemClock), '/var/lib/dpkg/status')
     .filter(({ state }) => state === 'installed')
     .map(({ product, version, arch }) => `installed ${product} ${version} ${arch}`)
     .sort();

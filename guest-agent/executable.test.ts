@@ -8,9 +8,9 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { systemClock } from '../src/base/clock.ts';
 import { silentLog } from '../src/base/log.ts';
+import { makeTar, writeDrive } from '../test/fakes/guest-agent/fake-bundle.ts';
+import { FakeHost, PLAN, RUN } from '../test/fakes/guest-agent/fake-host.ts';
 import { type AgentBuild, buildAgent } from './build.ts';
-import { makeTar, writeDrive } from './fakes/fake-bundle.ts';
-import { FakeHost, PLAN, RUN } from './fakes/fake-host.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'pratique-agent-'));
 let build: AgentBuild;

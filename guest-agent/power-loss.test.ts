@@ -5,10 +5,10 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { systemClock } from '../src/base/clock.ts';
 import type { Digest } from '../src/base/digest-text.ts';
-import { makeTar, writeDrive } from './fakes/fake-bundle.ts';
-import { FakeGuest } from './fakes/fake-guest.ts';
-import { PLAN, RUN } from './fakes/fake-host.ts';
-import { type Loss, PowerSupply } from './fakes/power-supply.ts';
+import { makeTar, writeDrive } from '../test/fakes/guest-agent/fake-bundle.ts';
+import { FakeGuest } from '../test/fakes/guest-agent/fake-guest.ts';
+import { PLAN, RUN } from '../test/fakes/guest-agent/fake-host.ts';
+import { type Loss, PowerSupply } from '../test/fakes/guest-agent/power-supply.ts';
 
 const CONTENT = 'the content of version 2\n';
 /** More steps than any of these installs has; the loops end with the first cut that is not reached. */

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { makeTar, paxPart, type TarPart } from './fakes/fake-bundle.ts';
+import { makeTar, paxPart, type TarPart } from '../test/fakes/guest-agent/fake-bundle.ts';
 import { AgentError, type OpenFile } from './platform/platform.ts';
 import { type TarEntry, TarReader } from './tar.ts';
 

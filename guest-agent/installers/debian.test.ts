@@ -3,9 +3,9 @@ import assert from 'node:assert/strict';
 import { chmodSync, existsSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
-import { type DriveItem, writeDrive } from '../fakes/fake-bundle.ts';
-import { FakeGuest } from '../fakes/fake-guest.ts';
-import { PLAN, RUN } from '../fakes/fake-host.ts';
+import { type DriveItem, writeDrive } from '../../test/fakes/guest-agent/fake-bundle.ts';
+import { FakeGuest } from '../../test/fakes/guest-agent/fake-guest.ts';
+import { PLAN, RUN } from '../../test/fakes/guest-agent/fake-host.ts';
 
 let guest: FakeGuest;
 

@@ -22,7 +22,6 @@ import {
   writeSync,
 } from 'node:fs';
 import { release } from 'node:os';
-import { systemClock } from '../../src/base/clock.ts';
 import { makeOutputTail } from './output-tail.ts';
 import {
   AgentError,
@@ -163,7 +162,7 @@ const files: Files = {
     }),
 };
 
-function run(options: RunOptions): Promise<RunResult> {
+function run(clock: Platform['clock'], options: RunOptions): Promise<RunResult> {
   const [program, ...args] = options.argv;
   if (program === undefined) throw new Error('assertion failed: a process needs a program');
   const out = options.outputFile === undefined ? 'pipe' : options.outputFile.file.descriptor;
@@ -180,7 +179,7 @@ function run(options: RunOptions): Promise<RunResult> {
     child.stdout?.on('data', keep);
     child.stderr?.on('data', keep);
     child.on('error', (error) => reject(new SystemError(errnoOf(error), `starting ${program}`)));
-    const cancel = systemClock.after(options.timeoutMs, () => {
+    const cancel = clock.after(options.timeoutMs, () => {
       isTimeout = true;
       if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL');
     });
@@ -189,24 +188,24 @@ function run(options: RunOptions): Promise<RunResult> {
     child.on('exit', (exitCode) => {
       cancel();
       // A background process may hold the output open for good.
-      void systemClock.sleep(DRAIN_MS).then(() => finish(exitCode));
+      void clock.sleep(DRAIN_MS).then(() => finish(exitCode));
     });
   });
 }
 
-/** The platform of this Node process; tests replace what they need to. */
-export function nodePlatform(): Platform {
+/** The platform of this Node process, on the given clock; tests replace what they need to. */
+export function nodePlatform(clock: Platform['clock']): Platform {
   const unfit = (what: string): never => {
     throw new AgentError('unfit-platform', `${what} needs a real guest`);
   };
   return {
     files,
-    clock: systemClock,
+    clock,
     startDigest,
     encode: (text) => new Uint8Array(Buffer.from(text)),
     decode,
     openPort: () => unfit('opening a port'),
-    run,
+    run: (options) => run(clock, options),
     mount: () => unfit('mounting'),
     unmount: () => unfit('unmounting'),
     restartMachine: () => unfit('restarting the machine'),

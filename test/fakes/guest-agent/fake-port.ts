@@ -1,5 +1,5 @@
 // The guest's end of a channel in memory: whole of Port, with a host side that can be closed and a line that can be full.
-import type { Port } from '../platform/platform.ts';
+import type { Port } from '../../../guest-agent/platform/platform.ts';
 
 export class FakePort {
   readonly port: Port;

@@ -1,19 +1,26 @@
 // A whole guest for unit tests: a folder with /proc, /sys, drives and state, an agent on Node in it, and a host at its port.
 import { randomUUID } from 'node:crypto';
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { systemClock } from '../../src/base/clock.ts';
-import { startAgent } from '../agent.ts';
-import { GUEST_PATHS, type Paths } from '../paths.ts';
-import { nodePlatform } from '../platform/node.ts';
-import { type Platform, SystemError } from '../platform/platform.ts';
-import { FakeHost } from './fake-host.ts';
+import { startAgent } from '../../../guest-agent/agent.ts';
+import { GUEST_PATHS, type Paths } from '../../../guest-agent/paths.ts';
+import { nodePlatform } from '../../../guest-agent/platform/node.ts';
+import { type Platform, SystemError } from '../../../guest-agent/platform/platform.ts';
+import { systemClock } from '../../../src/base/clock.ts';
+import type { Digest } from '../../../src/base/digest-text.ts';
+import type { Inventory } from '../../../src/model/inventory.ts';
+import type { Manifest } from '../../../src/model/manifest.ts';
+import { type DriveItem, makeTar, writeDrive } from './fake-bundle.ts';
+import { FakeHost, PLAN, RUN } from './fake-host.ts';
 import { FakePort } from './fake-port.ts';
 import { PowerCut, PowerSupply } from './power-supply.ts';
 
 /** The agent's milliseconds pass this much faster than ours. */
 const TIME_FACTOR = 25;
+
+const INSTALL_ENTRY = '#!/bin/sh\necho "$PRATIQUE_VERSION after $PRATIQUE_PREVIOUS" >told\n';
+const CHECK_ENTRY = '#!/bin/sh\ntest "$(cat version)" = "$PRATIQUE_VERSION"\n';
 
 export class FakeGuest {
   readonly folder = mkdtempSync(join(tmpdir(), 'pratique-guest-'));
@@ -106,12 +113,67 @@ export class FakeGuest {
     });
   }
 
+  /** Starts an agent and waits until it has a session. */
+  async started(): Promise<void> {
+    this.start();
+    await this.host.take('hello');
+  }
+
+  /** A bundle whose install entry notes what it was told, and whose check looks at its version. */
+  app(version: string, scripts: { readonly check?: string; readonly install?: string } = {}): DriveItem {
+    const prefix = join(this.folder, 'opt/app');
+    const install = { action: 'bundle', prefix, compression: 'none', install: 'install', check: 'check' } as const;
+    const content = makeTar([
+      { name: 'version', content: version, mode: 0o644 },
+      { name: 'install', content: scripts.install ?? INSTALL_ENTRY },
+      { name: 'check', content: scripts.check ?? CHECK_ENTRY },
+    ]);
+    return { item: { product: 'app', version, install }, content };
+  }
+
+  /** Installs the app as a guest image comes with it. */
+  seedApp(version: string): void {
+    const prefix = join(this.folder, 'opt/app');
+    mkdirSync(join(prefix, 'versions', version), { recursive: true });
+    writeFileSync(join(prefix, 'versions', version, 'version'), version);
+    symlinkSync(`versions/${version}`, join(prefix, 'current'));
+    mkdirSync(join(this.paths.state, 'products'), { recursive: true });
+    const record = { product: 'app', version, prefix, digest: 'a'.repeat(64) };
+    writeFileSync(join(this.paths.state, 'products/app.json'), JSON.stringify(record));
+  }
+
+  appVersion(): string {
+    return readFileSync(join(this.folder, 'opt/app/current/version'), 'utf8');
+  }
+
+  /** Offers a drive with these items and returns the manifest's digest. */
+  offer(items: readonly DriveItem[], overrides: Partial<Manifest> = {}): Digest {
+    const { manifestDigest } = writeDrive(this.attachDrive('vdb'), items, overrides);
+    this.offerManifest(manifestDigest);
+    return manifestDigest;
+  }
+
+  offerManifest(manifestDigest: Digest, label = 'PRATIQUE'): void {
+    this.host.send({ type: 'offer', run: RUN, planDigest: PLAN, manifestDigest, label });
+  }
+
+  async inventory(): Promise<Inventory> {
+    this.host.send({ type: 'ask-inventory' });
+    return (await this.host.take('inventory')).inventory;
+  }
+
+  /** What the agent reports, as `product version state`. */
+  async products(): Promise<readonly string[]> {
+    const { products } = await this.inventory();
+    return products.map(({ product, version, state }) => `${product} ${version} ${state}`);
+  }
+
   terminate(): void {
     this.#terminate();
   }
 
   #platform(power: PowerSupply, port: FakePort): Platform {
-    const node = nodePlatform();
+    const node = nodePlatform(systemClock);
     const whilePowered =
       (step: () => void): (() => void) =>
       () => {
@@ -175,7 +237,7 @@ export class FakeGuest {
   }
 
   #unmount(folder: string): void {
-    const found = nodePlatform().files.stat(folder);
+    const found = nodePlatform(systemClock).files.stat(folder);
     if (found?.kind !== 'symlink') throw new SystemError('EINVAL', `unmounting ${folder}`);
     rmSync(folder);
     mkdirSync(folder);

@@ -1,10 +1,10 @@
 // Tars, drives and manifests for tests, as real bytes.
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
-import { digestOf } from '../../src/base/digest.ts';
-import type { Digest } from '../../src/base/digest-text.ts';
-import type { Manifest, ManifestItem } from '../../src/model/manifest.ts';
-import { MANIFEST_FORMAT } from '../../src/model/manifest.ts';
+import { digestOf } from '../../../src/base/digest.ts';
+import type { Digest } from '../../../src/base/digest-text.ts';
+import type { Manifest, ManifestItem } from '../../../src/model/manifest.ts';
+import { MANIFEST_FORMAT } from '../../../src/model/manifest.ts';
 import { PLAN, RUN, VM } from './fake-host.ts';
 
 export type TarPart = {

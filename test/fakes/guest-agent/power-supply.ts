@@ -12,7 +12,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { dirname } from 'node:path';
-import type { Files, OpenFile } from '../platform/platform.ts';
+import type { Files, OpenFile } from '../../../guest-agent/platform/platform.ts';
 
 /** Not an AgentError: no code of the agent may take it for a failure it can handle. */
 export class PowerCut extends Error {}

@@ -3,15 +3,15 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import type { TSchema } from 'typebox';
 import { Compile } from 'typebox/compile';
-import { systemClock } from '../../src/base/clock.ts';
-import type { Digest } from '../../src/base/digest-text.ts';
+import { systemClock } from '../../../src/base/clock.ts';
+import type { Digest } from '../../../src/base/digest-text.ts';
 import {
   CHANNEL_CHUNK_TEXT_BYTES_MAX,
   CHANNEL_LINE_BYTES_MAX,
   CHANNEL_MESSAGE_BYTES_MAX,
-} from '../../src/base/limits.ts';
-import { AGENT_MESSAGES, type AgentMessage, type AgentMessageOf, type HostBody } from '../../src/guest/messages.ts';
-import type { RunId } from '../../src/model/ids.ts';
+} from '../../../src/base/limits.ts';
+import { AGENT_MESSAGES, type AgentMessage, type AgentMessageOf, type HostBody } from '../../../src/guest/messages.ts';
+import type { RunId } from '../../../src/model/ids.ts';
 
 const VALIDATORS = new Map(
   Object.entries(AGENT_MESSAGES).map(([type, schema]) => [type, Compile(schema as TSchema)] as const),
