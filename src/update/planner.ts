@@ -3,9 +3,9 @@
 import type { Clock } from '../base/clock.ts';
 import { describeError, PratiqueError } from '../base/errors.ts';
 import { PLAN_ATTEMPTS_MAX, PLAN_ITEMS_MAX, PLAN_RETRY_DELAY_MS, VENDOR_RECHECK_MS } from '../base/limits.ts';
-import { type Behind, type CompareVersions, findDrift } from '../inventory/drift.ts';
+import { type CompareVersions, findDrift, findInstalled, indexProducts } from '../inventory/drift.ts';
 import type { RunId, VmId } from '../model/ids.ts';
-import { type Inventory, productKey } from '../model/inventory.ts';
+import { type Ecosystem, type InstalledProduct, type Inventory, productKey } from '../model/inventory.ts';
 import type { Plan, PlanItem } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
 import type { QuarantineReason } from '../model/quarantine.ts';
@@ -34,13 +34,12 @@ export async function makePlan(request: PlanRequest): Promise<PlanAnswer> {
   const ill = checks.find((check) => check.kind === 'refused');
   if (ill?.kind === 'refused') return ill;
   const compare = comparisonOf(chosen.vendors);
-  const items: PlanItem[] = [];
-  for (const vendor of chosen.vendors) {
-    const releases = await vendor.latest(request.inventory);
-    const behind = findDrift(request.inventory, releases, compare);
-    items.push(...selectItems(behind, releases, request.policy));
-  }
-  const refusal = refuseItems(items, request.inventory);
+  const releases = newestOfEach(await latestOf(chosen.vendors, request.inventory), compare);
+  const items = [...selectItems(request.inventory, releases, request.policy, compare)];
+  const refusal =
+    refuseUncovered(request, chosen.vendors, releases) ??
+    (await refuseHeld(request.inventory, chosen.vendors, compare)) ??
+    refuseItems(items, request.inventory);
   if (refusal !== null) return { kind: 'refused', reason: refusal };
   items.sort(inOrderOfInstallation);
   const vendors = chosen.vendors.map((vendor) => {
@@ -121,15 +120,142 @@ export function comparisonOf(vendors: readonly Vendor[]): CompareVersions {
   };
 }
 
-/** The releases of what is behind and wanted: new products are there because something wanted requires them. */
-function selectItems(behind: readonly Behind[], releases: readonly Release[], policy: Policy): readonly PlanItem[] {
+async function latestOf(vendors: readonly Vendor[], inventory: Inventory): Promise<readonly Release[]> {
+  const lists: (readonly Release[])[] = [];
+  for (const vendor of vendors) lists.push(await vendor.latest(inventory));
+  return lists.flat();
+}
+
+/** One release of each product: where several vendors offer it, the newest, and of equal ones the first. */
+function newestOfEach(releases: readonly Release[], compare: CompareVersions): readonly Release[] {
+  const newest = new Map<string, Release>();
+  for (const release of releases) {
+    const known = newest.get(productKey(release));
+    if (known === undefined || compare(release.ecosystem, release.version, known.version) > 0)
+      newest.set(productKey(release), release);
+  }
+  return [...newest.values()];
+}
+
+/** What is behind and wanted, with all that it requires; nothing new comes for the sake of what is not wanted. */
+function selectItems(
+  inventory: Inventory,
+  releases: readonly Release[],
+  policy: Policy,
+  compare: CompareVersions,
+): readonly PlanItem[] {
+  const candidates = new Map([
+    ...findMissing(inventory, releases, compare),
+    ...findBehind(inventory, releases, compare),
+  ]);
+  const isWanted = ({ release, fromVersion }: PlanItem): boolean => {
+    // A new bundle is wanted by what requires it; Debian's index knows relations that its releases do not carry, and marks
+    // what a security update needs as one.
+    if (fromVersion === null && release.ecosystem === 'bundle') return false;
+    return policy.install === 'all' || release.kind === 'security';
+  };
+  const chosen = new Map<string, PlanItem>();
+  const queue = [...candidates.values()].filter(isWanted);
+  for (let item = queue.shift(); item !== undefined; item = queue.shift()) {
+    if (chosen.has(item.id)) continue;
+    chosen.set(item.id, item);
+    const { requires } = item.release;
+    const needed = new Set(requires.map(({ product }) => product));
+    for (const one of candidates.values()) {
+      if (one.release.ecosystem === 'bundle' && needed.has(one.release.product)) queue.push(one);
+    }
+  }
+  return [...chosen.values()];
+}
+
+/** Once for each release, also if the guest lists a product twice. */
+function findBehind(
+  inventory: Inventory,
+  releases: readonly Release[],
+  compare: CompareVersions,
+): readonly (readonly [string, PlanItem])[] {
   const byKey = new Map(releases.map((release) => [productKey(release), release]));
-  return behind.flatMap((entry): readonly PlanItem[] => {
+  return findDrift(inventory, releases, compare).flatMap((entry) => {
     const id = productKey({ ...entry, arch: entry.arch ?? undefined });
     const release = byKey.get(id);
-    const isWanted = policy.install === 'all' || entry.kind === 'security' || entry.installed === null;
-    return release === undefined || !isWanted ? [] : [{ id, fromVersion: entry.installed, release }];
+    return release === undefined ? [] : [[id, { id, fromVersion: entry.installed, release }] as const];
   });
+}
+
+/**
+ * By its contract a vendor names a product that the VM has not only if something it has needs it. One that it has for another
+ * architecture (a package that became `all`) is replaced if that is older.
+ */
+function findMissing(
+  inventory: Inventory,
+  releases: readonly Release[],
+  compare: CompareVersions,
+): readonly (readonly [string, PlanItem])[] {
+  const index = indexProducts(inventory);
+  return releases.flatMap((release) => {
+    if (findInstalled(index, release).length > 0) return [];
+    const { arch, ...anyArch } = release;
+    const [other] = findInstalled(index, anyArch);
+    if (other !== undefined && arch !== 'all') return [];
+    if (other !== undefined && compare(release.ecosystem, other.version, release.version) >= 0) return [];
+    const id = productKey(release);
+    return [[id, { id, fromVersion: other?.version ?? null, release }] as const];
+  });
+}
+
+/**
+ * A VM that no vendor speaks for is not up to date: a vendor of another release of the system answers with nothing, and so does
+ * one that never heard of a bundle. Where the policy names vendors, only what is theirs to know is asked for.
+ */
+function refuseUncovered(
+  { inventory, policy }: PlanRequest,
+  vendors: readonly Vendor[],
+  releases: readonly Release[],
+): QuarantineReason | null {
+  const refuse = (detail: string): QuarantineReason => ({ kind: 'plan-refused', code: 'no-vendor', detail });
+  const ecosystems = new Set(inventory.products.map((product) => product.ecosystem));
+  const isAsked = (ecosystem: Ecosystem) =>
+    policy.vendors.length === 0 || vendors.some((vendor) => vendor.ecosystem === ecosystem);
+  const covered = new Set(releases.map(({ ecosystem, product }) => `${ecosystem}/${product}`));
+  const isCovered = ({ ecosystem, product }: InstalledProduct) => covered.has(`${ecosystem}/${product}`);
+  if (!inventory.products.some(isCovered)) return refuse('no configured vendor knows anything that this VM has');
+  for (const ecosystem of [...ecosystems].filter(isAsked)) {
+    const own = inventory.products.filter((product) => product.ecosystem === ecosystem);
+    if (ecosystem === 'bundle') {
+      const alone = own.find((product) => !isCovered(product));
+      if (alone !== undefined) return refuse(`no configured vendor offers ${alone.product} for this VM`);
+    } else if (!own.some(isCovered)) {
+      const { id, versionId } = inventory.os;
+      return refuse(`no configured vendor offers ${ecosystem} software for ${id} ${versionId}`);
+    }
+  }
+  return null;
+}
+
+/** Whoever holds a package back holds back its security updates, too; a VM with a known hole is not plugged in. */
+async function refuseHeld(
+  inventory: Inventory,
+  vendors: readonly Vendor[],
+  compare: CompareVersions,
+): Promise<QuarantineReason | null> {
+  const held = new Set(inventory.products.filter((product) => product.held === true).map(productKey));
+  if (held.size === 0) return null;
+  const free: Inventory = {
+    ...inventory,
+    products: inventory.products.map((product) => ({ ...product, held: false })),
+  };
+  const behind = findDrift(free, newestOfEach(await latestOf(vendors, free), compare), compare);
+  const holes = behind.filter(
+    (entry) =>
+      entry.kind === 'security' &&
+      entry.installed !== null &&
+      (held.has(productKey({ ...entry, arch: entry.arch ?? undefined })) ||
+        held.has(productKey({ ...entry, arch: undefined }))),
+  );
+  const [first] = holes;
+  if (first === undefined) return null;
+  const detail = `${first.product} is held at ${first.installed ?? ''}, but ${first.latest} mends a hole (${holes.length} in all)`;
+  return { kind: 'plan-refused', code: 'held', detail };
 }
 
 function refuseItems(items: readonly PlanItem[], inventory: Inventory): QuarantineReason | null {

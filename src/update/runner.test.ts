@@ -11,7 +11,7 @@ import { DEFAULT_POLICY } from '../model/policy.ts';
 import type { Effect, EffectKind } from './effect.ts';
 import { JOURNAL_MIGRATIONS, openJournal } from './journal.ts';
 import { type Answer, makeRunner } from './runner.ts';
-import { confirm, evidence, grant, newRunWithPlan, OTHER_RUN, offered, session } from './samples.ts';
+import { evidence, grant, newRunWithPlan, OTHER_RUN, offered, session } from './samples.ts';
 import type { RunState } from './state.ts';
 
 const VM = 'vm1' as VmId; // The form that the brand promises.

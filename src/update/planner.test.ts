@@ -1,0 +1,193 @@
+// What becomes a plan and what is refused, from inventories and the answers of vendors.
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { makeFakeClock } from '../../test/simulator/clock.ts';
+import { digestOf } from '../base/digest.ts';
+import type { Ecosystem, InstalledProduct, Inventory } from '../model/inventory.ts';
+import { DEFAULT_POLICY, type Policy } from '../model/policy.ts';
+import type { Release } from '../model/release.ts';
+import { compareDebianVersions } from '../vendor/debian-apt/version.ts';
+import { compareSemver } from '../vendor/tuf/choose.ts';
+import type { Vendor } from '../vendor/vendor.ts';
+import { makePlan } from './planner.ts';
+import { RUN } from './samples.ts';
+
+const VM = 'vm1' as Parameters<typeof makePlan>[0]['vm']; // The form that the brand promises.
+
+function release(product: string, version: string, more: Partial<Release> = {}): Release {
+  return {
+    vendor: 'v',
+    ecosystem: 'bundle',
+    product,
+    version,
+    kind: 'fix',
+    requires: [],
+    advisories: [],
+    artifact: { name: product, digest: digestOf(`${product} ${version}`), sizeBytes: 1, location: product },
+    install: { action: 'bundle', prefix: '/opt/x', compression: 'none' },
+    ...more,
+  };
+}
+
+const deb = (product: string, version: string, more: Partial<Release> = {}) =>
+  release(product, version, { ecosystem: 'debian', arch: 'amd64', install: { action: 'debian-package' }, ...more });
+
+function vendor(
+  releases: readonly Release[] | ((inventory: Inventory) => readonly Release[]),
+  more: Partial<Vendor> = {},
+): Vendor {
+  const ecosystem: Ecosystem = more.ecosystem ?? 'bundle';
+  const status = { vendor: 'v', checkedAtMs: 1_700_000_000_000, isFresh: true, trouble: null };
+  return {
+    name: 'v',
+    kind: 'tuf',
+    ecosystem,
+    refresh: async () => status,
+    status: () => status,
+    latest: async (inventory) => (typeof releases === 'function' ? releases(inventory) : releases),
+    offers: async () => [],
+    compareVersions: ecosystem === 'debian' ? compareDebianVersions : compareSemver,
+    open: () => Promise.reject(new Error('not asked for here')),
+    inspect: async () => {},
+    close: async () => {},
+    ...more,
+  };
+}
+
+const product = (name: string, version: string, more: Partial<InstalledProduct> = {}): InstalledProduct => ({
+  ecosystem: 'bundle',
+  product: name,
+  version,
+  state: 'installed',
+  ...more,
+});
+const debian = (name: string, version: string, more: Partial<InstalledProduct> = {}) =>
+  product(name, version, { ecosystem: 'debian', arch: 'amd64', ...more });
+
+function inventory(...products: readonly InstalledProduct[]): Inventory {
+  return {
+    os: { id: 'debian', versionId: '12', codename: 'bookworm', arch: 'amd64' },
+    products: [...products],
+    config: [],
+    agent: { version: '1.0.0', digest: null },
+    abilities: { drives: ['virtio-blk'], compressions: ['none'] },
+    freeBytes: 1,
+    rebootRequired: false,
+    lastShutdown: null,
+  };
+}
+
+async function plan(vendors: readonly Vendor[], has: Inventory, policy: Partial<Policy> = {}) {
+  const clock = makeFakeClock();
+  const answer = await makePlan({
+    vm: VM,
+    run: RUN,
+    inventory: has,
+    policy: { ...DEFAULT_POLICY, ...policy },
+    vendors,
+    clock,
+  });
+  if (answer.kind === 'plan')
+    return answer.plan.items.map((item) => `${item.id} ${item.fromVersion} ${item.release.version}`);
+  return answer.reason.kind === 'plan-refused' ? `refused: ${answer.reason.code}` : answer.reason.kind;
+}
+
+test('an up-to-date VM has an empty plan, a stale one what it lacks [A7]', async () => {
+  const vendors = [vendor([release('hello', '2.0.0')])];
+  assert.deepEqual(await plan(vendors, inventory(product('hello', '2.0.0'))), []);
+  assert.deepEqual(await plan(vendors, inventory(product('hello', '1.0.0'))), ['bundle/hello 1.0.0 2.0.0']);
+});
+
+test('a vendor of another Debian release says nothing, and nothing is not "up to date" [A7 A11]', async () => {
+  const other = vendor([], { ecosystem: 'debian', kind: 'debian-apt' });
+  assert.equal(await plan([other], inventory(debian('jq', '1.6-1'))), 'refused: no-vendor');
+  assert.equal(await plan([other], inventory(debian('jq', '1.6-1')), { vendors: ['v'] }), 'refused: no-vendor');
+  const fitting = vendor([deb('jq', '1.6-1')], { ecosystem: 'debian', kind: 'debian-apt', name: 'w' });
+  assert.deepEqual(await plan([other, fitting], inventory(debian('jq', '1.6-1'), debian('local', '1'))), []);
+});
+
+test('a bundle that no configured vendor offers is not up to date [A7 A11]', async () => {
+  const vendors = [vendor([release('hello', '2.0.0')])];
+  assert.equal(
+    await plan(vendors, inventory(product('hello', '2.0.0'), product('unknown', '1.0.0'))),
+    'refused: no-vendor',
+  );
+});
+
+test('a whole ecosystem without a vendor is refused, unless the policy names the vendors that count', async () => {
+  const vendors = [vendor([release('hello', '2.0.0')])];
+  const has = inventory(product('hello', '2.0.0'), debian('jq', '1.6-1'));
+  assert.equal(await plan(vendors, has), 'refused: no-vendor');
+  assert.deepEqual(await plan(vendors, has, { vendors: ['v'] }), []);
+});
+
+test('a guest that reports nothing is not up to date', async () => {
+  assert.equal(await plan([vendor([])], inventory()), 'refused: no-vendor');
+  assert.equal(await plan([vendor([])], inventory(), { vendors: ['v'] }), 'refused: no-vendor');
+});
+
+test('new packages that an update needs are planned with it; for security only those of security updates', async () => {
+  const offers = [
+    deb('linux-image-amd64', '6.1.2', { kind: 'security' }),
+    deb('linux-image-6.1.0-2', '6.1.2', { kind: 'security' }),
+    deb('editor', '2', { kind: 'fix' }),
+    deb('editor-data', '2', { kind: 'fix' }),
+  ];
+  const vendors = [vendor(offers, { ecosystem: 'debian', kind: 'debian-apt' })];
+  const has = inventory(debian('linux-image-amd64', '6.1.1'), debian('editor', '1'));
+  assert.deepEqual(await plan(vendors, has), [
+    'debian/editor-data:amd64 null 2',
+    'debian/linux-image-6.1.0-2:amd64 null 6.1.2',
+    'debian/editor:amd64 1 2',
+    'debian/linux-image-amd64:amd64 6.1.1 6.1.2',
+  ]);
+  assert.deepEqual(await plan(vendors, has, { install: 'security' }), [
+    'debian/linux-image-6.1.0-2:amd64 null 6.1.2',
+    'debian/linux-image-amd64:amd64 6.1.1 6.1.2',
+  ]);
+});
+
+test('a security bundle brings all it requires, a fix that is not wanted brings nothing', async () => {
+  const offers = [
+    release('app', '2.0.0', { kind: 'security', requires: [{ product: 'lib', range: '>=2' }] }),
+    release('lib', '2.0.0', { kind: 'fix', requires: [{ product: 'base', range: '>=1' }] }),
+    release('base', '1.0.0', { kind: 'enhancement' }),
+    release('tool', '2.0.0', { kind: 'fix', requires: [{ product: 'tool-data', range: '>=1' }] }),
+    release('tool-data', '1.0.0', { kind: 'security' }),
+  ];
+  const has = inventory(product('app', '1.0.0'), product('lib', '1.0.0'), product('tool', '1.0.0'));
+  assert.deepEqual(await plan([vendor(offers)], has, { install: 'security' }), [
+    'bundle/base null 1.0.0',
+    'bundle/app 1.0.0 2.0.0',
+    'bundle/lib 1.0.0 2.0.0',
+  ]);
+  assert.equal((await plan([vendor(offers)], has)).length, 5);
+});
+
+test('a product listed twice, or offered by two vendors, is planned once, at the newest', async () => {
+  const has = inventory(product('hello', '1.0.0'), product('hello', '1.1.0'));
+  const older = vendor([release('hello', '2.0.0')]);
+  const newer = vendor([release('hello', '3.0.0', { vendor: 'w' })], { name: 'w' });
+  for (const vendors of [
+    [older, newer],
+    [newer, older],
+  ]) {
+    const items = await plan(vendors, has);
+    assert.ok(Array.isArray(items) && items.length === 1 && items[0]?.endsWith('3.0.0'));
+  }
+});
+
+test('a package that became one for all architectures is updated, and never downgraded', async () => {
+  const vendors = [vendor([deb('docs', '2', { arch: 'all' })], { ecosystem: 'debian', kind: 'debian-apt' })];
+  assert.deepEqual(await plan(vendors, inventory(debian('docs', '1'))), ['debian/docs:all 1 2']);
+  assert.deepEqual(await plan(vendors, inventory(debian('docs', '3'))), []);
+});
+
+test('a held package with a known hole keeps the VM unplugged, one without does not', async () => {
+  const offers = (kind: Release['kind']) => (has: Inventory) =>
+    has.products.filter(({ held }) => held !== true).map((one) => deb(one.product, '2', { kind }));
+  const has = inventory(debian('nginx', '1', { held: true }), debian('jq', '2'));
+  const about = (kind: Release['kind']) => [vendor(offers(kind), { ecosystem: 'debian', kind: 'debian-apt' })];
+  assert.equal(await plan(about('security'), has), 'refused: held');
+  assert.deepEqual(await plan(about('fix'), has), []);
+});
