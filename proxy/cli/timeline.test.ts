@@ -70,14 +70,18 @@ test('a VM that rests has no running duration; a quarantine is marked', () => {
   );
 });
 
-test('the same state again is no second line, a warning is shown beside it', () => {
+test('what is said in a state takes the place of what was said before, a warning is shown beside it', () => {
   const timeline = timelineOf([
     event(0, { text: 'a' }),
     event(5, { text: 'b' }),
     event(6, { kind: 'warning', text: 'slow disk' }),
   ]);
   assert.equal(timeline.steps.length, 1);
-  assert.match(renderTimeline(timeline, VIEW)[0] ?? '', /a {2}! slow disk$/);
+  assert.match(renderTimeline(timeline, VIEW)[0] ?? '', /b {2}! slow disk$/);
+  const gate = advanceTimeline(timeline, event(7, { kind: 'gate', text: 'closed: start' }));
+  assert.match(renderTimeline(gate, VIEW)[0] ?? '', /gate closed: start {2}!/);
+  const silent = timelineOf([event(0, { text: 'booting' }), event(1, { kind: 'operator', text: 'start' })]);
+  assert.equal(renderTimeline(silent, VIEW)[0], '▸ booting           10.0 s');
 });
 
 test('lines fit the terminal, the oldest are left out, hostile text is stripped', () => {
@@ -104,6 +108,7 @@ test('in a log each state says how long the one before took, and progress is tol
     plainEventLine(before, event(3_000, { state: 'reporting', text: 'hello' })),
     'web: reporting: hello (booting took 2.0 s)',
   );
+  assert.equal(plainEventLine(before, event(3_000, { text: 'booting' })), 'web: booting');
   assert.equal(plainEventLine(before, install(5, 1)), 'web: installing: install shop');
   assert.equal(plainEventLine(timelineOf([booting, install(5, 1)]), install(6, 2)), null);
 });

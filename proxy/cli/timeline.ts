@@ -11,6 +11,7 @@ export type TimelineStep = {
   readonly startedMs: number;
   /** Null while the VM is in this state. */
   readonly endedMs: number | null;
+  /** The last thing that was said in it. */
   readonly text: string;
 };
 export type Timeline = {
@@ -42,12 +43,22 @@ const RESTING: readonly RunStateName[] = ['connected', 'quarantined', 'off', 'st
 export function advanceTimeline(timeline: Timeline, event: VmEventRecord): Timeline {
   if (event.kind === 'progress') return { ...timeline, progress: event.progress ?? null };
   if (event.kind === 'warning') return { ...timeline, warning: event.text };
-  if (event.kind !== 'state') return timeline;
+  if (event.kind === 'operator') return timeline;
+  const text = saidBy(event);
   const last = timeline.steps.at(-1);
-  if (last !== undefined && last.state === event.state && last.endedMs === null) return timeline;
+  if (last !== undefined && last.state === event.state && last.endedMs === null) {
+    return text === '' ? timeline : { ...timeline, steps: [...timeline.steps.slice(0, -1), { ...last, text }] };
+  }
+  if (event.kind !== 'state') return timeline;
   const past = timeline.steps.map((step) => (step.endedMs === null ? { ...step, endedMs: event.atMs } : step));
-  const step = { state: event.state, startedMs: event.atMs, endedMs: null, text: event.text };
+  const step = { state: event.state, startedMs: event.atMs, endedMs: null, text };
   return { steps: [...past, step].slice(-STEPS_KEPT), progress: null, warning: null };
+}
+
+/** What an event says beyond its state's name. */
+function saidBy({ kind, state, text }: VmEventRecord): string {
+  if (kind === 'gate') return `gate ${text}`;
+  return text === state ? '' : text;
 }
 
 /** The lines that show a timeline now. */
@@ -59,8 +70,12 @@ export function renderTimeline(timeline: Timeline, options: RenderOptions): read
     const isResting = isCurrent && RESTING.includes(step.state);
     const duration = isResting ? '' : durationText((step.endedMs ?? options.nowMs) - step.startedMs);
     const doing = isCurrent && timeline.progress ? progressText(timeline.progress) : printable(step.text);
-    const said = isCurrent && timeline.warning !== null ? `${doing}  ! ${printable(timeline.warning)}` : doing;
-    const line = cutTo(`${mark.sign} ${step.state.padEnd(11)} ${duration.padStart(12)}  ${said}`, options.columns);
+    const warning = isCurrent && timeline.warning !== null ? `! ${printable(timeline.warning)}` : '';
+    const said = [doing, warning].filter((part) => part !== '').join('  ');
+    const line = cutTo(
+      `${mark.sign} ${step.state.padEnd(11)} ${duration.padStart(12)}  ${said}`.trimEnd(),
+      options.columns,
+    );
     return options.isColoured ? painted(mark.colour, line) : line;
   });
 }
@@ -97,11 +112,12 @@ export function plainEventLine(before: Timeline, event: VmEventRecord): string |
     return `${printable(event.vm)}: ${event.state}: ${doingText(event.progress)}`;
   }
   const lasted =
-    event.kind === 'state' && last !== undefined && last.endedMs === null
+    event.kind === 'state' && last !== undefined && last.endedMs === null && last.state !== event.state
       ? ` (${last.state} took ${durationText(event.atMs - last.startedMs)})`
       : '';
   const word = event.kind === 'state' ? event.state : `${event.state}: ${event.kind}`;
-  return `${printable(event.vm)}: ${word}: ${printable(event.text)}${lasted}`;
+  const said = event.kind === 'state' ? saidBy(event) : event.text;
+  return `${printable(event.vm)}: ${word}${said === '' ? '' : `: ${printable(said)}`}${lasted}`;
 }
 
 export type TimelinePrinter = {

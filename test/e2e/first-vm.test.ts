@@ -67,7 +67,7 @@ test('the page "A first VM by hand" does what it says, command by command [A1 A9
     /drift ends with 8/,
     /^shop 1\.1\.0$/m,
     /The chain of \d+ records is intact/,
-    /old: connected:/,
+    /old: connected/,
     /^shop 1\.1\.0$/m,
     /old is off/,
     /The chain of \d+ records is intact/,
