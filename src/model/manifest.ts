@@ -10,7 +10,7 @@ const name = Type.String({ minLength: 1, maxLength: NAME_CHARS_MAX });
 /** A path on the drive: `/packages/…`, `/apt/…`, `/config/…` or `/agent/…`. */
 const drivePath = Type.String({
   maxLength: 1024,
-  pattern: '^/(packages|apt|config|agent)/(?!.*(^|/)\\.\\.?(/|$))[^\\u0000-\\u001f\\\\]+$',
+  pattern: '^(?!.*/\\.\\.?(/|$))/(packages|apt|config|agent)/[^\\u0000-\\u001f\\\\]+$',
 });
 
 export const ManifestFileSchema = Type.Object(
