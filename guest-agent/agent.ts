@@ -344,7 +344,7 @@ class Agent {
 
   async #reboot(): Promise<void> {
     this.#isEnding = true;
-    await this.#recordShutdown();
+    this.#recordShutdown();
     this.#channel.send({ type: 'bye', reason: 'reboot' });
     await this.#flush();
     this.#platform.log('restarting the machine');
@@ -369,18 +369,17 @@ class Agent {
   async #shutDown(): Promise<void> {
     if (!this.#isEnding) {
       this.#isEnding = true;
-      await this.#recordShutdown();
+      this.#recordShutdown();
       this.#channel.send({ type: 'bye', reason: 'shutdown' });
       await this.#flush();
     }
     this.#platform.exit(0);
   }
 
-  async #recordShutdown(): Promise<void> {
-    const identity = await this.#identity;
+  #recordShutdown(): void {
     this.#guard(() => {
       keepBootState(this.#platform, this.#paths, this.#bootState);
-      const products = listInstalled(this.#platform, this.#paths, identity);
+      const products = listInstalled(this.#platform, this.#paths);
       recordShutdown(this.#platform, this.#paths, this.#boot, products);
     });
   }

@@ -8,9 +8,6 @@ import { type Paths, runFolder } from './paths.ts';
 import type { Platform } from './platform/platform.ts';
 import { listProducts } from './products.ts';
 
-/** The product name under which the agent reports itself. */
-export const AGENT_PRODUCT = 'pratique-agent';
-
 /** Debian's words for what uname calls the machine. */
 const DEBIAN_ARCHES: Readonly<Record<string, string>> = {
   x86_64: 'amd64',
@@ -26,7 +23,7 @@ export type AgentIdentity = { readonly version: string; readonly digest: Invento
 export function takeInventory(platform: Platform, paths: Paths, agent: AgentIdentity, boot: BootState): Inventory {
   return {
     os: readOs(platform, paths),
-    products: [...listInstalled(platform, paths, agent)],
+    products: [...listInstalled(platform, paths)],
     config: [],
     agent: { version: agent.version, digest: agent.digest },
     abilities: { drives: [...findDrives(platform, paths)], compressions: [...findCompressions(platform, paths)] },
@@ -36,13 +33,9 @@ export function takeInventory(platform: Platform, paths: Paths, agent: AgentIden
   };
 }
 
-/** Every product of every ecosystem. */
-export function listInstalled(platform: Platform, paths: Paths, agent: AgentIdentity): readonly InstalledProduct[] {
-  return [
-    { ecosystem: 'agent', product: AGENT_PRODUCT, version: agent.version, state: 'installed' },
-    ...listProducts(platform, paths),
-    ...readDpkgStatus(platform, `${paths.dpkg}/status`),
-  ];
+/** Every product of every ecosystem. The agent itself is not among them: it has a place of its own in the inventory. */
+export function listInstalled(platform: Platform, paths: Paths): readonly InstalledProduct[] {
+  return [...listProducts(platform, paths), ...readDpkgStatus(platform, `${paths.dpkg}/status`)];
 }
 
 /** os-release(5): lines NAME=value, the value perhaps in quotes. */
