@@ -10,7 +10,7 @@ import { makeHttpFetch } from '../src/base/http-fetch.ts';
 import type { Log } from '../src/base/log.ts';
 import { type DatabaseSync, openDatabase } from '../src/base/sqlite.ts';
 import { isEvidence } from '../src/confirm/judge.ts';
-import { buildDrive, removeDrive } from '../src/drive/drive.ts';
+import { buildDrive, removeDrives } from '../src/drive/drive.ts';
 import { type Gate, makeGate } from '../src/gate/gate.ts';
 import { openGuestChannel } from '../src/guest/session.ts';
 import { type Fence, openFence } from '../src/hypervisor/fence.ts';
@@ -128,7 +128,7 @@ function makeRunDeps(options: HostOptions, parts: Parts): VmRunDeps {
     vendors: () => parts.vendors.registry.opened(),
     inspections: new Map(),
     openChannel: openGuestChannel,
-    drives: { build: buildDrive, remove: removeDrive },
+    drives: { build: buildDrive, remove: removeDrives },
     drivesFolder: join(config.dataFolder, 'drives'),
     deadlinesMs: Object.fromEntries(
       Object.entries(config.deadlines).map(([state, seconds]) => [state, seconds * 1000]),

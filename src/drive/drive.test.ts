@@ -2,7 +2,20 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { chmod, mkdir, mkdtemp, open, readFile, rename, rm, stat, truncate, unlink, writeFile } from 'node:fs/promises';
+import {
+  chmod,
+  mkdir,
+  mkdtemp,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  truncate,
+  unlink,
+  writeFile,
+} from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
@@ -14,7 +27,7 @@ import type { RunId, VmId } from '../model/ids.ts';
 import type { Plan, PlanItem } from '../model/plan.ts';
 import { planDigest } from '../model/plan.ts';
 import type { InstallAction } from '../model/release.ts';
-import { buildDrive, DriveError, type DriveOptions, removeDrive } from './drive.ts';
+import { buildDrive, DriveError, type DriveOptions, removeDrive, removeDrives } from './drive.ts';
 import { buildIso } from './iso9660.ts';
 import { planZeroCopyImage } from './zero-copy-image.ts';
 
@@ -444,6 +457,21 @@ describe('removing a drive', () => {
     await removeDrive(house.folder);
     assert.equal(existsSync(house.folder), false);
     for (const { digest } of artifacts) assert.ok(existsSync(join(house.store, digest)));
+  });
+
+  test('removes the drives of all runs of a VM but one, and is content with none', async () => {
+    const house = await makeHouse();
+    const options = house.options(planOf([]));
+    const folder = join(house.folder, 'runs');
+    const runs = ['a', 'b', 'c'].map((letter) => letter.repeat(32) as RunId); // 32 hex digits are a run's name.
+    const [, kept] = runs;
+    assert.ok(kept);
+    await removeDrives(folder, null);
+    for (const run of runs) await buildDrive({ ...options, folder: join(folder, run) });
+    await removeDrives(folder, kept);
+    assert.deepEqual(await readdir(folder), [kept]);
+    await removeDrives(folder);
+    assert.equal(existsSync(folder), false);
   });
 
   test('stops at a file that is not its own and removes nothing', async () => {

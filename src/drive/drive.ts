@@ -1,6 +1,7 @@
 // Builds and removes the drive that one VM sees in one run.
 //
 //   plan ─► contents (manifest, entries) ─► iso9660 (metadata, extents) ─► zero-copy image (descriptor) ─► folder
+import { readdir, rmdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Digest, digestOf } from '../base/digest.ts';
 import type { RunId, VmId } from '../model/ids.ts';
@@ -77,6 +78,22 @@ export async function buildDrive(options: DriveOptions): Promise<BuiltDrive> {
 /** Removes a run's drive; fine when there is none. Detach it first: an open drive keeps its bytes, but cannot be attached again. */
 export async function removeDrive(folder: string): Promise<void> {
   await removeDriveFolder(folder);
+}
+
+/** Removes the drives of a VM's runs, each a folder below this one and named after its run, all or all but one. Fine when there is none. */
+export async function removeDrives(folder: string, except: RunId | null = null): Promise<void> {
+  const runs = await listFolder(folder);
+  for (const run of runs) if (run !== except) await removeDriveFolder(join(folder, run));
+  if (except === null && runs.length > 0) await rmdir(folder);
+}
+
+async function listFolder(folder: string): Promise<readonly string[]> {
+  try {
+    return await readdir(folder);
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return [];
+    throw error;
+  }
 }
 
 const EMPTY_DIGEST = digestOf('');

@@ -6,7 +6,7 @@ import { randomToken } from '../base/digest.ts';
 import type { Log } from '../base/log.ts';
 import { printable } from '../base/printable.ts';
 import { judge } from '../confirm/judge.ts';
-import type { BuiltDrive, buildDrive, removeDrive } from '../drive/drive.ts';
+import type { BuiltDrive, buildDrive, removeDrives } from '../drive/drive.ts';
 import type { Gate } from '../gate/gate.ts';
 import type { AgentReport } from '../guest/messages.ts';
 import type { GuestEvent as ChannelEvent, GuestChannel, openGuestChannel } from '../guest/session.ts';
@@ -44,7 +44,7 @@ export type VmRunDeps = {
   readonly audit: Audit;
   readonly inspections: Inspections;
   readonly openChannel: typeof openGuestChannel;
-  readonly drives: { readonly build: typeof buildDrive; readonly remove: typeof removeDrive };
+  readonly drives: { readonly build: typeof buildDrive; readonly remove: typeof removeDrives };
   /** Folder of the drives: one folder a VM, one below it a run. */
   readonly drivesFolder: string;
   readonly deadlinesMs?: Readonly<Partial<Record<RunState['kind'], number>>>;
@@ -577,7 +577,7 @@ export class VmRun {
     const run = runOf(state);
     const keep: RunId | null = isUnderWay(state) && run !== null ? run.run : null;
     const { drives, drivesFolder, store, journal } = this.#deps;
-    if (this.#attached === null) await drives.remove(join(drivesFolder, this.vm));
+    if (this.#attached === null) await drives.remove(join(drivesFolder, this.vm), keep);
     if (keep === null) store.unpin(this.#pinOwner);
     if (state.kind === 'connected') store.unpin(this.#stageOwner);
     journal.forgetPlansOf(this.vm, keep);
