@@ -1,16 +1,20 @@
 // Answers the surfaces from the rooms of a running host.
 import { describeError, PratiqueError } from '../src/base/errors.ts';
 import { EVENTS_PAGE_MAX } from '../src/base/limits.ts';
+import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
 import { findDrift } from '../src/inventory/drift.ts';
 import { DEFAULT_POLICY } from '../src/model/policy.ts';
 import type { Journal, SeqNote } from '../src/update/journal.ts';
 import { comparisonOf } from '../src/update/planner.ts';
-import { isGateOpen, runOf } from '../src/update/state.ts';
-import { newRunId, type VmRun } from '../src/update/vm-run.ts';
+import { hasVm, isGateOpen, runOf } from '../src/update/state.ts';
+import { newRunId, tapNamesOf, type VmRun } from '../src/update/vm-run.ts';
 import { explain } from '../src/update/why.ts';
 import { runDoctor } from './doctor.ts';
 import type { HostRooms } from './host.ts';
 import type { DriftRow, Service, VmEventRecord, VmView, Why } from './service.ts';
+
+/** Who asked, where the surface does not say: whoever may reach the socket. */
+const API_ACTOR = 'api';
 
 /** The service over the rooms. */
 export function makeService(rooms: HostRooms): Service {
@@ -21,9 +25,10 @@ export function makeService(rooms: HostRooms): Service {
     throw new PratiqueError('not-found/vm', `there is no VM ${vm}`, { next: 'list them with: pratique vm list' });
   };
   const fresh = () => ({ run: newRunId(), atMs: clock.nowMs() });
-  const recordOperator = async (vm: VmRun, action: string, detail = ''): Promise<void> => {
-    vm.runner.note('operator', detail === '' ? action : `${action}: ${detail}`);
-    await audit.append({ kind: 'operator', vm: vm.vm, actor: 'api', action, detail });
+  const recordOperator = async (vm: VmRun, action: string, detail = '', actor = API_ACTOR): Promise<void> => {
+    const text = detail === '' ? action : `${action}: ${detail}`;
+    vm.runner.note('operator', actor === API_ACTOR ? text : `${text} (${actor})`);
+    await audit.append({ kind: 'operator', vm: vm.vm, actor, action, detail });
   };
 
   return {
@@ -33,6 +38,7 @@ export function makeService(rooms: HostRooms): Service {
           next: `remove it first: pratique vm remove ${spec.vm}`,
         });
       }
+      checkSpec(spec, [...rooms.runs.values()]);
       const run = rooms.addRun(spec, { ...DEFAULT_POLICY, ...rooms.config.policy, ...policy });
       await recordOperator(run, 'vm-added', `spec ${run.specDigest}`);
       return await viewOf(rooms, run);
@@ -66,18 +72,18 @@ export function makeService(rooms: HostRooms): Service {
       if (reason.trim() === '')
         throw new PratiqueError('usage/reason', 'an override needs a reason', { next: 'say why with --reason' });
       await run.runner.request({ kind: 'admit', reason, actor });
-      await recordOperator(run, 'admit', reason);
+      await recordOperator(run, 'admit', reason, actor);
       return await viewOf(rooms, run);
     },
     removeVm: async (vm) => {
       const run = find(vm);
-      if (run.running !== null) {
+      // By its state, too: a VM that is being started is not held yet.
+      if (run.running !== null || hasVm(run.runner.state())) {
         throw new PratiqueError('conflict/running', `${vm} is running`, {
           next: `stop it first: pratique vm stop ${vm}`,
         });
       }
-      await recordOperator(run, 'vm-removed');
-      await rooms.removeRun(run);
+      await rooms.removeRun(run, () => recordOperator(run, 'vm-removed'));
     },
     planVm: async (vm) => await find(vm).dryRun(new AbortController().signal),
     updateVm: async (vm) => {
@@ -92,7 +98,7 @@ export function makeService(rooms: HostRooms): Service {
     followEvents: (options) => followNotes(journal, options),
     addVendor: async (config) => {
       const status = await vendors.add(config);
-      await audit.append({ kind: 'operator', actor: 'api', action: 'vendor-added', detail: config.name });
+      await audit.append({ kind: 'operator', actor: API_ACTOR, action: 'vendor-added', detail: config.name });
       return status;
     },
     listVendors: async () => vendors.registry.reports(),
@@ -103,6 +109,24 @@ export function makeService(rooms: HostRooms): Service {
     auditEntries: async (query) => audit.entries(query),
     auditVerify: async () => await audit.verify(),
   };
+}
+
+/** Taps of two VMs with one name would be admitted together. Throws PratiqueError. */
+function checkSpec(spec: VmSpec, runs: readonly VmRun[]): void {
+  const taps = tapNamesOf(spec);
+  const twice = taps.find((tap, index) => taps.indexOf(tap) !== index);
+  if (twice !== undefined) {
+    throw new PratiqueError('usage/spec', `${spec.vm}: nics: two of them have the same id or tap`, {
+      next: 'give each NIC of the spec an id and a tap of its own',
+    });
+  }
+  for (const other of runs) {
+    const shared = tapNamesOf(other.spec).find((tap) => taps.includes(tap));
+    if (shared === undefined) continue;
+    throw new PratiqueError('conflict/tap', `${spec.vm}: the tap ${shared} is one of ${other.vm} already`, {
+      next: 'name the taps that this VM alone has: whoever is admitted, is admitted by them',
+    });
+  }
 }
 
 function whyOf(run: VmRun): Why {

@@ -22,9 +22,10 @@ import type { VmId } from '../src/model/ids.ts';
 import type { Policy } from '../src/model/policy.ts';
 import { type BlobStore, openBlobStore } from '../src/store/blob-store.ts';
 import { JOURNAL_MIGRATIONS, type Journal, openJournal, type RunRecord } from '../src/update/journal.ts';
-import { VmRun, type VmRunDeps } from '../src/update/vm-run.ts';
+import { tapNamesOf, VmRun, type VmRunDeps } from '../src/update/vm-run.ts';
 import type { Config } from './config.ts';
 import { makeService } from './host-service.ts';
+import { startMaintenance } from './maintenance.ts';
 import type { Service } from './service.ts';
 import { openVendorBook, VENDOR_MIGRATIONS, type VendorBook } from './vendor-book.ts';
 
@@ -50,7 +51,8 @@ export type HostRooms = {
   readonly fenceFor: (namespace: Namespace) => Promise<Fence>;
   readonly runs: Map<VmId, VmRun>;
   readonly addRun: (spec: VmSpec, policy: Policy) => VmRun;
-  readonly removeRun: (run: VmRun) => Promise<void>;
+  /** `record` is called once nobody can ask for this VM any more; if it fails, the VM stays. */
+  readonly removeRun: (run: VmRun, record: () => Promise<void>) => Promise<void>;
 };
 
 /** Opens the host over its data folder and takes over its VMs. Throws PratiqueError when a room cannot be opened. */
@@ -92,18 +94,15 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     runs,
     fenceFor: fences.fenceFor,
     addRun: (spec, policy) => addRun(rooms, deps, spec, policy),
-    removeRun: async (run) => {
-      await run.close();
-      runs.delete(run.vm);
-      inventories.forget(run.vm);
-      journal.removeVm(run.vm);
-    },
+    removeRun: (run, record) => removeRun(rooms, run, record),
   };
   await takeOver(rooms, deps);
+  const maintenance = startMaintenance(rooms);
   return {
     service: makeService(rooms),
     rooms,
     close: async () => {
+      await maintenance.close();
       await Promise.all([...runs.values()].map((run) => run.close()));
       await vendors.close();
       await store.close();
@@ -183,6 +182,31 @@ function addRun(rooms: HostRooms, deps: VmRunDeps, spec: VmSpec, policy: Policy)
   const run = new VmRun(deps, record);
   rooms.runs.set(spec.vm, run);
   return run;
+}
+
+/** Forgets a VM that is off, and gives back what the host kept for it. */
+async function removeRun(rooms: HostRooms, run: VmRun, record: () => Promise<void>): Promise<void> {
+  const { runs, inventories, journal, log } = rooms;
+  runs.delete(run.vm);
+  try {
+    await record();
+  } catch (error) {
+    runs.set(run.vm, run);
+    throw error;
+  }
+  await run.close();
+  try {
+    await run.forget();
+    // The standing rules cover our own taps; others are fenced only as long as they belong to a VM of ours.
+    if (run.spec.kind === 'attached') {
+      const fence = await rooms.fenceFor(run.spec.namespace ?? { kind: 'host' });
+      await fence.unguard(tapNamesOf(run.spec));
+    }
+  } catch (error) {
+    log.warn({ vm: run.vm, detail: describeError(error) }, 'not all that belonged to a removed VM could be given back');
+  }
+  inventories.forget(run.vm);
+  journal.removeVm(run.vm);
 }
 
 /** The lowest user id of the configured range that no VM has. */

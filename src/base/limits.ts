@@ -248,6 +248,14 @@ export const TAR_EXTENSION_BYTES_MAX = 64 * 1024;
 export const PROGRESS_INTERVAL_MS = 250;
 /** Milliseconds between two checks of all vendors while the daemon runs. */
 export const VENDOR_POLL_MS = 15 * 60_000;
+/** Notes that one guest causes in a second, and at once; an installation of 2,000 items makes a few a second. */
+export const GUEST_NOTES_PER_SECOND_MAX = 20;
+export const GUEST_NOTES_BURST_MAX = 500;
+/** Milliseconds between two looks whether the store is over its budget. */
+export const STORE_COLLECT_MS = 60 * 60_000;
+/** Milliseconds between two readings of every stored blob, and the pace of the reading: disks rot slowly, and guests come first. */
+export const STORE_SCRUB_MS = 7 * 24 * 60 * 60_000;
+export const STORE_SCRUB_BYTES_PER_SECOND = 32 * 1024 * 1024;
 /** Notes read from the journal at a time. */
 export const EVENTS_PAGE_MAX = 500;
 /** Milliseconds for one command of the doctor: a version is printed at once, a hanging tool must not hold the page. */

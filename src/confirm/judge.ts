@@ -29,6 +29,7 @@ export const JUDGE_CODES = {
   'version-differs': 'the fresh inventory shows another version than the plan',
   'went-backwards': 'a product is older than before the install',
   'version-unreadable': 'a version that changed cannot be compared',
+  'still-behind': 'the fresh inventory shows a product that nobody reported before and that is not the latest',
 } as const;
 export type JudgeCode = keyof typeof JUDGE_CODES;
 
@@ -194,6 +195,23 @@ function checkProduct({ id, release }: PlanItem, index: ProductIndex): JudgeRefu
   const running = index.agentDigest;
   if (release.ecosystem !== 'agent' || running === null || running === release.artifact.digest) return null;
   return refused('version-differs', `the running agent is ${running}, the plan wants ${release.artifact.digest}`);
+}
+
+/**
+ * Products of the fresh inventory that the plan does not speak for: they were not there, or were at another version, when it was
+ * made, and it did not ask for this one. Whether they are the latest is for the vendors to say.
+ */
+export function findUnplanned(
+  input: Pick<JudgeInput, 'plan' | 'reported' | 'confirmation'>,
+): readonly InstalledProduct[] {
+  const identity = (product: Pick<InstalledProduct, 'ecosystem' | 'product' | 'arch' | 'version'>) =>
+    `${productKey(product)} ${product.version}`;
+  const reported = new Set(input.reported?.products.map(identity) ?? []);
+  const index = indexProducts(input.confirmation.inventory);
+  const planned = new Set(input.plan.items.flatMap((item) => findInstalled(index, item.release)));
+  return input.confirmation.inventory.products.filter(
+    (product) => !planned.has(product) && !reported.has(identity(product)),
+  );
 }
 
 /** No product is older than it was reported before the install. */

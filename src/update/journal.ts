@@ -72,6 +72,7 @@ export function openJournal(db: DatabaseSync): Journal {
   let pending: Pending[] = [];
   let notes: RunNote[] = [];
   let isScheduled = false;
+  const counts = new Map<VmId, number>();
 
   const flush = (): void => {
     isScheduled = false;
@@ -84,7 +85,7 @@ export function openJournal(db: DatabaseSync): Journal {
     try {
       numbered = inTransaction(db, () => {
         for (const entry of batch) entry.write();
-        return newNotes.map((note) => insertNote(statements, note));
+        return newNotes.map((note) => insertNote(statements, counts, note));
       });
     } catch (error) {
       for (const entry of batch) entry.settle(error);
@@ -193,10 +194,13 @@ function prepareStatements(db: DatabaseSync) {
 /** How many notes of one VM arrive between two trims of the oldest. */
 const TRIM_EVERY = 256;
 
-function insertNote(statements: Statements, note: RunNote): SeqNote {
+function insertNote(statements: Statements, counts: Map<VmId, number>, note: RunNote): SeqNote {
   const { vm, atMs, ...body } = note;
   const seq = Number(statements.addNote.run(vm, atMs, JSON.stringify(body)).lastInsertRowid);
-  if (seq % TRIM_EVERY === 0) statements.trimNotes.run(vm, EVENTS_KEPT_PER_VM);
+  // Counted for each VM: a common count would leave out whoever writes between the others' turns.
+  const count = (counts.get(vm) ?? 0) + 1;
+  counts.set(vm, count % TRIM_EVERY);
+  if (count === TRIM_EVERY) statements.trimNotes.run(vm, EVENTS_KEPT_PER_VM);
   return { seq, ...note };
 }
 

@@ -114,6 +114,11 @@ test('a bundle that no configured vendor offers is not up to date [A7 A11]', asy
   );
 });
 
+test('the agent itself needs no vendor', async () => {
+  const has = inventory(product('hello', '2.0.0'), product('pratique-agent', '1.0.0', { ecosystem: 'agent' }));
+  assert.deepEqual(await plan([vendor([release('hello', '2.0.0')])], has), []);
+});
+
 test('a whole ecosystem without a vendor is refused, unless the policy names the vendors that count', async () => {
   const vendors = [vendor([release('hello', '2.0.0')])];
   const has = inventory(product('hello', '2.0.0'), debian('jq', '1.6-1'));

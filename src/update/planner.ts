@@ -213,7 +213,8 @@ function refuseUncovered(
   releases: readonly Release[],
 ): QuarantineReason | null {
   const refuse = (detail: string): QuarantineReason => ({ kind: 'plan-refused', code: 'no-vendor', detail });
-  const ecosystems = new Set(inventory.products.map((product) => product.ecosystem));
+  // The agent comes from this project; a host that offers no newer one says nothing against it.
+  const ecosystems = new Set(inventory.products.map(({ ecosystem }) => ecosystem).filter((each) => each !== 'agent'));
   const isAsked = (ecosystem: Ecosystem) =>
     policy.vendors.length === 0 || vendors.some((vendor) => vendor.ecosystem === ecosystem);
   const covered = new Set(releases.map(({ ecosystem, product }) => `${ecosystem}/${product}`));

@@ -2,8 +2,16 @@
 
 import type { Clock } from '../base/clock.ts';
 import { describeError, PratiqueError } from '../base/errors.ts';
-import { GATE_CLOSE_RETRY_MS, JOURNAL_RETRY_MS, RUNNER_QUEUE_MAX, STATE_DEADLINES_MS } from '../base/limits.ts';
+import {
+  GATE_CLOSE_RETRY_MS,
+  GUEST_NOTES_BURST_MAX,
+  GUEST_NOTES_PER_SECOND_MAX,
+  JOURNAL_RETRY_MS,
+  RUNNER_QUEUE_MAX,
+  STATE_DEADLINES_MS,
+} from '../base/limits.ts';
 import type { Log } from '../base/log.ts';
+import { makeBucket } from '../guest/bucket.ts';
 import type { VmId } from '../model/ids.ts';
 import type { Policy } from '../model/policy.ts';
 import type { Effect } from './effect.ts';
@@ -80,7 +88,15 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
   let cancelDeadline: () => void = () => {};
   const ending = new AbortController();
 
+  const allowance = makeBucket({
+    capacity: GUEST_NOTES_BURST_MAX,
+    refillPerSecond: GUEST_NOTES_PER_SECOND_MAX,
+    monotonicMs: clock.monotonicMs,
+  });
+
   const note: Runner['note'] = (kind, text, progress) => {
+    // What a guest makes us write is bounded: each note is a row on the disk that all VMs share.
+    if ((kind === 'guest' || kind === 'progress') && !allowance.take(1)) return;
     journal.note({
       vm,
       atMs: clock.nowMs(),

@@ -91,6 +91,12 @@ export function isGateOpen(state: RunState): boolean {
   return 'run' in state && state.run.liveGrant !== null;
 }
 
+/** Whether there is a VM: it runs, or is being started. */
+export function hasVm(state: RunState): boolean {
+  if (state.kind === 'off' || state.kind === 'staged') return false;
+  return state.kind !== 'quarantined' || state.isRunning;
+}
+
 /** The run of a state that has one. */
 export function runOf(state: RunState): Run | null {
   return 'run' in state ? state.run : null;

@@ -9,6 +9,7 @@ import type { Effect } from './effect.ts';
 import type { GuestEvent, RunEvent } from './event.ts';
 import {
   type Grant,
+  hasVm,
   isGateOpen,
   isUnderWay,
   type Journaled,
@@ -136,11 +137,6 @@ export function transition(journaled: Journaled, event: RunEvent, policy: Policy
     default:
       return event satisfies never;
   }
-}
-
-function hasVm(state: RunState): boolean {
-  if (state.kind === 'off' || state.kind === 'staged') return false;
-  return state.kind !== 'quarantined' || state.isRunning;
 }
 
 // ---- The operator -------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import type { Clock } from '../base/clock.ts';
 import { randomToken } from '../base/digest.ts';
 import type { Log } from '../base/log.ts';
 import { printable } from '../base/printable.ts';
-import { judge } from '../confirm/judge.ts';
+import { findUnplanned, type JudgeInput, type JudgeRefusal, judge } from '../confirm/judge.ts';
 import type { BuiltDrive, buildDrive, removeDrives } from '../drive/drive.ts';
 import type { Gate } from '../gate/gate.ts';
 import type { AgentReport } from '../guest/messages.ts';
@@ -53,6 +53,11 @@ export type VmRunDeps = {
 };
 
 export const newRunId = (): RunId => randomToken() as RunId; // 32 hex digits are what a RunId is
+
+/** Names of the taps of a VM, running or not. */
+export function tapNamesOf(spec: VmSpec): readonly string[] {
+  return spec.kind === 'managed' ? tapsOf(spec).map((tap) => tap.name) : spec.nics.map((nic) => nic.tap);
+}
 
 /** One VM of this host and its run. */
 export class VmRun {
@@ -303,7 +308,7 @@ export class VmRun {
       case 'detach-drive':
         return await this.#detachDrive();
       case 'judge':
-        return await this.#judge(effect, state);
+        return await this.#judge(effect, state, signal);
       case 'open-gate':
         return await this.#openGate(effect, state, signal);
       case 'record-quarantine': {
@@ -353,9 +358,7 @@ export class VmRun {
 
   /** Of a VM that we do not hold: it may run all the same, and may be admitted from before. */
   #tapNames(): [Namespace, readonly string[]] {
-    const { spec } = this;
-    const names = spec.kind === 'managed' ? tapsOf(spec).map((tap) => tap.name) : spec.nics.map((nic) => nic.tap);
-    return [spec.namespace ?? HOST_NAMESPACE, names];
+    return [this.spec.namespace ?? HOST_NAMESPACE, tapNamesOf(this.spec)];
   }
 
   async #stopVm(graceful: boolean): Promise<null> {
@@ -511,11 +514,11 @@ export class VmRun {
     return { kind: 'drive-detached' };
   }
 
-  async #judge(effect: Extract<Effect, { kind: 'judge' }>, state: RunState): Promise<Answer> {
+  async #judge(effect: Extract<Effect, { kind: 'judge' }>, state: RunState, signal: AbortSignal): Promise<Answer> {
     const run = this.#requireRun(state);
     const plan = this.#requirePlan(run);
     const { clock, audit, vendors } = this.#deps;
-    const verdict = judge({
+    const input: JudgeInput = {
       vm: this.vm,
       run: run.run,
       plan,
@@ -526,7 +529,10 @@ export class VmRun {
       reported: this.#before?.run === run.run ? this.#before.inventory : null,
       compareVersions: comparisonOf(vendors()),
       nowMs: clock.nowMs(),
-    });
+    };
+    const judged = judge(input);
+    const verdict =
+      judged.kind === 'evidence' ? ((await this.#findLatecomer(run.run, input, signal)) ?? judged) : judged;
     if (verdict.kind === 'evidence') {
       this.#evidence = verdict.evidence;
       this.#keepInventory(effect.confirm.inventory, 'confirm');
@@ -535,6 +541,21 @@ export class VmRun {
     }
     await audit.append({ kind: 'refusal', vm: this.vm, run: run.run, code: verdict.code, detail: verdict.detail });
     return { kind: 'judged-refused', code: verdict.code, detail: verdict.detail };
+  }
+
+  /** Something that the guest showed only now and that is not the latest: its first report was not the whole truth. */
+  async #findLatecomer(run: RunId, input: JudgeInput, signal: AbortSignal): Promise<JudgeRefusal | null> {
+    const unplanned = new Set(findUnplanned(input).map((product) => `${product.ecosystem}/${product.product}`));
+    if (unplanned.size === 0) return null;
+    const answer = await this.#askForPlan(run, input.confirmation.inventory, signal);
+    if (answer.kind === 'refused') {
+      const { reason } = explainQuarantine(this.vm, answer.reason, true);
+      return { kind: 'refused', code: 'still-behind', detail: reason };
+    }
+    const late = answer.plan.items.find(({ release }) => unplanned.has(`${release.ecosystem}/${release.product}`));
+    if (late === undefined) return null;
+    const detail = `${late.id} turned up at ${late.fromVersion ?? 'no version'}, the latest is ${late.release.version}`;
+    return { kind: 'refused', code: 'still-behind', detail };
   }
 
   async #openGate(

@@ -12,13 +12,18 @@ export function explain(vm: VmId, state: RunState): Reason {
   if (state.kind === 'connected') return explainConnected(vm, state);
   if (isGateOpen(state))
     return { reason: `It is plugged in and being updated (${state.kind}).`, next: `Wait: pratique vm wait ${vm}` };
-  return explainWaiting(vm, state.kind);
+  return explainWaiting(vm, state.kind, state.kind === 'opening' && state.grant.kind === 'override');
 }
 
 function explainConnected(vm: VmId, state: Extract<RunState, { kind: 'connected' }>): Reason {
   const { grant, trouble } = state;
   if (trouble !== null) {
-    const { reason, next } = explainQuarantine(vm, trouble, true);
+    const { reason } = explainQuarantine(vm, trouble, true);
+    // A retry is for quarantined VMs; this one is updated again, once its agent can be asked.
+    const next =
+      state.session === null
+        ? `Restart the guest: its agent is not on the channel; then it is gated and updated`
+        : `Mend the cause, then: pratique vm update ${vm}`;
     return { reason: `It is plugged in, but its last live update did not end well: ${reason}`, next };
   }
   if (grant.kind === 'override') {
@@ -30,7 +35,11 @@ function explainConnected(vm: VmId, state: Extract<RunState, { kind: 'connected'
   return { reason: 'It confirmed the installation of every update of its plan.', next: 'Nothing to do.' };
 }
 
-function explainWaiting(vm: VmId, kind: Exclude<RunState['kind'], 'connected' | 'quarantined'>): Reason {
+function explainWaiting(
+  vm: VmId,
+  kind: Exclude<RunState['kind'], 'connected' | 'quarantined'>,
+  isByOverride: boolean,
+): Reason {
   const wait = `Wait: pratique vm wait ${vm}`;
   switch (kind) {
     case 'off':
@@ -55,6 +64,9 @@ function explainWaiting(vm: VmId, kind: Exclude<RunState['kind'], 'connected' | 
     case 'judging':
       return { reason: 'The agent confirms; the host checks it against a fresh inventory.', next: wait };
     case 'opening':
+      if (isByOverride) {
+        return { reason: 'It was admitted without evidence; the cable is being plugged in.', next: wait };
+      }
       return {
         reason: 'The confirmation was accepted; the drive is taken away and the cable is being plugged in.',
         next: wait,
@@ -112,7 +124,11 @@ export function explainQuarantine(vm: VmId, reason: QuarantineReason, isRunning:
     case 'host-failure':
       return {
         reason: `This host could not do its part (${reason.step}): ${printable(reason.detail, 400)}.`,
-        next: `Run pratique doctor, mend what it names, then: ${retry}`,
+        // A monitor that is gone does not come back: only the process can still be ended.
+        next:
+          reason.step === 'monitor' && isRunning
+            ? `End it: pratique vm stop --force ${vm}, then start it again`
+            : `Run pratique doctor, mend what it names, then: ${retry}`,
       };
     case 'too-many-reboots':
       return {
