@@ -1,6 +1,6 @@
 // VMs, plans, reasons and events as text for people. Pure; every foreign text goes through printable.
 import { isoTime } from '../../src/base/clock.ts';
-import { printable } from '../../src/base/printable.ts';
+import { counted, printable } from '../../src/base/printable.ts';
 import type { Plan } from '../../src/model/plan.ts';
 import type { RunStateName, Service, VmEventRecord, VmView, Why } from '../service.ts';
 import type { Colour, Output } from './output.ts';
@@ -113,9 +113,7 @@ export function planText(plan: Plan, output: Output): string {
     .map(({ vendor }) => `Not fresh: vendor ${printable(vendor)}`);
   const sizeBytes = plan.items.reduce((sum, { release }) => sum + release.artifact.sizeBytes, 0);
   const total =
-    rows.length === 0
-      ? []
-      : [`${rows.length === 1 ? '1 item' : `${rows.length} items`}, at most ${sizeText(sizeBytes)} to download`];
+    rows.length === 0 ? [] : [`${counted(rows.length, 'item')}, at most ${sizeText(sizeBytes)} to download`];
   return [table, ...total, ...stale].join('\n');
 }
 

@@ -14,3 +14,8 @@ export function printableBlock(text: string, charsMax: number): string {
   const clean = text.replace(/\t/g, ' ').replace(UNPRINTABLE, '');
   return clean.length <= charsMax ? clean : `…${clean.slice(clean.length - charsMax + 1)}`;
 }
+
+/** `1 update`, `2 updates`. */
+export function counted(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? '' : 's'}`;
+}
