@@ -22,7 +22,8 @@ import type { VmId } from '../src/model/ids.ts';
 import type { Policy } from '../src/model/policy.ts';
 import { type BlobStore, openBlobStore } from '../src/store/blob-store.ts';
 import { JOURNAL_MIGRATIONS, type Journal, openJournal, type RunRecord } from '../src/update/journal.ts';
-import { tapNamesOf, VmRun, type VmRunDeps } from '../src/update/vm-run.ts';
+import { namespaceOf, tapNamesOf } from '../src/update/taps.ts';
+import { VmRun, type VmRunDeps } from '../src/update/vm-run.ts';
 import type { Config } from './config.ts';
 import { makeService } from './host-service.ts';
 import { startMaintenance } from './maintenance.ts';
@@ -199,7 +200,7 @@ async function removeRun(rooms: HostRooms, run: VmRun, record: () => Promise<voi
     await run.forget();
     // The standing rules cover our own taps; others are fenced only as long as they belong to a VM of ours.
     if (run.spec.kind === 'attached') {
-      const fence = await rooms.fenceFor(run.spec.namespace ?? { kind: 'host' });
+      const fence = await rooms.fenceFor(namespaceOf(run.spec));
       await fence.unguard(tapNamesOf(run.spec));
     }
   } catch (error) {

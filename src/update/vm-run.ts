@@ -4,16 +4,14 @@ import type { Audit } from '../audit/audit.ts';
 import type { Clock } from '../base/clock.ts';
 import { randomToken } from '../base/digest.ts';
 import type { Log } from '../base/log.ts';
-import { printable } from '../base/printable.ts';
-import { findUnplanned, type JudgeInput, type JudgeRefusal, judge } from '../confirm/judge.ts';
+import { counted, printable } from '../base/printable.ts';
+import type { JudgeInput } from '../confirm/judge.ts';
 import type { BuiltDrive, buildDrive, removeDrives } from '../drive/drive.ts';
 import type { Gate } from '../gate/gate.ts';
 import type { AgentReport } from '../guest/messages.ts';
 import type { GuestEvent as ChannelEvent, GuestChannel, openGuestChannel } from '../guest/session.ts';
 import type { HypervisorDriver, RunningVm, VmEvent } from '../hypervisor/hypervisor.ts';
-import { HOST_NAMESPACE } from '../hypervisor/namespace.ts';
-import { tapsOf } from '../hypervisor/network.ts';
-import type { Namespace, VmSpec } from '../hypervisor/vm-spec.ts';
+import type { VmSpec } from '../hypervisor/vm-spec.ts';
 import type { InventoryStore } from '../inventory/inventory-store.ts';
 import type { Evidence } from '../model/evidence.ts';
 import type { RunId, VmId } from '../model/ids.ts';
@@ -29,6 +27,8 @@ import { comparisonOf, makePlan } from './planner.ts';
 import { type Found, recover } from './recover.ts';
 import { type Answer, makeRunner, RunError, type Runner } from './runner.ts';
 import { isUnderWay, type Run, type RunState, runOf, sessionOf } from './state.ts';
+import { namespaceOf, tapNamesOf } from './taps.ts';
+import { weigh } from './weigh.ts';
 import { explainQuarantine } from './why.ts';
 
 /** What every VM of the host shares. */
@@ -53,11 +53,6 @@ export type VmRunDeps = {
 };
 
 export const newRunId = (): RunId => randomToken() as RunId; // 32 hex digits are what a RunId is
-
-/** Names of the taps of a VM, running or not. */
-export function tapNamesOf(spec: VmSpec): readonly string[] {
-  return spec.kind === 'managed' ? tapsOf(spec).map((tap) => tap.name) : spec.nics.map((nic) => nic.tap);
-}
 
 /** One VM of this host and its run. */
 export class VmRun {
@@ -245,7 +240,7 @@ export class VmRun {
         return;
       }
       case 'installed':
-        runner.note('guest', `the agent reports ${body.results.length} results`);
+        runner.note('guest', `the agent reports ${counted(body.results.length, 'result')}`);
         runner.post({
           kind: 'installed',
           session,
@@ -346,7 +341,9 @@ export class VmRun {
   async #closeGate(reason: string): Promise<null> {
     const running = this.#running;
     try {
-      if (running === null) await this.#deps.gate.fenceOff(this.vm, ...this.#tapNames(), reason);
+      // A VM that we do not hold may run all the same, and may be admitted from before.
+      if (running === null)
+        await this.#deps.gate.fenceOff(this.vm, namespaceOf(this.spec), tapNamesOf(this.spec), reason);
       else await this.#deps.gate.close(running, reason);
     } catch (error) {
       // A VM that has ended has no links to lower; its fence was closed first.
@@ -354,11 +351,6 @@ export class VmRun {
     }
     this.runner.note('gate', `closed: ${reason}`);
     return null;
-  }
-
-  /** Of a VM that we do not hold: it may run all the same, and may be admitted from before. */
-  #tapNames(): [Namespace, readonly string[]] {
-    return [this.spec.namespace ?? HOST_NAMESPACE, tapNamesOf(this.spec)];
   }
 
   async #stopVm(graceful: boolean): Promise<null> {
@@ -415,7 +407,7 @@ export class VmRun {
     this.#plan = plan;
     this.#before = { run: run.run, inventory };
     const sizeBytes = planSizeBytes(plan);
-    if (plan.items.length > 0) this.runner.note('state', `${plan.items.length} updates are missing`);
+    if (plan.items.length > 0) this.runner.note('state', `missing: ${counted(plan.items.length, 'update')}`);
     return { kind: 'planned', plan: { digest: planDigest(plan), itemCount: plan.items.length, sizeBytes } };
   }
 
@@ -498,7 +490,7 @@ export class VmRun {
       planDigest: planDigest(plan),
       manifestDigest,
     });
-    this.runner.note('state', `a drive with ${plan.items.length} updates is attached`);
+    this.runner.note('state', `a drive with ${counted(plan.items.length, 'update')} is attached`);
     return { kind: 'drive-attached', manifestDigest };
   }
 
@@ -530,9 +522,7 @@ export class VmRun {
       compareVersions: comparisonOf(vendors()),
       nowMs: clock.nowMs(),
     };
-    const judged = judge(input);
-    const verdict =
-      judged.kind === 'evidence' ? ((await this.#findLatecomer(run.run, input, signal)) ?? judged) : judged;
+    const verdict = await weigh(input, () => this.#askForPlan(run.run, effect.confirm.inventory, signal));
     if (verdict.kind === 'evidence') {
       this.#evidence = verdict.evidence;
       this.#keepInventory(effect.confirm.inventory, 'confirm');
@@ -541,21 +531,6 @@ export class VmRun {
     }
     await audit.append({ kind: 'refusal', vm: this.vm, run: run.run, code: verdict.code, detail: verdict.detail });
     return { kind: 'judged-refused', code: verdict.code, detail: verdict.detail };
-  }
-
-  /** Something that the guest showed only now and that is not the latest: its first report was not the whole truth. */
-  async #findLatecomer(run: RunId, input: JudgeInput, signal: AbortSignal): Promise<JudgeRefusal | null> {
-    const unplanned = new Set(findUnplanned(input).map((product) => `${product.ecosystem}/${product.product}`));
-    if (unplanned.size === 0) return null;
-    const answer = await this.#askForPlan(run, input.confirmation.inventory, signal);
-    if (answer.kind === 'refused') {
-      const { reason } = explainQuarantine(this.vm, answer.reason, true);
-      return { kind: 'refused', code: 'still-behind', detail: reason };
-    }
-    const late = answer.plan.items.find(({ release }) => unplanned.has(`${release.ecosystem}/${release.product}`));
-    if (late === undefined) return null;
-    const detail = `${late.id} turned up at ${late.fromVersion ?? 'no version'}, the latest is ${late.release.version}`;
-    return { kind: 'refused', code: 'still-behind', detail };
   }
 
   async #openGate(

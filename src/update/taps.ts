@@ -1,0 +1,14 @@
+// Where the frames of a VM pass, from its spec alone: also of a VM that does not run, or is out of our reach.
+import { HOST_NAMESPACE } from '../hypervisor/namespace.ts';
+import { tapsOf } from '../hypervisor/network.ts';
+import type { Namespace, VmSpec } from '../hypervisor/vm-spec.ts';
+
+/** Names of the taps. */
+export function tapNamesOf(spec: VmSpec): readonly string[] {
+  return spec.kind === 'managed' ? tapsOf(spec).map((tap) => tap.name) : spec.nics.map((nic) => nic.tap);
+}
+
+/** Where they live. */
+export function namespaceOf(spec: VmSpec): Namespace {
+  return spec.namespace ?? HOST_NAMESPACE;
+}

@@ -1,0 +1,27 @@
+// Weighs a confirmation: the judge's rules, and what the vendors say of products that turned up only with it.
+import { findUnplanned, type JudgeInput, type Judgement, judge } from '../confirm/judge.ts';
+import type { PlanAnswer } from './planner.ts';
+import { explainQuarantine } from './why.ts';
+
+/**
+ * Evidence, or why not. `planAnew` makes a plan of the fresh inventory; it is asked only if something turned up that nobody
+ * reported before, which an honest guest shows after an installer brought more than its item.
+ */
+export async function weigh(input: JudgeInput, planAnew: () => Promise<PlanAnswer>): Promise<Judgement> {
+  const judged = judge(input);
+  if (judged.kind === 'refused') return judged;
+  const unplanned = new Set(findUnplanned(input).map(nameOf));
+  if (unplanned.size === 0) return judged;
+  const answer = await planAnew();
+  if (answer.kind === 'refused') {
+    const { reason } = explainQuarantine(input.vm, answer.reason, true);
+    return { kind: 'refused', code: 'still-behind', detail: reason };
+  }
+  const late = answer.plan.items.find(({ release }) => unplanned.has(nameOf(release)));
+  if (late === undefined) return judged;
+  const detail = `${late.id} turned up at ${late.fromVersion ?? 'no version'}, the latest is ${late.release.version}`;
+  return { kind: 'refused', code: 'still-behind', detail };
+}
+
+const nameOf = (product: { readonly ecosystem: string; readonly product: string }): string =>
+  `${product.ecosystem}/${product.product}`;
