@@ -104,3 +104,19 @@ test('the break-glass page is there from the start and follows the VMs', async (
   assert.doesNotMatch(await page(), /# VM web\n/);
   await daemon.close();
 });
+
+test('VMs that are added at the same moment are all answered, and all are on the break-glass page', async () => {
+  const daemon = await startDaemon(await optionsFor('data', 'run'));
+  try {
+    const client = makeApiClient({ socketPath: daemon.socketPath, clock: systemClock });
+    const names = Array.from({ length: 20 }, (_, index) => vmId(`at-once-${index}`));
+    await Promise.all(names.map((vm) => client.addVm({ ...SAMPLE_SPEC, vm }, {})));
+    const page = await readFile(join(folder, 'data/break-glass.txt'), 'utf8');
+    assert.deepEqual(
+      names.filter((vm) => !page.includes(`# VM ${vm}\n`)),
+      [],
+    );
+  } finally {
+    await daemon.close();
+  }
+});

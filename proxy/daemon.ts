@@ -140,18 +140,35 @@ async function withBreakGlassPage(service: Service, config: Config): Promise<Ser
     const specs = await Promise.all(vms.map(async ({ vm }) => (await service.showVm(vm)).spec));
     await writeDurably(breakGlassPath(config.dataFolder), breakGlassPage(specs, config.runFolder), 0o644);
   };
-  await write();
+  const keep = oneAtATime(write);
+  await keep();
   return {
     ...service,
     addVm: async (spec, policy) => {
       const view = await service.addVm(spec, policy);
-      await write();
+      await keep();
       return view;
     },
     removeVm: async (vm) => {
       await service.removeVm(vm);
-      await write();
+      await keep();
     },
+  };
+}
+
+/** Whoever asks while the work is under way shares the one that begins after it: a fleet that is added at once costs a few. */
+function oneAtATime(work: () => Promise<void>): () => Promise<void> {
+  let last: Promise<void> = Promise.resolve();
+  let next: Promise<void> | null = null;
+  return () => {
+    next ??= last
+      .catch(() => {})
+      .then(() => {
+        next = null;
+        last = work();
+        return last;
+      });
+    return next;
   };
 }
 
