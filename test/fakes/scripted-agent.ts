@@ -62,6 +62,8 @@ export type AgentScript = {
   /** Called after `bye` when the host asks for a reboot; the caller ends the stream and starts the next boot's agent. */
   readonly onReboot?: () => void;
   readonly onMessage?: (message: HostMessage) => void;
+  /** Holds the answer to `release` back: a barrier for many agents that are to let go at the same moment. */
+  readonly beforeRelease?: () => Promise<void>;
 };
 
 export type ScriptedAgent = {
@@ -182,6 +184,7 @@ class Agent implements ScriptedAgent {
         await this.#install(message);
         return;
       case 'release':
+        await this.#script.beforeRelease?.();
         this.post({ type: 'drive', run: message.run, manifestDigest: message.manifestDigest, state: 'released' });
         return;
       case 'reboot':
