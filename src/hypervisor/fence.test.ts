@@ -22,7 +22,7 @@ async function fenced(t: TestContext): Promise<{ net: TestNamespace; fence: Fenc
 
 /** A bridge with an address, a port of the given name, and a neighbour behind that port in a namespace of its own. */
 async function withNeighbour(t: TestContext, net: TestNamespace, port: string) {
-  const peer = await makeNamespace();
+  const peer = await makeNamespace({ neighbourOf: net });
   t.after(peer.close);
   assert(peer.namespace.kind === 'process');
   await net.ip(

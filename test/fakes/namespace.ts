@@ -16,18 +16,25 @@ export type TestNamespace = {
   readonly close: () => Promise<void>;
 };
 
-/** Makes a namespace; it is gone when its holder is, at the latest with this process. */
-export async function makeNamespace(): Promise<TestNamespace> {
+/**
+ * Makes a namespace; it is gone when its holder is, at the latest with this process. A neighbour shares the user namespace of
+ * the one it is a neighbour of, so that a cable can be laid between them.
+ */
+export async function makeNamespace(options: { readonly neighbourOf?: TestNamespace } = {}): Promise<TestNamespace> {
   const isRoot = process.getuid?.() === 0;
+  const beside = options.neighbourOf?.namespace ?? null;
   // The holder reads our end of a pipe, so it ends with us.
-  const holder = spawn('unshare', [isRoot ? '-n' : '-Urn', 'cat'], { stdio: ['pipe', 'ignore', 'inherit'] });
+  const unshare = ['unshare', isRoot || beside !== null ? '-n' : '-Urn', 'cat'];
+  const [program = '', ...args] = [...(beside === null ? [] : enterPrefix(beside)), ...unshare];
+  const holder = spawn(program, args, { stdio: ['pipe', 'ignore', 'inherit'] });
   const { pid } = holder;
   // A test that fails before it closes the namespace must not hang for it.
   holder.unref();
   if ('unref' in holder.stdin && typeof holder.stdin.unref === 'function') holder.stdin.unref();
   if (pid === undefined) throw new Error('unshare could not be started');
-  const own = await readlink('/proc/self/ns/net');
-  for (let tries = 0; (await readlink(`/proc/${pid}/ns/net`)) === own; tries += 1) {
+  const others = [await readlink('/proc/self/ns/net')];
+  if (beside?.kind === 'process') others.push(await readlink(`/proc/${beside.pid}/ns/net`));
+  for (let tries = 0; others.includes(await readlink(`/proc/${pid}/ns/net`)); tries += 1) {
     if (tries > 500) throw new Error('unshare made no network namespace');
     await systemClock.sleep(10);
   }
