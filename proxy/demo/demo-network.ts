@@ -31,9 +31,12 @@ export type DemoNetwork = {
 export async function makeDemoNetwork(options: {
   readonly folder: string;
   readonly clock: Clock;
+  /** How the namespace's name begins; this process's number follows. */
+  readonly prefix?: string;
 }): Promise<DemoNetwork> {
-  const { folder, clock } = options;
-  const home = process.getuid?.() === 0 ? await makeNamedNamespace() : await makeUserNamespace(clock);
+  const { folder, clock, prefix = 'pqdemo' } = options;
+  const isRoot = process.getuid?.() === 0;
+  const home = isRoot ? await makeNamedNamespace(`${prefix}${process.pid}`) : await makeUserNamespace(clock);
   const enter = enterPrefix(home.namespace);
   const run = async (...argv: readonly string[]) =>
     await runCommand([...enter, ...argv], { purpose: 'making the demonstration network' });
@@ -73,8 +76,7 @@ export async function makeDemoNetwork(options: {
 
 type Home = { readonly namespace: Namespace; readonly close: () => Promise<void> };
 
-async function makeNamedNamespace(): Promise<Home> {
-  const name = `pqdemo${process.pid}`;
+async function makeNamedNamespace(name: string): Promise<Home> {
   await runCommand(['ip', 'netns', 'add', name], { purpose: 'making the network namespace of the demonstration' });
   return {
     namespace: { kind: 'named', name },

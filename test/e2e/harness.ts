@@ -1,0 +1,370 @@
+// One host with real VMs for a test: a network of its own, a vendor that publishes and falls silent on demand, a daemon that can be
+// killed, guests that obey orders, and the frames of each guest as the kernel of a peer on the bridge received them.
+import assert from 'node:assert/strict';
+import { chmod, mkdir, mkdtemp, open, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+import { buildAgent } from '../../guest-agent/build.ts';
+import { type HelloBehaviour, makeHelloBundle } from '../../images/hello-product.ts';
+import { buildImage, type GuestImage, guestCommandLine, imageCacheFolder, makeVmDisk } from '../../images/images.ts';
+import { type DemoDaemon, makeDemoDaemon } from '../../proxy/demo/demo-daemon.ts';
+import {
+  DEMO_BRIDGE,
+  type DemoNetwork,
+  makeDemoNetwork,
+  type SeenFrame,
+  waitUntil,
+} from '../../proxy/demo/demo-network.ts';
+import type { AuditEntry, RunStateName, Service, VmEventRecord } from '../../proxy/service.ts';
+import { systemClock } from '../../src/base/clock.ts';
+import { silentLog } from '../../src/base/log.ts';
+import { runCommand } from '../../src/base/run-command.ts';
+import { isAlive, type ProcessId, parseProcessId } from '../../src/hypervisor/qmp/process.ts';
+import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
+import type { VmId } from '../../src/model/ids.ts';
+import { publishFolder } from '../../src/vendor/tuf/publish.ts';
+import { type FakeHttpServer, startHttpServer } from '../fakes/http-server.ts';
+
+/** Emulated guests on a busy machine: a boot alone may take half of it. */
+const SETTLE_TIMEOUT_MS = 120_000;
+const EVENTS_MAX = 500;
+const ROOT = process.getuid?.() === 0;
+
+/** What a guest can be told from outside while its cable is unplugged. */
+export type Order =
+  /** At once and without a word, as the reset button does it. */
+  'reset' | 'reboot' | 'poweroff';
+
+export type Release = {
+  readonly version: string;
+  readonly behaviour?: HelloBehaviour;
+  /** Seconds that its install entry takes. */
+  readonly installSeconds?: number;
+};
+
+export type House = {
+  readonly folder: string;
+  readonly daemon: DemoDaemon;
+  readonly service: Service;
+  readonly server: FakeHttpServer;
+  /** Publishes a release and lets the daemon see it, if it runs. */
+  readonly publish: (release: Release) => Promise<void>;
+  readonly addVm: (options?: { readonly hasAgent?: boolean }) => Promise<TestVm>;
+  /** The end of the daemon's log, for the message of a failed test. */
+  readonly logTail: () => Promise<string>;
+  readonly close: () => Promise<void>;
+};
+
+export type TestVm = {
+  readonly vm: VmId;
+  readonly start: () => Promise<void>;
+  /** Resolves as soon as the state is reached (anew, if it was reached before the last call). */
+  readonly reach: (state: RunStateName) => Promise<void>;
+  /** Resolves with the state when the VM is connected, quarantined or off; the daemon may be away meanwhile. */
+  readonly settle: () => Promise<RunStateName>;
+  /** Resolves when an event's text matches that came after the last `reach` or `hear`. */
+  readonly hear: (words: RegExp) => Promise<VmEventRecord>;
+  readonly events: () => Promise<readonly VmEventRecord[]>;
+  readonly audit: () => Promise<readonly AuditEntry[]>;
+  readonly qemu: () => Promise<ProcessId>;
+  readonly order: (order: Order) => Promise<void>;
+  readonly frames: () => Promise<readonly SeenFrame[]>;
+  /** Frames at the peer that came while nothing had opened the gate. */
+  readonly strayFrames: () => Promise<readonly SeenFrame[]>;
+  /** Resolves when a frame arrives that was sent from now on: the positive control. */
+  readonly isHeard: () => Promise<boolean>;
+  /** The version that it serves over the network; null when nobody answers. */
+  readonly served: () => Promise<string | null>;
+  /** The state in the journal on disk, whether or not a daemon runs. */
+  readonly journaledState: () => RunStateName;
+};
+
+let built: Promise<GuestImage> | null = null;
+
+async function tinyImage(): Promise<GuestImage> {
+  const cacheFolder = imageCacheFolder();
+  await mkdir(cacheFolder, { recursive: true });
+  const agent = await buildAgent({ cacheFolder, log: silentLog });
+  return await buildImage({ name: 'tiny', agentPath: agent.path, cacheFolder, log: silentLog });
+}
+
+/** Makes the host with its first release published and its daemon running. */
+export async function makeHouse(release: Release): Promise<House> {
+  built ??= tinyImage();
+  const image = await built;
+  const folder = await mkdtemp(join(ROOT ? '/var/tmp' : tmpdir(), 'pratique-e2e-'));
+  await chmod(folder, 0o711);
+  const runFolder = await mkdtemp(join(ROOT ? '/run' : tmpdir(), 'pqe'));
+  const vendor = await makeVendor(folder, release);
+  const network = await makeDemoNetwork({ folder, clock: systemClock, prefix: 'pqe2e' });
+  const configuration = {
+    vendors: [vendor.config],
+    diskRoots: [folder, dirname(image.kernel), imageCacheFolder()],
+  };
+  const daemon = await makeDemoDaemon({ folder, runFolder, configuration, clock: systemClock });
+  const { service } = daemon;
+  const vms: TestVm[] = [];
+  await daemon.start();
+  await service.checkVendor(null);
+  return {
+    folder,
+    daemon,
+    service,
+    server: vendor.server,
+    publish: async (next) => {
+      await vendor.publish(next);
+      await service.checkVendor(null);
+    },
+    addVm: async (options = {}) => {
+      const vm = await addVm({ folder, runFolder, image, network, service, number: vms.length + 2, ...options });
+      vms.push(vm);
+      return vm;
+    },
+    logTail: async () => (await readFile(daemon.logPath, 'utf8')).slice(-4_000),
+    close: async () => {
+      const left = await Promise.all(vms.map((vm) => vm.qemu().catch(() => null)));
+      await daemon.kill();
+      for (const qemu of left) if (qemu !== null && (await isAlive(qemu))) process.kill(qemu.pid, 'SIGKILL');
+      await network.close();
+      await vendor.server.close();
+      await rm(folder, { recursive: true, force: true });
+      await rm(runFolder, { recursive: true, force: true });
+    },
+  };
+}
+
+async function makeVendor(folder: string, first: Release) {
+  const repository = join(folder, 'repository');
+  await mkdir(repository);
+  const publish = async (release: Release) => {
+    const source = join(folder, `release-${release.version}`);
+    await makeHelloBundle({ version: release.version, folder: source, behaviour: release.behaviour ?? 'ok' });
+    if (release.installSeconds !== undefined) await slowDown(join(source, 'files/bin/install'), release.installSeconds);
+    const keys = join(folder, 'keys');
+    return await publishFolder({ source, repository, keys, clock: systemClock, compression: 'none' });
+  };
+  const { rootPath } = await publish(first);
+  const server = await startHttpServer(repository);
+  const { url } = server;
+  return {
+    config: { kind: 'tuf', name: 'demo', metadataUrl: `${url}/metadata`, targetsUrl: `${url}/targets`, rootPath },
+    server,
+    publish,
+  };
+}
+
+async function slowDown(script: string, seconds: number): Promise<void> {
+  const text = await readFile(script, 'utf8');
+  await writeFile(script, text.replace('set -eu\n', `set -eu\nsleep ${seconds}\n`));
+}
+
+/**
+ * Put into a VM's own disk: follows orders on a second disk, which the host writes and the guest only reads, so that it needs
+ * neither network nor channel. An order's number is on disk before it is obeyed: no boot obeys it again.
+ */
+const ORDERS = `#!/bin/busybox sh
+bb=/bin/busybox
+obeyed=$($bb cat /var/lib/orders-obeyed 2>/dev/null)
+while :; do
+  set -- $($bb dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null)
+  if [ "\${1:-none}" != none ] && [ "$1" != "$obeyed" ]; then
+    obeyed=$1
+    echo "$1" >/var/lib/orders-obeyed
+    $bb sync
+    case $2 in
+      reset) echo b >/proc/sysrq-trigger ;;
+      reboot) /sbin/reboot ;;
+      poweroff) /sbin/poweroff ;;
+    esac
+  fi
+  $bb usleep 100000
+done
+`;
+const ORDERS_BYTES = 64 * 1024;
+
+async function teachOrders(folder: string, disk: string): Promise<void> {
+  const program = join(folder, 'orders');
+  const table = join(folder, 'inittab');
+  await writeFile(program, ORDERS);
+  const inittab = await readFile(join(import.meta.dirname, '../../images/guest/inittab'), 'utf8');
+  await writeFile(table, inittab.replace(/(?=::respawn)/, '::respawn:/usr/lib/pratique-guest/orders\n'));
+  const target = '/usr/lib/pratique-guest/orders';
+  const requests = [
+    `write ${program} ${target}`,
+    `set_inode_field ${target} mode 0100755`,
+    'rm /etc/inittab',
+    `write ${table} /etc/inittab`,
+  ];
+  await runCommand(['debugfs', '-w', '-f', '-', disk], { input: `${requests.join('\n')}\n` });
+}
+
+type VmParts = {
+  readonly folder: string;
+  readonly runFolder: string;
+  readonly image: GuestImage;
+  readonly network: DemoNetwork;
+  readonly service: Service;
+  readonly number: number;
+  readonly hasAgent?: boolean;
+};
+
+async function addVm(parts: VmParts): Promise<TestVm> {
+  const { folder, runFolder, image, network, service, number } = parts;
+  const vm = `guest${number}` as VmId; // Letters and digits are a VM's name.
+  const address = `10.77.0.${number}`;
+  const mac = `52:54:00:78:00:${number.toString(16).padStart(2, '0')}`;
+  const disk = await makeVmDisk({ image, folder: join(folder, 'disks'), vm });
+  await teachOrders(folder, disk.path);
+  const ordersPath = join(folder, 'disks', `${vm}-orders`);
+  await writeFile(ordersPath, Buffer.alloc(ORDERS_BYTES));
+  const wishes = { address: `${address}/24`, chatter: true } as const;
+  const words = parts.hasAgent === false ? ({ ...wishes, mode: 'no-agent' } as const) : wishes;
+  const spec: VmSpec = {
+    format: 'pratique.vm/1',
+    kind: 'managed',
+    vm,
+    machine: 'q35',
+    memoryMiB: image.memoryMiB,
+    cpus: 1,
+    kernel: { image: image.kernel, initrd: image.initrd, commandLine: guestCommandLine(image, words) },
+    disks: [disk, { id: 'orders', path: ordersPath, format: 'raw', readOnly: true }],
+    nics: [{ id: 'net0', model: 'virtio-net-pci', mac, bridge: DEMO_BRIDGE }],
+    namespace: network.namespace,
+  };
+  await service.addVm(spec, {});
+  return handleOf({ ...parts, vm, mac, address, ordersPath, runFolder });
+}
+
+type HandleParts = VmParts & {
+  readonly vm: VmId;
+  readonly mac: string;
+  readonly address: string;
+  readonly ordersPath: string;
+};
+
+function handleOf(parts: HandleParts): TestVm {
+  const { vm, service, network, mac } = parts;
+  let after = 0;
+  let orders = 0;
+  const events = async () => await service.pastEvents({ vm, afterSeq: 0, limit: EVENTS_MAX });
+  const audit = async () => await service.auditEntries({ vm, afterSeq: 0, limit: EVENTS_MAX });
+  const frames = async () => await network.framesFrom(mac);
+  const find = async (what: string, isIt: (event: VmEventRecord) => boolean): Promise<VmEventRecord> => {
+    const found = await findEvent({ service, vm, after, isIt });
+    if (found === null) assert.fail(`${vm}: not within ${SETTLE_TIMEOUT_MS} ms: ${what}; ${await story(service, vm)}`);
+    after = found.seq;
+    return found;
+  };
+  return {
+    vm,
+    start: async () => void (await service.startVm(vm)),
+    reach: async (state) => void (await find(state, (event) => event.kind === 'state' && event.text.startsWith(state))),
+    hear: async (words) => await find(String(words), (event) => words.test(event.text)),
+    settle: async () => {
+      let state: RunStateName = 'booting';
+      const isSettled = await waitUntil(systemClock, SETTLE_TIMEOUT_MS, async () => {
+        state = (await service.showVm(vm).catch(() => null))?.state ?? 'booting';
+        return ['connected', 'quarantined', 'off', 'staged'].includes(state);
+      });
+      if (!isSettled) assert.fail(`${vm} did not settle; ${await story(service, vm)}`);
+      return state;
+    },
+    events,
+    audit,
+    qemu: async () => {
+      const text = await readFile(join(parts.runFolder, 'vm', vm, 'pid'), 'utf8');
+      const qemu = parseProcessId(text);
+      assert(qemu !== null, `${vm}: its pid file says ${text}`);
+      return qemu;
+    },
+    order: async (order) => {
+      orders += 1;
+      await writeSector(parts.ordersPath, `${orders} ${order} `);
+    },
+    frames,
+    strayFrames: async () => strayFrames(await frames(), await events(), await audit()),
+    isHeard: async () => {
+      const sinceMs = systemClock.nowMs();
+      const isLater = async () => (await frames()).some((frame) => frame.atMs > sinceMs);
+      return await waitUntil(systemClock, SETTLE_TIMEOUT_MS, isLater);
+    },
+    served: async () => await network.fetchPage(`http://${parts.address}/version`, 30_000),
+    journaledState: () => readJournaledState(join(parts.folder, 'data/pratique.db'), vm),
+  };
+}
+
+/** The first event after a number that is the one; follows the stream, again and again while the daemon is away. */
+async function findEvent(options: {
+  readonly service: Service;
+  readonly vm: VmId;
+  readonly after: number;
+  readonly isIt: (event: VmEventRecord) => boolean;
+}): Promise<VmEventRecord | null> {
+  const { service, vm, after, isIt } = options;
+  const limit = new AbortController();
+  const cancel = systemClock.after(SETTLE_TIMEOUT_MS, () => limit.abort());
+  try {
+    while (!limit.signal.aborted) {
+      try {
+        for await (const event of service.followEvents({ vm, afterSeq: after, signal: limit.signal })) {
+          if (isIt(event)) return event;
+        }
+      } catch {
+        await systemClock.sleep(100); // The daemon is being started again.
+      }
+    }
+    return null;
+  } finally {
+    cancel();
+    limit.abort();
+  }
+}
+
+async function story(service: Service, vm: VmId): Promise<string> {
+  const events = await service.pastEvents({ vm, afterSeq: 0, limit: EVENTS_MAX }).catch(() => []);
+  return `its story:\n${events.map(({ atMs, state, text }) => `${atMs} ${state}: ${text}`).join('\n')}`;
+}
+
+async function writeSector(path: string, text: string): Promise<void> {
+  const file = await open(path, 'r+');
+  await file.write(Buffer.from(text.padEnd(511)), 0, 511, 0);
+  await file.close();
+}
+
+/** Frames outside of the times from a decision to plug in (audit chain) to the end of the next closing (events). */
+function strayFrames(
+  frames: readonly SeenFrame[],
+  events: readonly VmEventRecord[],
+  audit: readonly AuditEntry[],
+): readonly SeenFrame[] {
+  const opened = audit
+    .filter(({ record }) => record.kind === 'gate-opened' || record.kind === 'override')
+    .map(({ atMs }) => atMs);
+  const closed = events
+    .filter(({ kind, text }) => kind === 'gate' && text.startsWith('closed'))
+    .map(({ atMs }) => atMs);
+  const isStray = ({ atMs }: SeenFrame): boolean => {
+    const lastOpen = opened.findLast((openMs) => openMs <= atMs);
+    return lastOpen === undefined || closed.some((closedMs) => closedMs >= lastOpen && closedMs < Math.floor(atMs));
+  };
+  return frames.filter(isStray);
+}
+
+function readJournaledState(path: string, vm: VmId): RunStateName {
+  const db = new DatabaseSync(path, { readOnly: true });
+  try {
+    const row = db.prepare('SELECT state FROM run_state WHERE vm = ?').get(vm);
+    assert(row !== undefined && typeof row.state === 'string', `${vm} is not in the journal`);
+    // The cast holds: the journal's states carry their kind.
+    return (JSON.parse(row.state) as { readonly kind: RunStateName }).kind;
+  } finally {
+    db.close();
+  }
+}
+
+/** Ends a process as a crash would, and waits until it is gone. */
+export async function crash(victim: ProcessId): Promise<void> {
+  process.kill(victim.pid, 'SIGKILL');
+  assert(await waitUntil(systemClock, 10_000, async () => !(await isAlive(victim))), `process ${victim.pid} lives on`);
+}
