@@ -81,6 +81,7 @@ export type TestVm = {
 };
 
 let built: Promise<GuestImage> | null = null;
+let houses = 0;
 
 async function tinyImage(): Promise<GuestImage> {
   const cacheFolder = imageCacheFolder();
@@ -92,12 +93,13 @@ async function tinyImage(): Promise<GuestImage> {
 /** Makes the host with its first release published and its daemon running. */
 export async function makeHouse(release: Release): Promise<House> {
   built ??= tinyImage();
+  houses += 1;
   const image = await built;
   const folder = await mkdtemp(join(ROOT ? '/var/tmp' : tmpdir(), 'pratique-e2e-'));
   await chmod(folder, 0o711);
   const runFolder = await mkdtemp(join(ROOT ? '/run' : tmpdir(), 'pqe'));
   const vendor = await makeVendor(folder, release);
-  const network = await makeDemoNetwork({ folder, clock: systemClock, prefix: 'pqe2e' });
+  const network = await makeDemoNetwork({ folder, clock: systemClock, prefix: `pqe2e${houses}-` });
   const configuration = {
     vendors: [vendor.config],
     diskRoots: [folder, dirname(image.kernel), imageCacheFolder()],

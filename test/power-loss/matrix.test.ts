@@ -1,0 +1,168 @@
+// Every state of a run × everything that may fall over in it, on real VMs: afterwards each VM is as before or updated, plugged in for
+// evidence only, and its run went on by itself. A seeded sample by default; every cell with PRATIQUE_TEST_FULL=1.
+import assert from 'node:assert/strict';
+import { randomInt } from 'node:crypto';
+import { after, before, describe, test } from 'node:test';
+import type { RunStateName } from '../../proxy/service.ts';
+import { isAlive, type ProcessId } from '../../src/hypervisor/qmp/process.ts';
+import { crash, type House, makeHouse, type TestVm } from '../e2e/harness.ts';
+
+/** Every state that a run passes on its way from off to plugged in, in order. */
+const STATES = [
+  'booting',
+  'reporting',
+  'planning',
+  'offering',
+  'installing',
+  'rebooting',
+  'judging',
+  'opening',
+  'connected',
+] as const satisfies readonly RunStateName[];
+
+const FAULTS = ['daemon killed', 'QEMU killed', 'guest reset', 'both killed'] as const;
+type Fault = (typeof FAULTS)[number];
+type Cell = { readonly state: (typeof STATES)[number]; readonly fault: Fault };
+
+const CELLS: readonly Cell[] = STATES.flatMap((state) => FAULTS.map((fault) => ({ state, fault })));
+const SAMPLE_SIZE = 4;
+const isFull = process.env.PRATIQUE_TEST_FULL === '1';
+const seed = Number(process.env.PRATIQUE_TEST_SEED ?? randomInt(1, 2 ** 31));
+
+/** Distinct cells, one of each fault, chosen by the seed (a linear congruential generator, Numerical Recipes). */
+function sample(): readonly Cell[] {
+  let random = seed >>> 0;
+  const next = (): number => {
+    random = (Math.imul(random, 1_664_525) + 1_013_904_223) >>> 0;
+    return random / 2 ** 32;
+  };
+  return FAULTS.slice(0, SAMPLE_SIZE).map((fault) => {
+    const cells = CELLS.filter((cell) => cell.fault === fault);
+    const chosen = cells[Math.floor(next() * cells.length)];
+    assert(chosen !== undefined);
+    return chosen;
+  });
+}
+
+type Row = Cell & { readonly hit: RunStateName; readonly end: string; readonly frames: number };
+
+/** The release of a house: one that asks for a reboot is the only one that passes `rebooting`. */
+const VERSION = '1.1.0';
+const SEEDED_VERSION = '1.0.0';
+
+async function strike(house: House, vm: TestVm, { fault }: Cell): Promise<RunStateName> {
+  const hit = async () => (await house.service.showVm(vm.vm)).state;
+  switch (fault) {
+    case 'daemon killed': {
+      await house.daemon.kill();
+      const state = vm.journaledState();
+      await house.daemon.start();
+      return state;
+    }
+    case 'QEMU killed': {
+      const state = await hit();
+      await killQemu(vm);
+      await vm.hear(/QEMU ended/);
+      return state;
+    }
+    case 'both killed': {
+      await house.daemon.kill();
+      const state = vm.journaledState();
+      await killQemu(vm);
+      await house.daemon.start();
+      return state;
+    }
+    case 'guest reset': {
+      await vm.order('reset');
+      return (await vm.hear(/the guest reset itself/)).state;
+    }
+    default:
+      return fault satisfies never;
+  }
+}
+
+/** A QEMU that is only just being started has no pid yet: then there is nothing to kill. */
+async function killQemu(vm: TestVm): Promise<void> {
+  const qemu = await vm.qemu().catch(() => null);
+  if (qemu !== null) await crash(qemu);
+}
+
+/** Brings a VM to the cell's state, strikes, and holds what comes after against the promises. */
+async function runCell(house: House, cell: Cell): Promise<Row> {
+  const vm = await house.addVm();
+  await vm.start();
+  await vm.reach(cell.state);
+  if (cell.state === 'booting') await vm.hear(/^closed: start/);
+  const qemu = await vm.qemu();
+  const hit = await strike(house, vm, cell);
+  const end = await endOf(house, vm, { hit, fault: cell.fault });
+  assert.deepEqual(await vm.strayFrames(), [], 'frames arrived while nothing had opened the gate');
+  await assertSame(vm, qemu, cell.fault);
+  const frames = (await vm.frames()).length;
+  await house.service.stopVm(vm.vm, { force: true });
+  return { ...cell, hit, end, frames };
+}
+
+/** What the run comes to by itself; a VM that was plugged in and ended is off, and comes back by a start. */
+async function endOf(house: House, vm: TestVm, { hit, fault }: { hit: RunStateName; fault: Fault }): Promise<string> {
+  const isEnded = fault === 'QEMU killed' || fault === 'both killed';
+  let end = 'connected';
+  if (hit === 'connected' && isEnded) {
+    const state = await vm.settle();
+    assert(state === 'off' || state === 'staged', `a VM that ended is ${state}`);
+    await vm.start();
+    end = 'off, started, connected';
+  }
+  if (hit === 'connected' && fault === 'guest reset') await vm.reach('connected');
+  assert.equal(await vm.settle(), 'connected', (await house.service.whyVm(vm.vm)).reason);
+  const served = await vm.served();
+  assert(served === VERSION, `it serves ${served}, not ${VERSION} (and was ${SEEDED_VERSION})`);
+  assert(await vm.isHeard(), 'positive control: its frames arrive now');
+  return end;
+}
+
+/** Only what killed the VM's process may have replaced it: no crash of ours and no reset restarts a VM. */
+async function assertSame(vm: TestVm, before: ProcessId, fault: Fault): Promise<void> {
+  if (fault === 'QEMU killed' || fault === 'both killed') return assert.notDeepEqual(await vm.qemu(), before);
+  assert.deepEqual(await vm.qemu(), before);
+  assert(await isAlive(before));
+}
+
+function drawTable(rows: readonly Row[]): string {
+  const lines = [['aimed at', 'fault', 'hit', 'ended', 'stray frames'], ...rows.map(cellsOf)];
+  const widths = [0, 1, 2, 3, 4].map((column) => Math.max(...lines.map((line) => line[column]?.length ?? 0)));
+  return lines.map((line) => line.map((word, column) => word.padEnd(widths[column] ?? 0)).join('  ')).join('\n');
+}
+const cellsOf = ({ state, fault, hit, end, frames }: Row): string[] => [state, fault, hit, end, `0 of ${frames}`];
+
+describe('state × fault [A2] [A11] [X4]', () => {
+  const rows: Row[] = [];
+  const cells = isFull ? CELLS : sample();
+  const houses: { plain?: House; rebooting?: House } = {};
+  before(async () => {
+    houses.plain = await makeHouse({ version: VERSION, installSeconds: 2 });
+  });
+  after(async () => {
+    await houses.plain?.close();
+    await houses.rebooting?.close();
+  });
+
+  for (const cell of cells) {
+    test(`${cell.fault} while ${cell.state}: it ends plugged in, updated, with no frame before`, async () => {
+      const house = cell.state === 'rebooting' ? await rebootingHouse() : houses.plain;
+      assert(house !== undefined);
+      rows.push(await runCell(house, cell));
+    });
+  }
+
+  async function rebootingHouse(): Promise<House> {
+    houses.rebooting ??= await makeHouse({ version: VERSION, behaviour: 'reboot' });
+    return houses.rebooting;
+  }
+
+  test('the table', (t) => {
+    t.diagnostic(isFull ? `all ${cells.length} cells` : `seed ${seed}, ${cells.length} of ${CELLS.length} cells`);
+    t.diagnostic(drawTable(rows));
+    assert.equal(rows.length, cells.length, 'cells that did not come to an end have failed above');
+  });
+});
