@@ -47,12 +47,12 @@ sub open_tap {
 
 sub listen_on {
     my ( $path, $fd ) = @_;
-    unlink $path;
+    unlink $path, "$path~";
     socket( my $socket, AF_UNIX, SOCK_STREAM, 0 ) or die "launch: cannot make a socket: $!\n";
     # The name appears when somebody listens: who finds it may connect.
-    bind( $socket, pack_sockaddr_un("$path.new") ) or die "launch: cannot bind $path.new: $!\n";
+    bind( $socket, pack_sockaddr_un("$path~") ) or die "launch: cannot bind $path: $!\n";
     listen( $socket, 1 ) or die "launch: cannot listen on $path: $!\n";
-    rename( "$path.new", $path ) or die "launch: cannot name $path: $!\n";
+    rename( "$path~", $path ) or die "launch: cannot name $path: $!\n";
     move( $socket, $fd );
 }
 

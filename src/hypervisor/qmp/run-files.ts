@@ -48,7 +48,8 @@ export function runFiles(runFolder: string, vm: VmId): RunFiles {
     launchFile: join(folder, 'launch.json'),
     logFile: join(folder, 'qemu.log'),
   };
-  checkSocketPath(vm, files.channelSocket);
+  // The launcher binds each socket under a name that is one character longer first.
+  checkSocketPath(vm, `${files.channelSocket}~`);
   return files;
 }
 
