@@ -21,13 +21,13 @@ const OUTPUT_CHARS_MAX = 8_000;
 type Count = { readonly passed: number; readonly failed: number; readonly skipped: number };
 const NOTHING: Count = { passed: 0, failed: 0, skipped: 0 };
 
-type Check = { readonly name: string; readonly argv: readonly string[] };
+type Check = { readonly name: string; readonly argv: readonly [string, ...string[]] };
 const CHECKS: readonly Check[] = [
   {
     name: 'format, lint and import cycles',
-    argv: ['node_modules/@biomejs/biome/bin/biome', 'check', '--error-on-warnings', '.'],
+    argv: [join(ROOT, `node_modules/@biomejs/cli-linux-${process.arch}/biome`), 'check', '--error-on-warnings', '.'],
   },
-  { name: 'types', argv: ['node_modules/typescript/bin/tsc', '--noEmit'] },
+  { name: 'types', argv: [process.execPath, 'node_modules/typescript/bin/tsc', '--noEmit'] },
 ];
 
 const ROOMS = ['src', 'proxy', 'guest-agent', 'images', 'scripts', 'test'].map((room) => `${room}/**/*.test.ts`);
@@ -48,7 +48,7 @@ const add = (a: Count, b: Count): Count => ({
 /** A command that must end with 0, counted as one test. */
 async function runCheck({ name, argv }: Check): Promise<Count> {
   const startMs = systemClock.monotonicMs();
-  const ended = await tryCommand([process.execPath, ...argv], { cwd: ROOT, timeoutMs: CHECK_TIMEOUT_MS });
+  const ended = await tryCommand(argv, { cwd: ROOT, timeoutMs: CHECK_TIMEOUT_MS });
   const isFine = ended.exitCode === 0;
   say(`${isFine ? 'ok  ' : 'FAIL'} ${name} (${seconds(systemClock.monotonicMs() - startMs)})`);
   if (isFine) return { ...NOTHING, passed: 1 };
