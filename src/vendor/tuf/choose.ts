@@ -53,21 +53,25 @@ type Candidates = ReadonlyMap<string, readonly Release[]>;
 /** Fitting releases per `ecosystem/product`, newest first. */
 function candidatesFor(offers: readonly Offer[], inventory: Inventory): Candidates {
   const { os } = inventory;
-  const previews = new Set(
-    inventory.products.filter(({ version }) => (parseSemver(version)?.prerelease.length ?? 0) > 0).map(keyOf),
-  );
+  const previews = new Set(inventory.products.filter(({ version }) => isPreview(version)).map(keyOf));
+  // The agent has a place of its own in the inventory, whatever name a vendor gives it.
+  const mayPreview = (release: Release) =>
+    release.ecosystem === 'agent' ? isPreview(inventory.agent.version) : previews.has(keyOf(release));
   const found = new Map<string, Release[]>();
   for (const offer of offers) {
     const { release } = offer;
     const fits = (offer.os?.includes(os.id) ?? true) && (release.arch === undefined || release.arch === os.arch);
-    const isPreview = (parseSemver(release.version)?.prerelease.length ?? 0) > 0;
-    if (!fits || (isPreview && !previews.has(keyOf(release)))) continue;
+    if (!fits || (isPreview(release.version) && !mayPreview(release))) continue;
     const list = found.get(keyOf(release));
     if (list === undefined) found.set(keyOf(release), [release]);
     else list.push(release);
   }
   for (const list of found.values()) list.sort((a, b) => compareSemver(b.version, a.version));
   return found;
+}
+
+function isPreview(version: string): boolean {
+  return (parseSemver(version)?.prerelease.length ?? 0) > 0;
 }
 
 type Attempt =
@@ -80,7 +84,9 @@ type Requirement = { readonly range: string; readonly by: Release };
 function tryChoose(candidates: Candidates, inventory: Inventory, banned: ReadonlySet<Release>): Attempt {
   const chosen = new Map<string, Release>();
   const requirements = new Map<string, Requirement[]>();
-  const waiting = inventory.products.map(keyOf).filter((key) => candidates.has(key));
+  // Every guest that reports has an agent, though it lists none among its products.
+  const agents = [...candidates.keys()].filter((key) => key.startsWith('agent/'));
+  const waiting = [...inventory.products.map(keyOf).filter((key) => candidates.has(key)), ...agents];
   for (let key = waiting.pop(); key !== undefined; key = waiting.pop()) {
     const needs = requirements.get(key) ?? [];
     const release = candidates

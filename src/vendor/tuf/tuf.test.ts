@@ -511,7 +511,7 @@ test('bad input names file and field and changes nothing', async () => {
   assert.deepEqual((await readdir(join(base, 'web'))).sort(), ['metadata', 'targets']);
 });
 
-test('the agent is one file and a release of its own kind', async () => {
+test('the agent is one file and a release of its own kind, offered to every guest [X7]', async () => {
   const folder = join(base, 'agent');
   await mkdir(join(folder, 'files'), { recursive: true });
   const description = {
@@ -526,8 +526,8 @@ test('the agent is one file and a release of its own kind', async () => {
   await publish(folder);
   const vendor = await openVendor();
   await vendor.refresh({});
-  const installed = { ecosystem: 'agent', product: 'pratique-agent', version: '0.1.0' } as const;
-  const [release] = await vendor.latest(inventoryOf([installed]));
+  // No inventory lists the agent among its products: it has a place of its own.
+  const [release] = await vendor.latest(inventoryOf([]));
   assert.equal(release?.ecosystem, 'agent');
   assert.equal(release?.artifact.name, 'pratique-agent-0.2.0_amd64');
 });
