@@ -51,8 +51,6 @@ export type House = {
   /** Publishes a release and lets the daemon see it, if it runs. */
   readonly publish: (release: Release) => Promise<void>;
   readonly addVm: (options?: { readonly hasAgent?: boolean }) => Promise<TestVm>;
-  /** The end of the daemon's log, for the message of a failed test. */
-  readonly logTail: () => Promise<string>;
   readonly close: () => Promise<void>;
 };
 
@@ -90,16 +88,44 @@ async function tinyImage(): Promise<GuestImage> {
   return await buildImage({ name: 'tiny', agentPath: agent.path, cacheFolder, log: silentLog });
 }
 
-/** Makes the host with its first release published and its daemon running. */
+/** Makes the host with its first release published and its daemon running; nothing is left of it when that fails. */
 export async function makeHouse(release: Release): Promise<House> {
   built ??= tinyImage();
   houses += 1;
   const image = await built;
   const folder = await mkdtemp(join(ROOT ? '/var/tmp' : tmpdir(), 'pratique-e2e-'));
-  await chmod(folder, 0o711);
   const runFolder = await mkdtemp(join(ROOT ? '/run' : tmpdir(), 'pqe'));
+  const endings: (() => Promise<void>)[] = [
+    async () => await rm(folder, { recursive: true, force: true }),
+    async () => await rm(runFolder, { recursive: true, force: true }),
+  ];
+  const close = async () => {
+    for (let end = endings.pop(); end !== undefined; end = endings.pop()) await end();
+  };
+  try {
+    return await furnish({ release, image, folder, runFolder, endings, close });
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+type Ground = {
+  readonly release: Release;
+  readonly image: GuestImage;
+  readonly folder: string;
+  readonly runFolder: string;
+  /** What ends each part, in the order of making. */
+  readonly endings: (() => Promise<void>)[];
+  readonly close: () => Promise<void>;
+};
+
+async function furnish({ release, image, folder, runFolder, endings, close }: Ground): Promise<House> {
+  await chmod(folder, 0o711);
   const vendor = await makeVendor(folder, release);
+  endings.push(vendor.server.close);
   const network = await makeDemoNetwork({ folder, clock: systemClock, prefix: `pqe2e${houses}-` });
+  endings.push(network.close);
   const configuration = {
     vendors: [vendor.config],
     diskRoots: [folder, dirname(image.kernel), imageCacheFolder()],
@@ -107,6 +133,11 @@ export async function makeHouse(release: Release): Promise<House> {
   const daemon = await makeDemoDaemon({ folder, runFolder, configuration, clock: systemClock });
   const { service } = daemon;
   const vms: TestVm[] = [];
+  endings.push(async () => {
+    const left = await Promise.all(vms.map((vm) => vm.qemu().catch(() => null)));
+    await daemon.kill();
+    for (const qemu of left) if (qemu !== null && (await isAlive(qemu))) process.kill(qemu.pid, 'SIGKILL');
+  });
   await daemon.start();
   await service.checkVendor(null);
   return {
@@ -123,16 +154,7 @@ export async function makeHouse(release: Release): Promise<House> {
       vms.push(vm);
       return vm;
     },
-    logTail: async () => (await readFile(daemon.logPath, 'utf8')).slice(-4_000),
-    close: async () => {
-      const left = await Promise.all(vms.map((vm) => vm.qemu().catch(() => null)));
-      await daemon.kill();
-      for (const qemu of left) if (qemu !== null && (await isAlive(qemu))) process.kill(qemu.pid, 'SIGKILL');
-      await network.close();
-      await vendor.server.close();
-      await rm(folder, { recursive: true, force: true });
-      await rm(runFolder, { recursive: true, force: true });
-    },
+    close,
   };
 }
 
