@@ -1,5 +1,6 @@
 // The command line: which commands there are, and how a run of one ends in an exit code.
 import { Command, CommanderError } from 'commander';
+import manifest from '../../package.json' with { type: 'json' };
 import { classifyError, EXIT_DONE, PratiqueError } from '../../src/base/errors.ts';
 import { addAuditCommands } from './audit.ts';
 import { addConfigCommands } from './config.ts';
@@ -40,6 +41,7 @@ export async function runCommandLine(argv: readonly string[], surroundings: Surr
 export function buildProgram(build: Build): Command {
   const { stdout } = build.surroundings;
   const program = new Command('pratique')
+    .version(manifest.version, '-V, --version', 'show the version')
     .description('A virtual machine reaches the network only after a confirmed update.')
     .exitOverride()
     .showSuggestionAfterError(true)
