@@ -7,6 +7,7 @@ import { digestOf } from '../src/base/digest.ts';
 import { canonicalJson } from '../src/base/digest-text.ts';
 import { describeError, PratiqueError } from '../src/base/errors.ts';
 import { makeHttpFetch } from '../src/base/http-fetch.ts';
+import { DRIVE_BUILDS_AT_ONCE_MAX } from '../src/base/limits.ts';
 import type { Log } from '../src/base/log.ts';
 import { type DatabaseSync, openDatabase } from '../src/base/sqlite.ts';
 import { isEvidence } from '../src/confirm/judge.ts';
@@ -21,6 +22,7 @@ import { INVENTORY_MIGRATIONS, type InventoryStore, makeInventoryStore } from '.
 import type { VmId } from '../src/model/ids.ts';
 import type { Policy } from '../src/model/policy.ts';
 import { type BlobStore, openBlobStore } from '../src/store/blob-store.ts';
+import { makeSlots } from '../src/store/slots.ts';
 import { JOURNAL_MIGRATIONS, type Journal, openJournal, type RunRecord } from '../src/update/journal.ts';
 import { namespaceOf, tapNamesOf } from '../src/update/taps.ts';
 import { VmRun, type VmRunDeps } from '../src/update/vm-run.ts';
@@ -128,12 +130,19 @@ function makeRunDeps(options: HostOptions, parts: Parts): VmRunDeps {
     vendors: () => parts.vendors.registry.opened(),
     inspections: new Map(),
     openChannel: openGuestChannel,
-    drives: { build: buildDrive, remove: removeDrives },
+    drives: { build: makeBoundedBuild(), remove: removeDrives },
     drivesFolder: join(config.dataFolder, 'drives'),
     deadlinesMs: Object.fromEntries(
       Object.entries(config.deadlines).map(([state, seconds]) => [state, seconds * 1000]),
     ),
   };
+}
+
+/** Builds drives a few at a time: a fleet that starts at once is not to hold hundreds of them in memory. */
+function makeBoundedBuild(): typeof buildDrive {
+  const slots = makeSlots(DRIVE_BUILDS_AT_ONCE_MAX);
+  const never = new AbortController().signal;
+  return (drive) => slots.withSlot(never, () => buildDrive(drive));
 }
 
 async function openVendors({ config, log, clock }: HostOptions, db: DatabaseSync): Promise<VendorBook> {

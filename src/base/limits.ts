@@ -73,6 +73,10 @@ export const INVENTORY_PRODUCTS_MAX = 20_000;
 export const PLAN_ITEMS_MAX = 2_000;
 /** Files on one drive. */
 export const DRIVE_FILES_MAX = 100_000;
+/** Milliseconds between two looks at the blobs of one VM's plan on that VM's word: a guest must not keep the disk busy with lies. */
+export const BLOB_DOUBT_INTERVAL_MS = 30_000;
+/** Drives built at once on one host: each holds its metadata and a copy buffer, and a fleet that starts at once wants hundreds. */
+export const DRIVE_BUILDS_AT_ONCE_MAX = 4;
 /** Folders on one drive: the path tables of ISO 9660 count them in 16 bits. */
 export const DRIVE_FOLDERS_MAX = 65_535;
 /** Bytes of a path on a drive: Linux's PATH_MAX without its final NUL. */
@@ -160,8 +164,10 @@ export const API_BODY_BYTES_MAX = 256 * 1024;
 
 /** Reboots of a guest within one run: kernel and agent updates need one each; more is a loop. */
 export const REBOOTS_MAX = 5;
-/** Milliseconds before a gate that could not be closed is closed again, and before a state that could not be saved is saved again. */
+/** Milliseconds before a gate that could not be closed is closed again, doubling from the first to the second. */
 export const GATE_CLOSE_RETRY_MS = 2_000;
+export const GATE_CLOSE_RETRY_MAX_MS = 60_000;
+/** Milliseconds before a state that could not be saved is saved again. */
 export const JOURNAL_RETRY_MS = 1_000;
 /** Sessions of the agent within one run: one for each reboot and restart of the agent or the daemon; more is a loop. */
 export const SESSIONS_PER_RUN_MAX = 50;
