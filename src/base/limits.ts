@@ -49,10 +49,6 @@ export const NODE_RELEASE_TIMEOUT_MS = 5_000;
 export const GUEST_POWERDOWN_TIMEOUT_MS = 60_000;
 /** Milliseconds for a QEMU process to be gone after `quit`, and then after SIGKILL. */
 export const QEMU_EXIT_TIMEOUT_MS = 10_000;
-/** Milliseconds to wait for the word what became of a VM whose monitor closed: a little longer than its process may take to be gone. */
-export const QEMU_WORD_TIMEOUT_MS = QEMU_EXIT_TIMEOUT_MS + 2_000;
-/** Milliseconds between two looks for that word. */
-export const QEMU_WORD_LOOK_MS = 20;
 /** Milliseconds for a throw-away VM to prove that KVM works; it needs well under one second, a broken KVM hangs. */
 export const KVM_PROBE_TIMEOUT_MS = 5_000;
 /** Bytes of a guest's serial console that QEMU keeps; a power of two (ringbuf), so that a guest cannot fill our disk. */

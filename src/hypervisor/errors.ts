@@ -15,11 +15,3 @@ export class HypervisorError extends PratiqueError {
     this.qemuClass = options.qemuClass;
   }
 }
-
-/** Whether an error comes of a monitor whose other end is gone: QEMU ended, or will not speak to us any more. */
-export function isMonitorClosed(error: unknown): boolean {
-  for (let cause = error; cause instanceof Error; cause = cause.cause) {
-    if (cause instanceof PratiqueError && cause.code === 'host-fault/qmp-closed') return true;
-  }
-  return false;
-}

@@ -3,7 +3,6 @@ import { join } from 'node:path';
 import type { Audit } from '../audit/audit.ts';
 import type { Clock } from '../base/clock.ts';
 import { randomToken } from '../base/digest.ts';
-import { QEMU_WORD_LOOK_MS, QEMU_WORD_TIMEOUT_MS } from '../base/limits.ts';
 import type { Log } from '../base/log.ts';
 import { counted, printable } from '../base/printable.ts';
 import type { JudgeInput } from '../confirm/judge.ts';
@@ -11,7 +10,6 @@ import type { BuiltDrive, buildDrive, removeDrives } from '../drive/drive.ts';
 import type { Gate } from '../gate/gate.ts';
 import type { AgentReport } from '../guest/messages.ts';
 import type { GuestEvent as ChannelEvent, GuestChannel, openGuestChannel } from '../guest/session.ts';
-import { isMonitorClosed } from '../hypervisor/errors.ts';
 import type { HypervisorDriver, RunningVm, VmEvent } from '../hypervisor/hypervisor.ts';
 import type { VmSpec } from '../hypervisor/vm-spec.ts';
 import type { InventoryStore } from '../inventory/inventory-store.ts';
@@ -276,27 +274,6 @@ export class VmRun {
   // ---- Effects out --------------------------------------------------------------------------------------------------
 
   async #perform(effect: Effect, state: RunState, signal: AbortSignal): Promise<Answer | null> {
-    try {
-      return await this.#carryOut(effect, state, signal);
-    } catch (error) {
-      if (isMonitorClosed(error)) await this.#awaitWord(signal);
-      throw error;
-    }
-  }
-
-  /**
-   * A monitor that closes does not say what became of its VM. That is told within moments and decides (a run whose QEMU died
-   * begins again); the failure of what was under way comes after it, and is then too old to matter.
-   */
-  async #awaitWord(signal: AbortSignal): Promise<void> {
-    const { clock } = this.#deps;
-    const running = this.#running;
-    const untilMs = clock.monotonicMs() + QEMU_WORD_TIMEOUT_MS;
-    const isUntold = () => this.#running === running && !this.#hasEnded && !this.#isMonitorLost;
-    while (running !== null && isUntold() && clock.monotonicMs() < untilMs) await clock.sleep(QEMU_WORD_LOOK_MS, signal);
-  }
-
-  async #carryOut(effect: Effect, state: RunState, signal: AbortSignal): Promise<Answer | null> {
     switch (effect.kind) {
       case 'start-vm':
         return await this.#startVm();

@@ -8,6 +8,7 @@ import { type FakeQemuOptions, startFakeQemu } from '../../../test/fakes/qemu.ts
 import { type Clock, systemClock } from '../../base/clock.ts';
 import { silentLog } from '../../base/log.ts';
 import type { VmId } from '../../model/ids.ts';
+import { HypervisorError } from '../errors.ts';
 import type { VmEvent } from '../hypervisor.ts';
 import { HOST_NAMESPACE } from '../namespace.ts';
 import { type MachineParts, makeMachine } from './machine.ts';
@@ -144,6 +145,18 @@ function hurried(): () => number {
     return nowMs;
   };
 }
+
+test('what was under way when QEMU died fails only after its end was told, so that the end decides [X4]', async (t) => {
+  const { qemu, vm, events } = await machine(t);
+  const attaching = vm.attachDrive(IMAGE).catch((error: unknown) => error);
+  await qemu.close();
+  const error = await attaching;
+  assert.ok(error instanceof HypervisorError && error.code === 'host-fault/qmp-closed');
+  assert.deepEqual(
+    events.map(({ kind }) => kind),
+    ['exited'],
+  );
+});
 
 test('events that come before anybody listens are kept', async (t) => {
   const { vm } = await machine(t, {}, { missed: [{ kind: 'agent-port', isOpen: true }] });

@@ -69,6 +69,17 @@ export function makeMachine(parts: MachineParts): RunningVm {
     }),
   );
 
+  // A monitor that closes does not say what became of the VM. That is told first, and decides: a run whose QEMU died begins
+  // again, and the failure of what was under way then comes too late to matter.
+  const step = async <T>(name: string, work: () => Promise<T>): Promise<T> => {
+    try {
+      return await named(parts.vm, name, work);
+    } catch (error) {
+      if (error instanceof PratiqueError && error.code === 'host-fault/qmp-closed') await life.told;
+      throw error;
+    }
+  };
+
   return {
     vm: parts.vm,
     namespace: parts.namespace,
@@ -76,28 +87,28 @@ export function makeMachine(parts: MachineParts): RunningVm {
     channelSocket: parts.channelSocket,
     adopted: parts.adopted,
     onEvent: events.listen,
-    lowerLinks: () => named(parts.vm, 'lowering the links', () => setLinks(false)),
+    lowerLinks: () => step('lowering the links', () => setLinks(false)),
     raiseLinks: () =>
-      named(parts.vm, 'raising the links', async () => {
+      step('raising the links', async () => {
         resets.endFirmwarePhase();
         await setLinks(true);
       }),
-    resume: () => named(parts.vm, 'letting the VM run', resets.resume),
+    resume: () => step('letting the VM run', resets.resume),
     resetStopped: () =>
-      named(parts.vm, 'resetting the VM', async () => {
+      step('resetting the VM', async () => {
         if ((await readStatus(qmp)).running) await qmp.execute('stop');
         // A guest that boots anew gets its drive anew; the reset itself completes what a hung guest never let go of.
         await drive.detach();
         await resets.resetStopped();
       }),
-    isStopped: () => named(parts.vm, 'asking for its state', async () => !(await readStatus(qmp)).running),
-    attachDrive: (image) => named(parts.vm, 'attaching the drive', () => drive.attach(image)),
-    detachDrive: () => named(parts.vm, 'detaching the drive', drive.detach),
-    hasDrive: () => named(parts.vm, 'looking for the drive', drive.isAttached),
-    releaseMedia: () => named(parts.vm, 'inserting its media', () => insertMedia(qmp, parts.media)),
-    withholdMedia: () => named(parts.vm, 'withholding its media', () => ejectMedia(qmp, parts.media)),
-    stop: ({ graceful }) => named(parts.vm, 'ending the VM', () => life.stop(graceful)),
-    ...(parts.isManaged ? { readConsole: () => readConsole(parts.vm, qmp) } : {}),
+    isStopped: () => step('asking for its state', async () => !(await readStatus(qmp)).running),
+    attachDrive: (image) => step('attaching the drive', () => drive.attach(image)),
+    detachDrive: () => step('detaching the drive', drive.detach),
+    hasDrive: () => step('looking for the drive', drive.isAttached),
+    releaseMedia: () => step('inserting its media', () => insertMedia(qmp, parts.media)),
+    withholdMedia: () => step('withholding its media', () => ejectMedia(qmp, parts.media)),
+    stop: ({ graceful }) => step('ending the VM', () => life.stop(graceful)),
+    ...(parts.isManaged ? { readConsole: () => step('reading its console', () => readConsole(qmp)) } : {}),
     release: async () => life.release(),
   };
 }
@@ -117,11 +128,9 @@ async function named<T>(vm: VmId, step: string, work: () => Promise<T>): Promise
   }
 }
 
-function readConsole(vm: VmId, qmp: QmpClient): Promise<string> {
-  return named(vm, 'reading its console', async () => {
-    const read = { device: CONSOLE_CHARDEV, size: CONSOLE_BYTES, format: 'utf8' };
-    return printableBlock(parseText(await qmp.execute('ringbuf-read', read), 'ringbuf-read'), CONSOLE_BYTES);
-  });
+async function readConsole(qmp: QmpClient): Promise<string> {
+  const read = { device: CONSOLE_CHARDEV, size: CONSOLE_BYTES, format: 'utf8' };
+  return printableBlock(parseText(await qmp.execute('ringbuf-read', read), 'ringbuf-read'), CONSOLE_BYTES);
 }
 
 async function readStatus(qmp: QmpClient) {
@@ -248,6 +257,8 @@ function watchLife(parts: MachineParts, emit: (event: VmEvent) => void) {
   const isOver = (timeoutMs: number) => within(ended.promise, clock, timeoutMs);
 
   return {
+    /** Resolves when listeners were told what became of the VM, or nobody wants to know. */
+    told: ended.promise,
     guestPoweredOff: () => {
       detail = 'the guest powered off';
       isGuestsWish = true;
