@@ -147,7 +147,12 @@ function hurried(): () => number {
 }
 
 test('what was under way when QEMU died fails only after its end was told, so that the end decides [X4]', async (t) => {
-  const { qemu, vm, events } = await machine(t);
+  let looks = 0;
+  const hasEnded = async () => {
+    looks += 1;
+    return looks > 3; // A process takes a moment longer to be gone than its monitor.
+  };
+  const { qemu, vm, events } = await machine(t, {}, { hasEnded });
   const attaching = vm.attachDrive(IMAGE).catch((error: unknown) => error);
   await qemu.close();
   const error = await attaching;
