@@ -1,6 +1,7 @@
 // One host with real VMs for a test: a network of its own, a vendor that publishes and falls silent on demand, a daemon that can be
 // killed, guests that obey orders, and the frames of each guest as the kernel of a peer on the bridge received them.
 import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
 import { chmod, mkdir, mkdtemp, open, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -8,6 +9,7 @@ import { DatabaseSync } from 'node:sqlite';
 import { buildAgent } from '../../guest-agent/build.ts';
 import { type HelloBehaviour, makeHelloBundle } from '../../images/hello-product.ts';
 import { buildImage, type GuestImage, guestCommandLine, imageCacheFolder, makeVmDisk } from '../../images/images.ts';
+import type { KernelFlavour } from '../../images/kernel.ts';
 import { type DemoDaemon, makeDemoDaemon } from '../../proxy/demo/demo-daemon.ts';
 import {
   DEMO_BRIDGE,
@@ -21,8 +23,9 @@ import { systemClock } from '../../src/base/clock.ts';
 import { silentLog } from '../../src/base/log.ts';
 import { runCommand } from '../../src/base/run-command.ts';
 import { isAlive, type ProcessId, parseProcessId } from '../../src/hypervisor/qmp/process.ts';
-import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
+import type { ManagedVm, VmSpec } from '../../src/hypervisor/vm-spec.ts';
 import type { VmId } from '../../src/model/ids.ts';
+import type { Policy } from '../../src/model/policy.ts';
 import { publishFolder } from '../../src/vendor/tuf/publish.ts';
 import { type FakeHttpServer, startHttpServer } from '../fakes/http-server.ts';
 
@@ -41,6 +44,19 @@ export type Release = {
   readonly behaviour?: HelloBehaviour;
   /** Seconds that its install entry takes. */
   readonly installSeconds?: number;
+  /** Bytes of a further file in it; a small release is packed into the drive, a large one is shown from the store itself. */
+  readonly paddingBytes?: number;
+  /** Shell lines that its install entry runs first. */
+  readonly installLines?: string;
+};
+
+export type VmOptions = {
+  readonly hasAgent?: boolean;
+  readonly policy?: Partial<Policy>;
+  /** Programs put into the VM's own disk, by their paths in the guest; those that are there are replaced. */
+  readonly programs?: Readonly<Record<string, string>>;
+  /** What the VM is to be instead; may start a QEMU of its own and return the spec by which to attach it. */
+  readonly change?: (spec: ManagedVm) => VmSpec | Promise<VmSpec>;
 };
 
 export type House = {
@@ -50,7 +66,9 @@ export type House = {
   readonly server: FakeHttpServer;
   /** Publishes a release and lets the daemon see it, if it runs. */
   readonly publish: (release: Release) => Promise<void>;
-  readonly addVm: (options?: { readonly hasAgent?: boolean }) => Promise<TestVm>;
+  /** The same for a release folder that the test made. */
+  readonly publishFolder: (source: string) => Promise<void>;
+  readonly addVm: (options?: VmOptions) => Promise<TestVm>;
   readonly close: () => Promise<void>;
 };
 
@@ -74,25 +92,28 @@ export type TestVm = {
   readonly isHeard: () => Promise<boolean>;
   /** The version that it serves over the network; null when nobody answers. */
   readonly served: () => Promise<string | null>;
+  /** A page that it serves; null when nobody answers. */
+  readonly page: (path: string) => Promise<string | null>;
   /** The state in the journal on disk, whether or not a daemon runs. */
   readonly journaledState: () => RunStateName;
 };
 
-let built: Promise<GuestImage> | null = null;
+const built = new Map<KernelFlavour, Promise<GuestImage>>();
 let houses = 0;
 
-async function tinyImage(): Promise<GuestImage> {
+async function tinyImage(kernelFlavour: KernelFlavour): Promise<GuestImage> {
   const cacheFolder = imageCacheFolder();
   await mkdir(cacheFolder, { recursive: true });
   const agent = await buildAgent({ cacheFolder, log: silentLog });
-  return await buildImage({ name: 'tiny', agentPath: agent.path, cacheFolder, log: silentLog });
+  return await buildImage({ name: 'tiny', agentPath: agent.path, cacheFolder, log: silentLog, kernelFlavour });
 }
 
 /** Makes the host with its first release published and its daemon running; nothing is left of it when that fails. */
-export async function makeHouse(release: Release): Promise<House> {
-  built ??= tinyImage();
+export async function makeHouse(release: Release, kernelFlavour: KernelFlavour = 'cloud'): Promise<House> {
+  const building = built.get(kernelFlavour) ?? tinyImage(kernelFlavour);
+  built.set(kernelFlavour, building);
   houses += 1;
-  const image = await built;
+  const image = await building;
   const folder = await mkdtemp(join(ROOT ? '/var/tmp' : tmpdir(), 'pratique-e2e-'));
   const runFolder = await mkdtemp(join(ROOT ? '/run' : tmpdir(), 'pqe'));
   const endings: (() => Promise<void>)[] = [
@@ -149,6 +170,10 @@ async function furnish({ release, image, folder, runFolder, endings, close }: Gr
       await vendor.publish(next);
       await service.checkVendor(null);
     },
+    publishFolder: async (source) => {
+      await vendor.publishSource(source);
+      await service.checkVendor(null);
+    },
     addVm: async (options = {}) => {
       const vm = await addVm({ folder, runFolder, image, network, service, number: vms.length + 2, ...options });
       vms.push(vm);
@@ -161,12 +186,17 @@ async function furnish({ release, image, folder, runFolder, endings, close }: Gr
 async function makeVendor(folder: string, first: Release) {
   const repository = join(folder, 'repository');
   await mkdir(repository);
+  const publishSource = async (source: string) => {
+    const keys = join(folder, 'keys');
+    return await publishFolder({ source, repository, keys, clock: systemClock, compression: 'none' });
+  };
   const publish = async (release: Release) => {
     const source = join(folder, `release-${release.version}`);
     await makeHelloBundle({ version: release.version, folder: source, behaviour: release.behaviour ?? 'ok' });
-    if (release.installSeconds !== undefined) await slowDown(join(source, 'files/bin/install'), release.installSeconds);
-    const keys = join(folder, 'keys');
-    return await publishFolder({ source, repository, keys, clock: systemClock, compression: 'none' });
+    const lines = `sleep ${release.installSeconds ?? 0}\n${release.installLines ?? ''}`;
+    await runFirst(join(source, 'files/bin/install'), lines);
+    await writeFile(join(source, 'files/padding'), randomBytes(release.paddingBytes ?? 0));
+    return await publishSource(source);
   };
   const { rootPath } = await publish(first);
   const server = await startHttpServer(repository);
@@ -175,12 +205,16 @@ async function makeVendor(folder: string, first: Release) {
     config: { kind: 'tuf', name: 'demo', metadataUrl: `${url}/metadata`, targetsUrl: `${url}/targets`, rootPath },
     server,
     publish,
+    publishSource,
   };
 }
 
-async function slowDown(script: string, seconds: number): Promise<void> {
+async function runFirst(script: string, lines: string): Promise<void> {
   const text = await readFile(script, 'utf8');
-  await writeFile(script, text.replace('set -eu\n', `set -eu\nsleep ${seconds}\n`));
+  await writeFile(
+    script,
+    text.replace('set -eu\n', () => `set -eu\n${lines}\n`),
+  );
 }
 
 /**
@@ -207,19 +241,22 @@ done
 `;
 const ORDERS_BYTES = 64 * 1024;
 
-async function teachOrders(folder: string, disk: string): Promise<void> {
-  const program = join(folder, 'orders');
-  const table = join(folder, 'inittab');
-  await writeFile(program, ORDERS);
+async function teach(folder: string, disk: string, programs: Readonly<Record<string, string>>): Promise<void> {
   const inittab = await readFile(join(import.meta.dirname, '../../images/guest/inittab'), 'utf8');
-  await writeFile(table, inittab.replace(/(?=::respawn)/, '::respawn:/usr/lib/pratique-guest/orders\n'));
-  const target = '/usr/lib/pratique-guest/orders';
-  const requests = [
-    `write ${program} ${target}`,
-    `set_inode_field ${target} mode 0100755`,
-    'rm /etc/inittab',
-    `write ${table} /etc/inittab`,
-  ];
+  const files = {
+    '/usr/lib/pratique-guest/orders': ORDERS,
+    '/etc/inittab': inittab.replace(/(?=::respawn)/, '::respawn:/usr/lib/pratique-guest/orders\n'),
+    ...programs,
+  };
+  const source = await mkdtemp(join(folder, 'taught-'));
+  const requests: string[] = [];
+  for (const [index, [target, content]] of Object.entries(files).entries()) {
+    const path = join(source, String(index));
+    await writeFile(path, content);
+    // debugfs goes on after what cannot be done: a folder that is there, a file that is not.
+    requests.push(`mkdir ${dirname(target)}`, `rm ${target}`, `write ${path} ${target}`);
+    requests.push(`set_inode_field ${target} mode 0100755`);
+  }
   await runCommand(['debugfs', '-w', '-f', '-', disk], { input: `${requests.join('\n')}\n` });
 }
 
@@ -230,8 +267,7 @@ type VmParts = {
   readonly network: DemoNetwork;
   readonly service: Service;
   readonly number: number;
-  readonly hasAgent?: boolean;
-};
+} & VmOptions;
 
 async function addVm(parts: VmParts): Promise<TestVm> {
   const { folder, runFolder, image, network, service, number } = parts;
@@ -239,12 +275,12 @@ async function addVm(parts: VmParts): Promise<TestVm> {
   const address = `10.77.0.${number}`;
   const mac = `52:54:00:78:00:${number.toString(16).padStart(2, '0')}`;
   const disk = await makeVmDisk({ image, folder: join(folder, 'disks'), vm });
-  await teachOrders(folder, disk.path);
+  await teach(folder, disk.path, parts.programs ?? {});
   const ordersPath = join(folder, 'disks', `${vm}-orders`);
   await writeFile(ordersPath, Buffer.alloc(ORDERS_BYTES));
   const wishes = { address: `${address}/24`, chatter: true } as const;
   const words = parts.hasAgent === false ? ({ ...wishes, mode: 'no-agent' } as const) : wishes;
-  const spec: VmSpec = {
+  const spec: ManagedVm = {
     format: 'pratique.vm/1',
     kind: 'managed',
     vm,
@@ -256,7 +292,7 @@ async function addVm(parts: VmParts): Promise<TestVm> {
     nics: [{ id: 'net0', model: 'virtio-net-pci', mac, bridge: DEMO_BRIDGE }],
     namespace: network.namespace,
   };
-  await service.addVm(spec, {});
+  await service.addVm((await parts.change?.(spec)) ?? spec, parts.policy ?? {});
   return handleOf({ ...parts, vm, mac, address, ordersPath, runFolder });
 }
 
@@ -274,6 +310,7 @@ function handleOf(parts: HandleParts): TestVm {
   const events = async () => await service.pastEvents({ vm, afterSeq: 0, limit: EVENTS_MAX });
   const audit = async () => await service.auditEntries({ vm, afterSeq: 0, limit: EVENTS_MAX });
   const frames = async () => await network.framesFrom(mac);
+  const page = async (path: string) => await network.fetchPage(`http://${parts.address}${path}`, 30_000);
   const find = async (what: string, isIt: (event: VmEventRecord) => boolean): Promise<VmEventRecord> => {
     const found = await findEvent({ service, vm, after, isIt });
     if (found === null) assert.fail(`${vm}: not within ${SETTLE_TIMEOUT_MS} ms: ${what}; ${await story(service, vm)}`);
@@ -313,7 +350,8 @@ function handleOf(parts: HandleParts): TestVm {
       const isLater = async () => (await frames()).some((frame) => frame.atMs > sinceMs);
       return await waitUntil(systemClock, SETTLE_TIMEOUT_MS, isLater);
     },
-    served: async () => await network.fetchPage(`http://${parts.address}/version`, 30_000),
+    served: async () => await page('/version'),
+    page,
     journaledState: () => readJournaledState(join(parts.folder, 'data/pratique.db'), vm),
   };
 }
