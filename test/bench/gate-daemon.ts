@@ -55,7 +55,7 @@ export async function startBenchDaemon(options: {
     logPath,
     residentMaxMB: async () => {
       const status = await readFile(`/proc/${child.pid}/status`, 'utf8');
-      return Math.round(Number(/VmHWM:\s+(\d+) kB/.exec(status)?.[1]) / 1024);
+      return Math.round((Number(/VmHWM:\s+(\d+) kB/.exec(status)?.[1]) * 1024) / 1e6);
     },
     cpuMs: async () => {
       const stat = await readFile(`/proc/${child.pid}/stat`, 'utf8');

@@ -71,3 +71,10 @@ async function accelerator(): Promise<string> {
   );
   return hasQemu ? await probeAccelerator('qemu-system-x86_64', systemClock, silentLog) : 'no qemu';
 }
+
+/** Undoes everything, last first, whatever fails; the first failure is thrown at the end. */
+export async function undoAll(undo: readonly (() => Promise<unknown>)[]): Promise<void> {
+  const failures: unknown[] = [];
+  for (const step of undo.toReversed()) await step().catch((error: unknown) => failures.push(error));
+  if (failures.length > 0) throw failures[0];
+}

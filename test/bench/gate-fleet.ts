@@ -7,7 +7,7 @@ import { type DemoVendor, startDemoVendor } from '../../proxy/demo/demo-vendor.t
 import { systemClock } from '../../src/base/clock.ts';
 import { type Fleet, type FleetOptions, type FleetVm, startFleet } from '../fakes/fleet.ts';
 import { type BenchDaemon, startBenchDaemon } from './gate-daemon.ts';
-import { type Distribution, distribution, round, type Target, target } from './gate-figures.ts';
+import { type Distribution, distribution, round, type Target, target, undoAll } from './gate-figures.ts';
 
 const NEW_VERSION = '1.1.0';
 /** Milliseconds for a whole fleet on a busy machine. */
@@ -52,7 +52,7 @@ export async function withSite<T>(options: SiteOptions, work: (site: Site) => Pr
     await forEachAtOnce(fleet.vms, async (vm) => await daemon.service.addVm(vm.spec, {}));
     return await work({ fleet, vendor, daemon });
   } finally {
-    for (const step of undo.reverse()) await step();
+    await undoAll(undo);
   }
 }
 
