@@ -83,10 +83,11 @@ export function makeGate(deps: GateDeps): Gate {
     if (first !== undefined) throw notClosed(vm.vm, failures, first.cause);
     positions.set(vm, { kind: 'closed' });
   };
-  const plug = async (vm: RunningVm, grant: GateGrant): Promise<number> => {
+  const plug = async (vm: RunningVm, grant: GateGrant, isStillMeant: () => boolean): Promise<number> => {
     positions.set(vm, { kind: 'unknown' });
     const fence = await deps.fenceFor(vm.namespace);
     await fence.admit(vm.taps.map((tap) => tap.name));
+    if (!isStillMeant()) throw closedMeanwhile(vm.vm);
     await vm.raiseLinks();
     const linkUpAtMs = clock.nowMs();
     await vm.releaseMedia();
@@ -100,7 +101,7 @@ export function makeGate(deps: GateDeps): Gate {
     await record(deps, vm.vm, grant);
     if (!isStillMeant()) throw closedMeanwhile(vm.vm);
     try {
-      return { linkUpAtMs: await plug(vm, grant) };
+      return { linkUpAtMs: await plug(vm, grant, isStillMeant) };
     } catch (cause) {
       await shut(vm).catch((error: unknown) => {
         deps.log.error({ vm: vm.vm, err: error }, 'a half-open gate could not be closed');

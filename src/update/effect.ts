@@ -6,6 +6,8 @@ import type { Grant, Session } from './state.ts';
 export type Effect =
   /** Start the VM paused before its first instruction, link down, behind the fence. */
   | { readonly kind: 'start-vm' }
+  /** Take over a VM that runs but whose monitor we lost, or never had. */
+  | { readonly kind: 'hold-vm' }
   | { readonly kind: 'stop-vm'; readonly graceful: boolean }
   /** Started at once, never queued behind other effects. */
   | { readonly kind: 'close-gate'; readonly reason: string }
@@ -23,6 +25,8 @@ export type Effect =
   | { readonly kind: 'judge'; readonly session: Session; readonly confirm: AgentMessageOf<'confirm'> }
   | { readonly kind: 'open-gate'; readonly grant: Grant }
   | { readonly kind: 'record-quarantine'; readonly reason: QuarantineReason }
+  /** Hash the stored blobs of the run's plan again: the guest read something else from the drive. Damaged ones are fetched anew. */
+  | { readonly kind: 'verify-blobs' }
   /** Let go of what the run held: drive folder, pins, plan. */
   | { readonly kind: 'clean-up' };
 

@@ -24,7 +24,7 @@ export type HypervisorEvent =
 
 export type GuestEvent =
   | { readonly kind: 'agent-opened'; readonly session: Session; readonly run: RunId; readonly atMs: number }
-  | { readonly kind: 'inventory'; readonly session: Session }
+  | { readonly kind: 'inventory'; readonly session: Session; readonly rebootRequired: boolean }
   | {
       readonly kind: 'drive';
       readonly session: Session;
@@ -47,7 +47,7 @@ export type GuestEvent =
 export type AnswerEvent =
   /** The VM ran before we came; what it did was not gated. */
   | { readonly kind: 'found-ungated'; readonly step: number; readonly detail: string }
-  | { readonly kind: 'planned'; readonly step: number; readonly plan: PlanSummary }
+  | { readonly kind: 'planned'; readonly step: number; readonly plan: PlanSummary; readonly rebootRequired: boolean }
   | { readonly kind: 'plan-failed'; readonly step: number; readonly reason: QuarantineReason }
   | { readonly kind: 'fetched'; readonly step: number }
   | { readonly kind: 'staged'; readonly step: number; readonly itemCount: number; readonly sizeBytes: number }

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setImmediate as tick } from 'node:timers/promises';
 import { makeFakeClock } from '../../test/simulator/clock.ts';
-import { GATE_CLOSE_RETRY_MS, JOURNAL_RETRY_MS } from '../base/limits.ts';
+import { GATE_CLOSE_RETRY_MAX_MS, JOURNAL_RETRY_MS } from '../base/limits.ts';
 import { silentLog } from '../base/log.ts';
 import { openDatabase } from '../base/sqlite.ts';
 import type { VmId } from '../model/ids.ts';
@@ -105,11 +105,11 @@ test('a gate that could not be closed is closed again until it is, also when the
   assert.equal(runner.state().kind, 'quarantined');
   assert.equal(gate(), 'open', 'positive control: it really failed');
   for (let turn = 0; turn < 3; turn += 1) {
-    clock.moveTo(clock.nowMs() + GATE_CLOSE_RETRY_MS);
+    clock.moveTo(clock.nowMs() + GATE_CLOSE_RETRY_MAX_MS);
     await rest();
   }
   fail('close-gate', false);
-  clock.moveTo(clock.nowMs() + GATE_CLOSE_RETRY_MS);
+  clock.moveTo(clock.nowMs() + GATE_CLOSE_RETRY_MAX_MS);
   await rest();
   assert.equal(gate(), 'closed');
   assert.equal(clock.timers(), 0, 'and then it rests');

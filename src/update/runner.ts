@@ -3,6 +3,7 @@
 import type { Clock } from '../base/clock.ts';
 import { describeError, PratiqueError } from '../base/errors.ts';
 import {
+  GATE_CLOSE_RETRY_MAX_MS,
   GATE_CLOSE_RETRY_MS,
   GUEST_NOTES_BURST_MAX,
   GUEST_NOTES_PER_SECOND_MAX,
@@ -176,7 +177,7 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
     if (effects.length === 0) return;
     // Closing never waits behind other work: it starts now, and the effects after it wait for it. Nor does ending the VM,
     // which may take a minute, and which nothing waits for. Both need a VM, so they come after a start of the same move.
-    const startsAt = effects.findIndex((effect) => effect.kind === 'start-vm');
+    const startsAt = effects.findIndex((effect) => effect.kind === 'start-vm' || effect.kind === 'hold-vm');
     const isAtOnce = (effect: Effect, index: number): boolean => {
       if (effect.kind === 'stop-vm') return options.isRunning();
       return effect.kind === 'close-gate' && (startsAt === -1 || index < startsAt);
@@ -203,7 +204,7 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
       const detail = describeError(error);
       if (signal.aborted && ONLY_AT_ITS_STEP.has(effect.kind)) return false;
       log.warn({ vm, effect: effect.kind, detail }, 'an effect failed');
-      if (effect.kind === 'close-gate') closeLater(effect);
+      if (effect.kind === 'close-gate') closeLater(effect, GATE_CLOSE_RETRY_MS);
       note('warning', `${effect.kind}: ${detail}`);
       post({ kind: 'effect-failed', step: at.step, effect: effect.kind, detail, isRunning: options.isRunning() });
       return false;
@@ -211,15 +212,15 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
   };
 
   /** A gate that could not be closed is closed again and again, until it is, or is meant to be open, or the VM has ended. */
-  const closeLater = (effect: Effect): void => {
-    clock.after(GATE_CLOSE_RETRY_MS, async () => {
+  const closeLater = (effect: Effect, afterMs: number): void => {
+    clock.after(afterMs, async () => {
       const { state } = current;
       if (isClosed || !options.isRunning() || isGateOpen(state) || state.kind === 'opening') return;
       try {
         await options.perform(effect, state, ending.signal);
       } catch (error) {
         log.error({ vm, detail: describeError(error) }, 'the gate could not be closed again');
-        closeLater(effect);
+        closeLater(effect, Math.min(2 * afterMs, GATE_CLOSE_RETRY_MAX_MS));
       }
     });
   };
@@ -288,7 +289,12 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
         enqueue({ event, answer, fail: reject });
       }),
     resume: async (state, effects) => {
-      await move(state, effects, { keepsStep: false, mayRefuse: true });
+      // Nothing else moves meanwhile: what is queued is about the state that comes out of this.
+      await pumping;
+      isPumping = true;
+      await move(state, effects, { keepsStep: false, mayRefuse: true }).finally(() => {
+        pumping = pump();
+      });
     },
     settle: async () => {
       for (let isQuiet = false; !isQuiet; ) {

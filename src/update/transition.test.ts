@@ -94,7 +94,7 @@ test('an answer to an earlier step changes nothing', () => {
 test('an up-to-date VM is judged without a drive and plugged in [A13]', () => {
   const asked = next(
     { kind: 'planning', run: newRun({ run: RUN, atMs: 1 }), session, phase: 'comparing' },
-    { kind: 'planned', step: SAMPLE_STEP, plan: { digest: PLAN, itemCount: 0, sizeBytes: 0 } },
+    { kind: 'planned', step: SAMPLE_STEP, plan: { digest: PLAN, itemCount: 0, sizeBytes: 0 }, rebootRequired: false },
   );
   const judging = movedTo(asked, 'judging');
   assert.deepEqual(effectsOf(asked), ['send ask-confirm']);
@@ -150,7 +150,11 @@ test('an agent that comes back in the middle of an install gets the same drive a
     { kind: 'agent-opened', session: { ...session, nonce: 'e'.repeat(32) }, run: OTHER_RUN, atMs: 2 },
   );
   const reporting = movedTo(opened, 'reporting');
-  const reported = next(reporting, { kind: 'inventory', session: { ...session, nonce: 'e'.repeat(32) } });
+  const reported = next(reporting, {
+    kind: 'inventory',
+    session: { ...session, nonce: 'e'.repeat(32) },
+    rebootRequired: false,
+  });
   const planning = movedTo(reported, 'planning');
   assert.deepEqual(
     effectsOf(reported),
@@ -294,6 +298,19 @@ test('after the channel was cut nothing is asked of the session that is gone, an
   assert.ok(updating.kind === 'connected' && updating.session === null);
 });
 
+test('a reboot that an earlier run left behind is made up for, where the policy allows it [X4]', () => {
+  const planning: RunState = { kind: 'planning', run: newRun({ run: RUN, atMs: 1 }), session, phase: 'comparing' };
+  const nothing = { digest: PLAN, itemCount: 0, sizeBytes: 0 };
+  const planned: RunEvent = { kind: 'planned', step: SAMPLE_STEP, plan: nothing, rebootRequired: true };
+  const rebooting = next(planning, planned);
+  movedTo(rebooting, 'rebooting');
+  assert.deepEqual(effectsOf(rebooting), ['send reboot']);
+  movedTo(next(planning, planned, { ...DEFAULT_POLICY, allowReboot: false }), 'quarantined');
+  const back: RunState = { kind: 'reporting', run: { ...offered, isInstalled: true }, session };
+  movedTo(next(back, { kind: 'inventory', session, rebootRequired: true }), 'rebooting');
+  movedTo(next(back, { kind: 'inventory', session, rebootRequired: false }), 'judging');
+});
+
 test('a VM that is being stopped stays off, also when its guest resets or its agent comes back on the way', () => {
   const stopped = movedTo(
     next({ kind: 'connected', run: offered, session, grant, trouble: null }, { kind: 'stop', force: false }),
@@ -321,10 +338,15 @@ test('a live update of a VM that is gone does not read as plugged in', () => {
   assert.equal(isGateOpen(movedTo(next({ kind: 'installing', run: live, session }, failed), 'quarantined')), false);
 });
 
-test('a VM that was held for rebooting too often runs when it is admitted', () => {
+test('a VM that stands still, or is out of our hands, is taken over and runs when it is admitted', () => {
   const reason = { kind: 'too-many-reboots', reboots: 6 } as const;
   const held: RunState = { kind: 'quarantined', run: offered, session: null, reason, isRunning: true };
-  assert.deepEqual(effectsOf(next(held, { kind: 'admit', reason: 'r', actor: 'a' })), ['resume-vm', 'detach-drive']);
+  assert.deepEqual(effectsOf(next(held, { kind: 'admit', reason: 'r', actor: 'a' })), [
+    'hold-vm',
+    'open-channel',
+    'resume-vm',
+    'detach-drive',
+  ]);
 });
 
 test('after a restart of the daemon another boot than the one that confirmed closes the gate [A2]', () => {
@@ -334,4 +356,21 @@ test('after a restart of the daemon another boot than the one that confirmed clo
   const other = next(found, { kind: 'agent-opened', session: otherBoot, run: OTHER_RUN, atMs: 2 });
   movedTo(other, 'reporting');
   assert.ok(effectsOf(other).includes('close-gate'));
+});
+
+test('what a guest finds damaged on its drive makes the host look at its own copies, after the gate is closed [X4]', () => {
+  const installing: RunState = { kind: 'installing', run: offered, session };
+  const report = (code: string): RunEvent => ({
+    kind: 'installed',
+    session,
+    manifestDigest: MANIFEST,
+    results: [{ item: 'bundle/hello', outcome: 'failed', code, durationMs: 1 }],
+    rebootRequired: false,
+  });
+  const effects = effectsOf(next(installing, report('digest-mismatch')));
+  assert.ok(effects.indexOf('close-gate') >= 0 && effects.indexOf('close-gate') < effects.indexOf('verify-blobs'));
+  assert.ok(!effectsOf(next(installing, report('install-failed'))).includes('verify-blobs'));
+  const updatedLive = next({ kind: 'installing', run: live, session }, report('digest-mismatch'));
+  movedTo(updatedLive, 'connected');
+  assert.ok(effectsOf(updatedLive).includes('verify-blobs'));
 });

@@ -4,7 +4,7 @@ import { OFFERS_MAX, REBOOTS_MAX, SESSIONS_PER_RUN_MAX } from '../base/limits.ts
 import type { HostBody } from '../guest/messages.ts';
 import type { RunId } from '../model/ids.ts';
 import type { Policy } from '../model/policy.ts';
-import type { QuarantineReason } from '../model/quarantine.ts';
+import { isContentCode, type QuarantineReason } from '../model/quarantine.ts';
 import type { Effect } from './effect.ts';
 import type { GuestEvent, RunEvent } from './event.ts';
 import {
@@ -107,9 +107,7 @@ export function transition(journaled: Journaled, event: RunEvent, policy: Policy
     case 'exited':
       return onExited(state, event.isGuestsWish);
     case 'monitor-lost':
-      return hasVm(state)
-        ? quarantine(state, { kind: 'host-failure', step: 'monitor', detail: event.detail })
-        : ignored('the VM is off');
+      return onMonitorLost(state, event.detail);
     case 'agent-opened':
       return onAgentOpened(state, event);
     case 'misbehaved':
@@ -159,10 +157,9 @@ function onRetry(state: RunState, event: { readonly run: RunId; readonly atMs: n
   if (!state.isRunning) return moved({ kind: 'booting', run: newRun(event) }, ...START);
   const run = nextRun(state, event);
   const close: Effect = { kind: 'close-gate', reason: 'retry' };
-  if (state.session === null) {
-    return moved({ kind: 'booting', run }, close, { kind: 'open-channel' }, { kind: 'resume-vm', afterReset: true });
-  }
-  return askInventory(run, state.session, [close]);
+  const takeOver: readonly Effect[] = [{ kind: 'hold-vm' }, close, { kind: 'open-channel' }];
+  if (state.session !== null) return askInventory(run, state.session, takeOver);
+  return moved({ kind: 'booting', run }, ...takeOver, { kind: 'resume-vm', afterReset: true });
 }
 
 function onAdmit(state: RunState, event: { readonly reason: string; readonly actor: string }): Outcome {
@@ -171,9 +168,12 @@ function onAdmit(state: RunState, event: { readonly reason: string; readonly act
   if (state.kind === 'connected' || run === null || run.liveGrant !== null)
     return denied('already-connected', 'the VM is plugged in');
   const grant: Grant = { kind: 'override', reason: event.reason, actor: event.actor };
-  // A guest that rebooted too often stands still; whoever plugs it in wants it to run.
-  const isHeld = state.kind === 'quarantined' && state.reason.kind === 'too-many-reboots';
-  const first: readonly Effect[] = isHeld ? [{ kind: 'resume-vm', afterReset: true }] : [];
+  // It may be out of our hands, or stand still: after a reset that failed half-way, or for rebooting too often.
+  const first: readonly Effect[] = [
+    { kind: 'hold-vm' },
+    { kind: 'open-channel' },
+    { kind: 'resume-vm', afterReset: true },
+  ];
   // The guest may hold the drive: it goes first, by surprise if need be, so that drive and network are never there together.
   return moved({ kind: 'opening', run, session: sessionOf(state), phase: 'detaching', grant }, ...first, {
     kind: 'detach-drive',
@@ -206,6 +206,13 @@ function onReset(
   }
   // A channel that was cut for the guest's misbehaviour is opened anew for the next boot.
   return moved({ kind: 'booting', run }, close, { kind: 'open-channel' }, ...resume);
+}
+
+/** Whatever is known of this VM is doubtful, its session too. */
+function onMonitorLost(state: RunState, detail: string): Outcome {
+  const run = runOf(state);
+  if (run === null || !hasVm(state)) return ignored('the VM is off');
+  return quarantineRun(run, null, { kind: 'host-failure', step: 'monitor', detail }, []);
 }
 
 /** The run of a state under way, one reboot later, no longer live: whatever rebooted is gated again. */
@@ -305,7 +312,7 @@ function onGuestMessage(state: RunState, event: MessageEvent, policy: Policy): O
     return denied('unexpected', 'the message is not of the present session');
   switch (event.kind) {
     case 'inventory':
-      return onInventory(state);
+      return onInventory(state, event.rebootRequired, policy);
     case 'drive':
       return onDrive(state, event);
     case 'installed':
@@ -319,14 +326,26 @@ function onGuestMessage(state: RunState, event: MessageEvent, policy: Policy): O
   }
 }
 
-function onInventory(state: RunState): Outcome {
+function onInventory(state: RunState, rebootRequired: boolean, policy: Policy): Outcome {
   if (state.kind !== 'reporting') return ignored(`kept for the record while ${state.kind}`);
   const { run, session } = state;
   if (run.plan === null) return moved({ kind: 'planning', run, session, phase: 'comparing' }, { kind: 'make-plan' });
-  if (run.isInstalled || run.plan.itemCount === 0) return askConfirm(run, session);
+  if (run.isInstalled || run.plan.itemCount === 0) return finish(run, session, rebootRequired, policy);
   // The guest came back in the middle: same plan, same drive, the agent goes on where it was. It may have come back before
   // all was fetched; what is there is not fetched again.
   return moved({ kind: 'planning', run, session, phase: 'fetching' }, { kind: 'fetch-plan' });
+}
+
+/** Nothing is left to install; what was installed before this session began may still need its reboot. */
+function finish(run: Run, session: Session, rebootRequired: boolean, policy: Policy): Outcome {
+  if (!rebootRequired) return askConfirm(run, session);
+  const rebooting: RunState = { kind: 'rebooting', run, session, phase: 'waiting' };
+  if (!policy.allowReboot) return refuseReboot(rebooting);
+  return moved(rebooting, send({ type: 'reboot', run: run.run }));
+}
+
+function refuseReboot(state: RunState): Outcome {
+  return fail(state, { kind: 'plan-refused', code: 'reboot-not-allowed', detail: 'the updates need a reboot' });
 }
 
 function askConfirm(run: Run, session: Session): Outcome {
@@ -345,7 +364,9 @@ function onDrive(state: RunState, event: Extract<GuestEvent, { kind: 'drive' }>)
   const isOurs = runOf(state)?.manifests.at(-1) === event.manifestDigest;
   if (state.kind !== 'offering' || !isOurs)
     return denied('unexpected', `word of a drive is not expected while ${state.kind}`);
-  if (event.state === 'refused') return fail(state, { kind: 'drive-refused', code: event.code, detail: event.detail });
+  if (event.state === 'refused') {
+    return doubting(event.code, fail(state, { kind: 'drive-refused', code: event.code, detail: event.detail }));
+  }
   return moved({ kind: 'installing', run: state.run, session: state.session });
 }
 
@@ -364,22 +385,22 @@ function onInstalled(state: RunState, event: Extract<GuestEvent, { kind: 'instal
   }
   const failed = event.results.find((result) => result.outcome !== 'installed');
   if (failed !== undefined) {
-    return fail(state, {
-      kind: 'install-failed',
-      item: failed.item,
-      code: failed.code ?? failed.outcome,
-      detail: failed.output ?? '',
-    });
+    const code = failed.code ?? failed.outcome;
+    return doubting(
+      code,
+      fail(state, { kind: 'install-failed', item: failed.item, code, detail: failed.output ?? '' }),
+    );
   }
   const run: Run = { ...state.run, isInstalled: true };
   if (!event.rebootRequired) return askConfirm(run, state.session);
-  if (!policy.allowReboot) {
-    return fail(
-      { ...state, run },
-      { kind: 'plan-refused', code: 'reboot-not-allowed', detail: 'the updates need a reboot' },
-    );
-  }
+  if (!policy.allowReboot) return refuseReboot({ ...state, run });
   return moved({ kind: 'rebooting', run, session: state.session, phase: 'releasing' }, sendRelease(run));
+}
+
+/** What the guest read from the drive was not what the manifest says: our own copies are looked at before they are offered again. */
+function doubting(code: string, outcome: Outcome): Outcome {
+  if (outcome.kind !== 'moved' || !isContentCode(code)) return outcome;
+  return { ...outcome, effects: [...outcome.effects, { kind: 'verify-blobs' }] };
 }
 
 function sendRelease(run: Run): Effect {
@@ -417,7 +438,7 @@ function onAnswer(state: RunState, event: Answer, policy: Policy): Outcome {
     case 'planned': {
       if (state.kind !== 'planning') return ignored('nothing is planned now');
       const run: Run = { ...state.run, plan: event.plan };
-      if (event.plan.itemCount === 0) return askConfirm(run, state.session);
+      if (event.plan.itemCount === 0) return finish(run, state.session, event.rebootRequired, policy);
       return moved({ kind: 'planning', run, session: state.session, phase: 'fetching' }, { kind: 'fetch-plan' });
     }
     case 'plan-failed':

@@ -1,58 +1,31 @@
 // One VM with all it holds while it runs: hypervisor handle, channel, drive, plan, evidence. Carries out the effects of its runner.
 import { join } from 'node:path';
-import type { Audit } from '../audit/audit.ts';
-import type { Clock } from '../base/clock.ts';
-import { randomToken } from '../base/digest.ts';
-import type { Log } from '../base/log.ts';
+import { BLOB_DOUBT_INTERVAL_MS } from '../base/limits.ts';
 import { counted, printable } from '../base/printable.ts';
 import type { JudgeInput } from '../confirm/judge.ts';
-import type { BuiltDrive, buildDrive, removeDrives } from '../drive/drive.ts';
-import type { Gate } from '../gate/gate.ts';
-import type { AgentReport } from '../guest/messages.ts';
-import type { GuestEvent as ChannelEvent, GuestChannel, openGuestChannel } from '../guest/session.ts';
-import type { HypervisorDriver, RunningVm, VmEvent } from '../hypervisor/hypervisor.ts';
+import { type BuiltDrive, DriveError } from '../drive/drive.ts';
+import type { GuestEvent as ChannelEvent, GuestChannel } from '../guest/session.ts';
+import type { RunningVm, VmEvent } from '../hypervisor/hypervisor.ts';
 import type { VmSpec } from '../hypervisor/vm-spec.ts';
-import type { InventoryStore } from '../inventory/inventory-store.ts';
 import type { Evidence } from '../model/evidence.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
 import { type Plan, planDigest, planSizeBytes } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
-import type { BlobStore } from '../store/blob-store.ts';
-import type { Vendor } from '../vendor/vendor.ts';
+import { postReport } from './agent-report.ts';
+import { dryRun } from './dry-run.ts';
 import type { Effect } from './effect.ts';
-import { fetchPlan, type Inspections } from './fetch-plan.ts';
-import type { Journal, RunRecord } from './journal.ts';
+import { fetchPlan } from './fetch-plan.ts';
+import type { RunRecord } from './journal.ts';
+import { newRunId } from './new-run-id.ts';
 import { comparisonOf, makePlan } from './planner.ts';
 import { type Found, recover } from './recover.ts';
 import { type Answer, makeRunner, RunError, type Runner } from './runner.ts';
 import { isUnderWay, type Run, type RunState, runOf, sessionOf } from './state.ts';
 import { namespaceOf, tapNamesOf } from './taps.ts';
+import type { VmRunDeps } from './vm-run-deps.ts';
 import { weigh } from './weigh.ts';
 import { explainQuarantine } from './why.ts';
-
-/** What every VM of the host shares. */
-export type VmRunDeps = {
-  readonly clock: Clock;
-  readonly log: Log;
-  readonly journal: Journal;
-  readonly driver: HypervisorDriver;
-  readonly gate: Gate;
-  readonly store: BlobStore;
-  readonly vendors: () => readonly Vendor[];
-  readonly inventories: InventoryStore;
-  readonly audit: Audit;
-  readonly inspections: Inspections;
-  readonly openChannel: typeof openGuestChannel;
-  readonly drives: { readonly build: typeof buildDrive; readonly remove: typeof removeDrives };
-  /** Folder of the drives: one folder a VM, one below it a run. */
-  readonly drivesFolder: string;
-  readonly deadlinesMs?: Readonly<Partial<Record<RunState['kind'], number>>>;
-  /** Called when a VM starts: vendors are asked while it boots. */
-  readonly onStart?: () => void;
-};
-
-export const newRunId = (): RunId => randomToken() as RunId; // 32 hex digits are what a RunId is
 
 /** One VM of this host and its run. */
 export class VmRun {
@@ -64,8 +37,11 @@ export class VmRun {
   policy: Policy;
   readonly #deps: VmRunDeps;
   #running: RunningVm | null = null;
+  #untold: (() => void)[] | null = null;
   #hasEnded = false;
   #isMonitorLost = false;
+  /** It could not be taken over: it may run all the same. */
+  #isDoubtful = false;
   #channel: GuestChannel | null = null;
   #agentVersion: string | null = null;
   #plan: Plan | null = null;
@@ -76,6 +52,7 @@ export class VmRun {
   /** What the guest had when the run was planned; a daemon that started since does not know it any more. */
   #before: { readonly run: RunId; readonly inventory: Inventory } | null = null;
   #evidence: Evidence | null = null;
+  #doubtedAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(deps: VmRunDeps, record: RunRecord) {
     this.#deps = deps;
@@ -91,7 +68,7 @@ export class VmRun {
         journal: deps.journal,
         clock: deps.clock,
         log: deps.log,
-        isRunning: () => this.#running !== null,
+        isRunning: () => this.#running !== null || this.#isDoubtful,
         perform: (effect, state, signal) => this.#perform(effect, state, signal),
         ...(deps.deadlinesMs === undefined ? {} : { deadlinesMs: deps.deadlinesMs }),
       },
@@ -112,12 +89,24 @@ export class VmRun {
   async recover(): Promise<void> {
     const { journal, clock } = this.#deps;
     const state = this.runner.state();
-    const found = await this.#find(state);
+    // What the VM tells meanwhile is about the state that comes out of this: nobody else writes it before.
+    this.#untold = [];
+    const found = await this.#find(state).catch((error: unknown) => {
+      this.#tellUntold();
+      this.#isDoubtful = true;
+      throw error;
+    });
     const run = runOf(state);
     this.#plan = run === null ? null : journal.loadPlan(run.run);
     const fresh = { run: newRunId(), atMs: clock.nowMs(), planAgeMaxMs: this.policy.metadataAgeMaxMs };
     const recovery = recover(state, found, fresh);
-    await this.runner.resume(recovery.state, recovery.effects);
+    await this.runner.resume(recovery.state, recovery.effects).finally(() => this.#tellUntold());
+  }
+
+  #tellUntold(): void {
+    const events = this.#untold ?? [];
+    this.#untold = null;
+    for (const tell of events) tell();
   }
 
   async #find(state: RunState): Promise<Found> {
@@ -163,11 +152,16 @@ export class VmRun {
     this.#running = running;
     this.#hasEnded = false;
     this.#isMonitorLost = false;
+    this.#isDoubtful = false;
     running.onEvent((event) => this.#onVmEvent(running, event));
   }
 
   #onVmEvent(running: RunningVm, event: VmEvent): void {
     if (this.#running !== running) return;
+    if (this.#untold !== null) {
+      this.#untold.push(() => this.#onVmEvent(running, event));
+      return;
+    }
     const fresh = { run: newRunId(), atMs: this.#deps.clock.nowMs() };
     switch (event.kind) {
       case 'reset':
@@ -199,7 +193,8 @@ export class VmRun {
         return;
       }
       case 'message':
-        this.#onMessage({ nonce: event.nonce, boot: event.boot }, event.body);
+        if (event.body.type === 'inventory') this.#keepInventory(event.body.inventory, 'report');
+        postReport(this.runner, { nonce: event.nonce, boot: event.boot }, event.body);
         return;
       case 'refused':
         this.runner.note('guest', `a message was refused (${event.code}): ${printable(event.detail)}`);
@@ -216,56 +211,6 @@ export class VmRun {
     }
   }
 
-  #onMessage(session: { readonly nonce: string; readonly boot: string }, body: AgentReport): void {
-    const { runner } = this;
-    switch (body.type) {
-      case 'inventory':
-        this.#keepInventory(body.inventory, 'report');
-        runner.post({ kind: 'inventory', session });
-        return;
-      case 'drive':
-        runner.note('guest', `the agent ${body.state} the drive${body.code === undefined ? '' : ` (${body.code})`}`);
-        runner.post({
-          kind: 'drive',
-          session,
-          state: body.state,
-          manifestDigest: body.manifestDigest,
-          code: body.code ?? body.state,
-          detail: printable(body.detail ?? ''),
-        });
-        return;
-      case 'progress': {
-        const { item, phase, done, total } = body;
-        runner.note('progress', `${printable(item)}: ${phase}`, { item: printable(item), phase, done, total });
-        return;
-      }
-      case 'installed':
-        runner.note('guest', `the agent reports ${counted(body.results.length, 'result')}`);
-        runner.post({
-          kind: 'installed',
-          session,
-          manifestDigest: body.manifestDigest,
-          results: body.results,
-          rebootRequired: body.rebootRequired,
-        });
-        return;
-      case 'confirm':
-        // The type is the wire's; the envelope's session is what counts and comes from the channel.
-        runner.post({ kind: 'confirm', session, confirm: { ...body, ...session, seq: 0 } });
-        return;
-      case 'fault':
-        runner.note('guest', `the agent has trouble (${body.code}): ${printable(body.detail)}`);
-        return;
-      case 'bye':
-        runner.note('guest', `the agent leaves: ${body.reason}`);
-        return;
-      case 'pong':
-        return;
-      default:
-        body satisfies never;
-    }
-  }
-
   #keepInventory(inventory: Inventory, source: 'report' | 'confirm'): void {
     if (source === 'report') this.#reported = inventory;
     this.#deps.inventories.record(this.vm, { inventory, source, atMs: this.#deps.clock.nowMs() });
@@ -277,6 +222,8 @@ export class VmRun {
     switch (effect.kind) {
       case 'start-vm':
         return await this.#startVm();
+      case 'hold-vm':
+        return await this.#takeHold();
       case 'stop-vm':
         return await this.#stopVm(effect.graceful);
       case 'close-gate':
@@ -299,7 +246,7 @@ export class VmRun {
       case 'fetch-plan':
         return await this.#fetchPlan(state, signal);
       case 'attach-drive':
-        return await this.#attachDrive(state);
+        return await this.#attachDrive(state, signal);
       case 'detach-drive':
         return await this.#detachDrive();
       case 'judge':
@@ -317,6 +264,8 @@ export class VmRun {
         });
         return null;
       }
+      case 'verify-blobs':
+        return await this.#verifyBlobs();
       case 'clean-up':
         return await this.#cleanUp(state);
       default:
@@ -332,10 +281,26 @@ export class VmRun {
   async #startVm(): Promise<Answer | null> {
     this.#deps.onStart?.();
     this.#attached = null;
-    const running = await this.#deps.driver.start(this.spec);
+    // One that was left behind when it could not be taken over is taken over now.
+    const running = (await this.#deps.driver.adopt(this.spec)) ?? (await this.#deps.driver.start(this.spec));
     this.#hold(running);
     if (running.adopted.kind !== 'ungated') return null;
     return { kind: 'found-ungated', detail: 'it was running when it was attached' };
+  }
+
+  async #takeHold(): Promise<null> {
+    if (this.#running !== null && !this.#isMonitorLost) return null;
+    this.#isDoubtful = true; // Until we have an answer.
+    const running = await this.#deps.driver.adopt(this.spec);
+    await this.#running?.release();
+    if (running === null) {
+      this.#running = null;
+      this.#isDoubtful = false;
+      throw new RunError('conflict/not-running', `${this.vm} is not running any more`);
+    }
+    this.#hold(running);
+    this.#attached = (await running.hasDrive()) ? 'unknown' : null;
+    return null;
   }
 
   async #closeGate(reason: string): Promise<null> {
@@ -354,7 +319,13 @@ export class VmRun {
   }
 
   async #stopVm(graceful: boolean): Promise<null> {
-    const running = this.#require('stop-vm');
+    // One that could not be taken over is looked for again: it may run, or be gone since.
+    const running = this.#running ?? (await this.#deps.driver.adopt(this.spec));
+    if (running === null) {
+      this.runner.post({ kind: 'exited', detail: 'it is not there any more', isGuestsWish: false });
+      return null;
+    }
+    if (this.#running === null) this.#hold(running);
     // Without its monitor nobody can ask the guest.
     await running.stop({ graceful: graceful && !this.#isMonitorLost });
     // With its monitor lost before, the end of the VM is not told by itself.
@@ -381,6 +352,7 @@ export class VmRun {
     this.#channel?.close();
     this.#channel = null;
     this.#running = null;
+    this.#isDoubtful = false;
     this.#attached = null;
   }
 
@@ -408,7 +380,8 @@ export class VmRun {
     this.#before = { run: run.run, inventory };
     const sizeBytes = planSizeBytes(plan);
     if (plan.items.length > 0) this.runner.note('state', `missing: ${counted(plan.items.length, 'update')}`);
-    return { kind: 'planned', plan: { digest: planDigest(plan), itemCount: plan.items.length, sizeBytes } };
+    const summary = { digest: planDigest(plan), itemCount: plan.items.length, sizeBytes };
+    return { kind: 'planned', plan: summary, rebootRequired: inventory.rebootRequired };
   }
 
   #askForPlan(run: RunId, inventory: Inventory, signal: AbortSignal) {
@@ -419,18 +392,8 @@ export class VmRun {
   /** What would be installed now, from the last known inventory. Throws RunError when there is none or no plan can be made. */
   async dryRun(signal: AbortSignal): Promise<Plan> {
     const known = this.#deps.inventories.last(this.vm);
-    if (known === null) {
-      throw new RunError('conflict/no-inventory', `nothing is known of ${this.vm} yet`, {
-        next: `start it once: pratique vm start ${this.vm}`,
-      });
-    }
-    const answer = await this.#askForPlan(newRunId(), known.inventory, signal);
-    if (answer.kind === 'plan') return answer.plan;
-    const { reason, next } = explainQuarantine(this.vm, answer.reason, this.#running !== null);
-    throw new RunError(
-      answer.reason.kind === 'vendor-unavailable' ? 'vendor-ill/unavailable' : 'refused/plan',
-      reason,
-      { next },
+    return await dryRun(this.vm, known?.inventory ?? null, (inventory) =>
+      this.#askForPlan(newRunId(), inventory, signal),
     );
   }
 
@@ -460,21 +423,11 @@ export class VmRun {
     return { kind: 'staged', itemCount: answer.plan.items.length, sizeBytes: planSizeBytes(answer.plan) };
   }
 
-  async #attachDrive(state: RunState): Promise<Answer> {
+  async #attachDrive(state: RunState, signal: AbortSignal): Promise<Answer> {
     const run = this.#requireRun(state);
     const running = this.#require('attach-drive');
     const plan = this.#requirePlan(run);
-    const owner =
-      this.spec.kind === 'managed' && process.getuid?.() === 0 ? { uid: this.uid, gid: this.uid } : undefined;
-    this.#drive = await this.#deps.drives.build({
-      vm: this.vm,
-      run: run.run,
-      plan,
-      planDigest: planDigest(plan),
-      blobs: this.#deps.store,
-      folder: join(this.#deps.drivesFolder, this.vm, run.run),
-      ...(owner === undefined ? {} : { owner }),
-    });
+    this.#drive = await this.#buildSoundDrive(run.run, plan, signal);
     const isThere = this.#attached === run.run || (this.#attached === 'unknown' && run.manifests.length > 0);
     if (!isThere) {
       await this.#detachDrive();
@@ -492,6 +445,49 @@ export class VmRun {
     });
     this.runner.note('state', `a drive with ${counted(plan.items.length, 'update')} is attached`);
     return { kind: 'drive-attached', manifestDigest };
+  }
+
+  /** Blobs that turn out damaged or gone are fetched anew, once; what is lost again is for somebody to look at. */
+  async #buildSoundDrive(run: RunId, plan: Plan, signal: AbortSignal): Promise<BuiltDrive> {
+    try {
+      return await this.#buildDrive(run, plan);
+    } catch (error) {
+      if (!(error instanceof DriveError) || error.digest === undefined) throw error;
+      await this.#takeOutDamaged(plan);
+      const trouble = await this.#fetch(plan, this.#pinOwner, signal);
+      if (trouble !== null) {
+        throw new RunError('host-fault/blob-lost', explainQuarantine(this.vm, trouble, true).reason, { cause: error });
+      }
+      return await this.#buildDrive(run, plan);
+    }
+  }
+
+  async #buildDrive(run: RunId, plan: Plan): Promise<BuiltDrive> {
+    const owner =
+      this.spec.kind === 'managed' && process.getuid?.() === 0 ? { uid: this.uid, gid: this.uid } : undefined;
+    return await this.#deps.drives.build({
+      vm: this.vm,
+      run,
+      plan,
+      planDigest: planDigest(plan),
+      blobs: this.#deps.store,
+      folder: join(this.#deps.drivesFolder, this.vm, run),
+      ...(owner === undefined ? {} : { owner }),
+    });
+  }
+
+  /** Takes every blob of a plan out of the store that is not what it was; true when there was one. */
+  async #takeOutDamaged(plan: Plan): Promise<boolean> {
+    const { store } = this.#deps;
+    const damaged: string[] = [];
+    for (const { id, release } of plan.items) {
+      const { digest } = release.artifact;
+      if (store.has(digest) && !(await store.verify(digest))) damaged.push(id);
+    }
+    if (damaged.length === 0) return false;
+    const names = printable(damaged.join(', '), 400);
+    this.runner.note('warning', `damaged on this host and taken out of its store, to be fetched anew: ${names}`);
+    return true;
   }
 
   async #detachDrive(): Promise<Answer> {
@@ -568,15 +564,26 @@ export class VmRun {
     return { kind: 'opened' };
   }
 
+  /** The guest read other bytes than the manifest's: what rotted in the store is taken out of it, so that it is fetched anew. */
+  async #verifyBlobs(): Promise<null> {
+    const { clock } = this.#deps;
+    const nowMs = clock.monotonicMs();
+    if (nowMs - this.#doubtedAtMs < BLOB_DOUBT_INTERVAL_MS) return null;
+    this.#doubtedAtMs = nowMs;
+    const isDamaged = this.#plan !== null && (await this.#takeOutDamaged(this.#plan));
+    if (!isDamaged) this.runner.note('state', "this host's copies of the updates are sound");
+    return null;
+  }
+
   /** After a run: its drive folder, pins and old plans go; what the VM may need next is staged when it is off. */
   async #cleanUp(state: RunState): Promise<null> {
     const run = runOf(state);
     const keep: RunId | null = isUnderWay(state) && run !== null ? run.run : null;
     const { drives, drivesFolder, store, journal } = this.#deps;
-    if (this.#attached === null) await drives.remove(join(drivesFolder, this.vm), keep);
     if (keep === null) store.unpin(this.#pinOwner);
     if (state.kind === 'connected') store.unpin(this.#stageOwner);
     journal.forgetPlansOf(this.vm, keep);
+    if (this.#attached === null) await drives.remove(join(drivesFolder, this.vm), keep);
     return null;
   }
 

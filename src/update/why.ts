@@ -1,7 +1,7 @@
 // X8: for every VM that is not plugged in, the reason and the next step, one sentence each. The only place that words them.
 import { printable } from '../base/printable.ts';
 import type { VmId } from '../model/ids.ts';
-import type { QuarantineReason } from '../model/quarantine.ts';
+import { isContentCode, type QuarantineReason } from '../model/quarantine.ts';
 import { isGateOpen, type RunState } from './state.ts';
 
 export type Reason = { readonly reason: string; readonly next: string };
@@ -89,7 +89,9 @@ export function explainQuarantine(vm: VmId, reason: QuarantineReason, isRunning:
     case 'install-failed':
       return {
         reason: `Installing ${printable(reason.item)} failed (${printable(reason.code)})${reason.detail === '' ? '' : `: ${printable(reason.detail)}`}.`,
-        next: `Mend the cause in the guest or publish a better release, then: ${retry}`,
+        next: isContentCode(reason.code)
+          ? `This host has looked at its copies and fetches damaged ones anew: ${retry}`
+          : `Mend the cause in the guest or publish a better release, then: ${retry}`,
       };
     case 'confirm-refused':
       return {
@@ -124,9 +126,9 @@ export function explainQuarantine(vm: VmId, reason: QuarantineReason, isRunning:
     case 'host-failure':
       return {
         reason: `This host could not do its part (${reason.step}): ${printable(reason.detail, 400)}.`,
-        // A monitor that is gone does not come back: only the process can still be ended.
+        // What cannot be taken over can still be ended.
         next:
-          reason.step === 'monitor' && isRunning
+          reason.step === 'hold-vm' && isRunning
             ? `End it: pratique vm stop --force ${vm}, then start it again`
             : `Run pratique doctor, mend what it names, then: ${retry}`,
       };

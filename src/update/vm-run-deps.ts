@@ -1,0 +1,35 @@
+// What the runs of all VMs of a host share, and what the simulator replaces.
+import type { Audit } from '../audit/audit.ts';
+import type { Clock } from '../base/clock.ts';
+import type { Log } from '../base/log.ts';
+import type { buildDrive, removeDrives } from '../drive/drive.ts';
+import type { Gate } from '../gate/gate.ts';
+import type { openGuestChannel } from '../guest/session.ts';
+import type { HypervisorDriver } from '../hypervisor/hypervisor.ts';
+import type { InventoryStore } from '../inventory/inventory-store.ts';
+import type { BlobStore } from '../store/blob-store.ts';
+import type { Vendor } from '../vendor/vendor.ts';
+import type { Inspections } from './fetch-plan.ts';
+import type { Journal } from './journal.ts';
+import type { RunState } from './state.ts';
+
+/** What every VM of the host shares. */
+export type VmRunDeps = {
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly journal: Journal;
+  readonly driver: HypervisorDriver;
+  readonly gate: Gate;
+  readonly store: BlobStore;
+  readonly vendors: () => readonly Vendor[];
+  readonly inventories: InventoryStore;
+  readonly audit: Audit;
+  readonly inspections: Inspections;
+  readonly openChannel: typeof openGuestChannel;
+  readonly drives: { readonly build: typeof buildDrive; readonly remove: typeof removeDrives };
+  /** Folder of the drives: one folder a VM, one below it a run. */
+  readonly drivesFolder: string;
+  readonly deadlinesMs?: Readonly<Partial<Record<RunState['kind'], number>>>;
+  /** Called when a VM starts: vendors are asked while it boots. */
+  readonly onStart?: () => void;
+};
