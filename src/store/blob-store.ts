@@ -248,11 +248,12 @@ async function quarantine(store: Store, digest: Digest, fault: RottenBlob['fault
   const { folder, log } = store.options;
   const owners = store.catalog.ownersOf(digest);
   const target = quarantinePath(folder, digest);
+  // Out of the catalog first: whoever examines it at the same time finds it gone, and after a crash it is an orphan that is hashed.
+  store.catalog.remove(digest);
   if (fault !== 'missing') {
     await rename(blobPath(folder, digest), target);
     await syncFolder(join(folder, 'quarantine'));
   }
-  store.catalog.remove(digest);
   log.error({ digest, fault, owners }, 'a stored blob is damaged; it was taken out of the store');
   return { digest, fault, owners, quarantinePath: fault === 'missing' ? null : target };
 }
