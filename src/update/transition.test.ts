@@ -338,6 +338,20 @@ test('a live update of a VM that is gone does not read as plugged in', () => {
   assert.equal(isGateOpen(movedTo(next({ kind: 'installing', run: live, session }, failed), 'quarantined')), false);
 });
 
+test('a live update whose gate could not be opened again does not read as plugged in', () => {
+  const opening: RunState = { kind: 'opening', run: live, session, phase: 'plugging', grant };
+  const failed: RunEvent = {
+    kind: 'effect-failed',
+    step: SAMPLE_STEP,
+    effect: 'open-gate',
+    detail: 'y',
+    isRunning: true,
+  };
+  const outcome = next(opening, failed);
+  movedTo(outcome, 'quarantined');
+  assert.ok(effectsOf(outcome).includes('close-gate'));
+});
+
 test('a VM that stands still, or is out of our hands, is taken over and runs when it is admitted', () => {
   const reason = { kind: 'too-many-reboots', reboots: 6 } as const;
   const held: RunState = { kind: 'quarantined', run: offered, session: null, reason, isRunning: true };

@@ -544,6 +544,8 @@ function onEffectFailed(
 ): Outcome {
   if (!isUnderWay(state)) return ignored('no run is under way');
   const reason: QuarantineReason = { kind: 'host-failure', step: event.effect, detail: event.detail };
+  // A gate that could not be opened is closed again, also one that stood open for a live update.
+  if (event.isRunning && event.effect === 'open-gate') return quarantine(state, reason);
   if (event.isRunning) return fail(state, reason);
   const run = runOf(state);
   if (run === null) return ignored('no run');

@@ -36,6 +36,9 @@ export class VmRun {
   readonly runner: Runner;
   policy: Policy;
   readonly #deps: VmRunDeps;
+  /** One owner per VM, not per run: whatever ended the run before, its blobs go when the next one is fetched. */
+  readonly #pinOwner: string;
+  readonly #stageOwner: string;
   #running: RunningVm | null = null;
   #untold: (() => void)[] | null = null;
   #hasEnded = false;
@@ -57,6 +60,8 @@ export class VmRun {
   constructor(deps: VmRunDeps, record: RunRecord) {
     this.#deps = deps;
     this.vm = record.vm;
+    this.#pinOwner = `run:${record.vm}`;
+    this.#stageOwner = `stage:${record.vm}`;
     this.spec = record.spec;
     this.specDigest = record.specDigest;
     this.uid = record.uid;
@@ -135,15 +140,6 @@ export class VmRun {
     store.unpin(this.#pinOwner);
     store.unpin(this.#stageOwner);
     await drives.remove(join(drivesFolder, this.vm));
-  }
-
-  /** One owner per VM, not per run: whatever ended the run before, its blobs go when the next one is fetched. */
-  get #pinOwner(): string {
-    return `run:${this.vm}`;
-  }
-
-  get #stageOwner(): string {
-    return `stage:${this.vm}`;
   }
 
   // ---- Events in ----------------------------------------------------------------------------------------------------
