@@ -12,7 +12,7 @@ import { tapNamesOf } from '../src/update/taps.ts';
 import type { VmRun } from '../src/update/vm-run.ts';
 import { explain } from '../src/update/why.ts';
 import { runDoctor } from './doctor.ts';
-import type { HostRooms } from './host.ts';
+import type { HostRooms } from './host-rooms.ts';
 import type { DriftRow, Service, VmEventRecord, VmView, Why } from './service.ts';
 
 /** Who asked, where the surface does not say: whoever may reach the socket. */

@@ -1,7 +1,7 @@
 // The running host: opens every room over one data folder, takes over the VMs it knows, and answers the surfaces.
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type Audit, openAudit } from '../src/audit/audit.ts';
+import { openAudit } from '../src/audit/audit.ts';
 import type { Clock } from '../src/base/clock.ts';
 import { digestOf } from '../src/base/digest.ts';
 import { canonicalJson } from '../src/base/digest-text.ts';
@@ -12,22 +12,23 @@ import type { Log } from '../src/base/log.ts';
 import { type DatabaseSync, openDatabase } from '../src/base/sqlite.ts';
 import { isEvidence } from '../src/confirm/judge.ts';
 import { buildDrive, removeDrives } from '../src/drive/drive.ts';
-import { type Gate, makeGate } from '../src/gate/gate.ts';
+import { makeGate } from '../src/gate/gate.ts';
 import { openGuestChannel } from '../src/guest/session.ts';
 import { type Fence, openFence } from '../src/hypervisor/fence.ts';
 import { namespaceKey } from '../src/hypervisor/namespace.ts';
 import { makeQmpDriver } from '../src/hypervisor/qmp/driver.ts';
 import type { Namespace, VmSpec } from '../src/hypervisor/vm-spec.ts';
-import { INVENTORY_MIGRATIONS, type InventoryStore, makeInventoryStore } from '../src/inventory/inventory-store.ts';
+import { INVENTORY_MIGRATIONS, makeInventoryStore } from '../src/inventory/inventory-store.ts';
 import type { VmId } from '../src/model/ids.ts';
 import type { Policy } from '../src/model/policy.ts';
-import { type BlobStore, openBlobStore } from '../src/store/blob-store.ts';
+import { openBlobStore } from '../src/store/blob-store.ts';
 import { makeSlots } from '../src/store/slots.ts';
-import { JOURNAL_MIGRATIONS, type Journal, openJournal, type RunRecord } from '../src/update/journal.ts';
+import { JOURNAL_MIGRATIONS, openJournal, type RunRecord } from '../src/update/journal.ts';
 import { namespaceOf, tapNamesOf } from '../src/update/taps.ts';
 import { VmRun } from '../src/update/vm-run.ts';
 import type { VmRunDeps } from '../src/update/vm-run-deps.ts';
 import type { Config } from './config.ts';
+import type { HostRooms } from './host-rooms.ts';
 import { makeService } from './host-service.ts';
 import { startMaintenance } from './maintenance.ts';
 import type { Service } from './service.ts';
@@ -40,24 +41,6 @@ export type HostOptions = {
 };
 
 export type RunningHost = { readonly service: Service; readonly rooms: HostRooms; readonly close: () => Promise<void> };
-
-/** What the service works with. */
-export type HostRooms = {
-  readonly config: Config;
-  readonly clock: Clock;
-  readonly log: Log;
-  readonly journal: Journal;
-  readonly inventories: InventoryStore;
-  readonly audit: Audit;
-  readonly store: BlobStore;
-  readonly gate: Gate;
-  readonly vendors: VendorBook;
-  readonly fenceFor: (namespace: Namespace) => Promise<Fence>;
-  readonly runs: Map<VmId, VmRun>;
-  readonly addRun: (spec: VmSpec, policy: Policy) => VmRun;
-  /** `record` is called once nobody can ask for this VM any more; if it fails, the VM stays. */
-  readonly removeRun: (run: VmRun, record: () => Promise<void>) => Promise<void>;
-};
 
 /** Opens the host over its data folder and takes over its VMs. Throws PratiqueError when a room cannot be opened. */
 export async function startHost(options: HostOptions): Promise<RunningHost> {

@@ -1,0 +1,32 @@
+// The rooms of a running host, as the service works with them.
+import type { Audit } from '../src/audit/audit.ts';
+import type { Clock } from '../src/base/clock.ts';
+import type { Log } from '../src/base/log.ts';
+import type { Gate } from '../src/gate/gate.ts';
+import type { Fence } from '../src/hypervisor/fence.ts';
+import type { Namespace, VmSpec } from '../src/hypervisor/vm-spec.ts';
+import type { InventoryStore } from '../src/inventory/inventory-store.ts';
+import type { VmId } from '../src/model/ids.ts';
+import type { Policy } from '../src/model/policy.ts';
+import type { BlobStore } from '../src/store/blob-store.ts';
+import type { Journal } from '../src/update/journal.ts';
+import type { VmRun } from '../src/update/vm-run.ts';
+import type { Config } from './config.ts';
+import type { VendorBook } from './vendor-book.ts';
+
+export type HostRooms = {
+  readonly config: Config;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly journal: Journal;
+  readonly inventories: InventoryStore;
+  readonly audit: Audit;
+  readonly store: BlobStore;
+  readonly gate: Gate;
+  readonly vendors: VendorBook;
+  readonly fenceFor: (namespace: Namespace) => Promise<Fence>;
+  readonly runs: Map<VmId, VmRun>;
+  readonly addRun: (spec: VmSpec, policy: Policy) => VmRun;
+  /** `record` is called once nobody can ask for this VM any more; if it fails, the VM stays. */
+  readonly removeRun: (run: VmRun, record: () => Promise<void>) => Promise<void>;
+};
