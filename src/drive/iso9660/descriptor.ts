@@ -1,8 +1,8 @@
 // Volume descriptors: the fixed sectors at the start of an image (ECMA-119, 8).
 import { putBoth16, putBoth32, putNoVolumeDate, putUtf16be, putVolumeDate } from './fields.ts';
+import type { FolderNode } from './nodes.ts';
 import { SELF_IDENTIFIER, writeRecord } from './record.ts';
 import { NO_SYSTEM_USE } from './rock-ridge.ts';
-import type { FolderNode } from './tree.ts';
 import { SECTOR_BYTES } from './types.ts';
 
 /** The first descriptor's sector: the 16 before it belong to the boot loader and stay empty. */

@@ -1,6 +1,7 @@
 // One view of the tree (Rock Ridge or Joliet): which children a folder shows, in which order, in how many bytes.
 import { makeIsoNamer } from './iso-name.ts';
 import { jolietIdentifier } from './joliet.ts';
+import type { FolderNode, TreeNode } from './nodes.ts';
 import {
   type IdentifierEncoding,
   identifierBytes,
@@ -18,7 +19,6 @@ import {
   planChild,
   type SystemUse,
 } from './rock-ridge.ts';
-import type { FolderNode, TreeNode } from './tree.ts';
 import { SECTOR_BYTES, sectorsOf } from './types.ts';
 
 export type PlannedChild = { readonly node: TreeNode; readonly identifier: string; readonly systemUse: SystemUse };

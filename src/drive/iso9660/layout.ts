@@ -5,6 +5,7 @@ import { DRIVE_METADATA_BYTES_MAX } from '../../base/limits.ts';
 import { DriveError } from '../drive-error.ts';
 import { FIRST_DESCRIPTOR_SECTOR, type VolumeContent, writeTerminator, writeVolumeDescriptor } from './descriptor.ts';
 import { type Hierarchy, type PlannedChild, type PlannedFolder, planJoliet, planRockRidge } from './hierarchy.ts';
+import type { FileNode } from './nodes.ts';
 import {
   type IdentifierEncoding,
   PARENT_IDENTIFIER,
@@ -15,7 +16,7 @@ import {
   writePathTable,
   writeRecord,
 } from './record.ts';
-import type { FileNode, Tree } from './tree.ts';
+import type { Tree } from './tree.ts';
 import { type BlobSource, type IsoExtent, type IsoImage, SECTOR_BYTES, sectorsOf } from './types.ts';
 
 /** libarchive looks at eight descriptors before it believes in an image, whether it has them or not. */

@@ -1,8 +1,8 @@
 // Directory records and path tables (ECMA-119, 9.1 and 9.4).
 import { assert } from '../../base/errors.ts';
 import { putBoth16, putBoth32, putRecordDate, putUtf16be } from './fields.ts';
+import type { TreeNode } from './nodes.ts';
 import { type SystemUse, writeSystemUse } from './rock-ridge.ts';
-import type { TreeNode } from './tree.ts';
 import { SECTOR_BYTES } from './types.ts';
 
 /** Even, because records are padded to even length, and at most what the length byte can say. */

@@ -1,7 +1,7 @@
 // Rock Ridge (RRIP 1.10 on SUSP): POSIX names, modes, times and symlinks in the spare bytes of directory records.
 import { assert } from '../../base/errors.ts';
 import { putBoth32, putRecordDate } from './fields.ts';
-import type { FolderNode, TreeNode } from './tree.ts';
+import type { FolderNode, TreeNode } from './nodes.ts';
 import { SECTOR_BYTES, sectorsOf } from './types.ts';
 
 /**

@@ -2,7 +2,7 @@
 import { DRIVE_LINK_BYTES_MAX } from '../../base/limits.ts';
 import { printable } from '../../base/printable.ts';
 import { DriveError } from '../drive-error.ts';
-import type { FolderNode, TreeNode } from './tree.ts';
+import type { FolderNode, TreeNode } from './nodes.ts';
 
 /** Symlinks followed while one is resolved: what Linux follows (path_resolution(7)). */
 const HOPS_MAX = 40;

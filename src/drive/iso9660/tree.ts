@@ -3,33 +3,9 @@ import { assert } from '../../base/errors.ts';
 import { DRIVE_FOLDERS_MAX, DRIVE_PATH_BYTES_MAX } from '../../base/limits.ts';
 import { printable } from '../../base/printable.ts';
 import { DriveError } from '../drive-error.ts';
+import type { FileNode, FolderNode, LinkNode, TreeNode } from './nodes.ts';
 import { checkLink } from './symlink.ts';
-import type { BlobSource, InlineSource, IsoEntry, IsoFileEntry, IsoFolderEntry, IsoLinkEntry } from './types.ts';
-
-type NodeCommon = {
-  readonly name: string;
-  readonly mode: number;
-  readonly mtimeMs: number;
-};
-export type FolderNode = NodeCommon & {
-  readonly kind: 'folder';
-  /** Null for the root only. */
-  readonly parent: FolderNode | null;
-  readonly children: Map<string, TreeNode>;
-  /** The children by name, in UTF-16 order; filled when the tree is complete. */
-  readonly sorted: TreeNode[];
-  /** How many of the children are folders. */
-  subfolders: number;
-};
-export type FileNode = NodeCommon & {
-  readonly kind: 'file';
-  /** Its number among the files of the tree, from 0. */
-  readonly index: number;
-  readonly sizeBytes: number;
-  readonly source: BlobSource | InlineSource;
-};
-export type LinkNode = NodeCommon & { readonly kind: 'symlink'; readonly target: string };
-export type TreeNode = FolderNode | FileNode | LinkNode;
+import type { IsoEntry, IsoFileEntry, IsoFolderEntry, IsoLinkEntry } from './types.ts';
 
 /**
  * POSIX and Rock Ridge allow 255 bytes, but Linux silently drops the end of a name of 254 or more (fs/isofs/rock.c,
