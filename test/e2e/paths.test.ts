@@ -183,7 +183,10 @@ test('ways through a run that only real guests can prove', async (t) => {
       const opened = records.filter(({ kind }) => kind === 'gate-opened');
       assert.equal(opened.length, 1, 'plugged in once');
       assert.equal(new Set(records.filter(({ kind }) => kind === 'offer').map(({ run }) => run)).size, 1, 'by one run');
-      assert.match(JSON.stringify(opened), /"fromVersion":"0\.1\.0","item":"agent\/pratique-agent","version":"0\.2\.0"/);
+      assert.match(
+        JSON.stringify(opened),
+        /"fromVersion":"0\.1\.0","item":"agent\/pratique-agent","version":"0\.2\.0"/,
+      );
       assert.match(JSON.stringify(opened), /"fromVersion":"1\.0\.0","item":"bundle\/hello","version":"1\.2\.0"/);
       const first = inventoryOf(home, vm);
       assert.equal(first.agent.digest, agent.digest);
