@@ -53,6 +53,8 @@ export async function openAudit(options: AuditOptions): Promise<Audit> {
 
 type Waiting = {
   readonly record: AuditRecord;
+  /** Its canonical JSON: made once, for its size and for its hash. */
+  readonly text: string;
   readonly resolve: (written: { readonly seq: number; readonly hash: string }) => void;
   readonly reject: (error: unknown) => void;
 };
@@ -79,10 +81,11 @@ class Chain implements Audit {
   }
 
   append(record: AuditRecord): Promise<Head> {
-    const trouble = this.#whyNotAppend(record);
+    const text = canonicalJson(record);
+    const trouble = this.#whyNotAppend(record, text);
     if (trouble !== null) return Promise.reject(trouble);
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ record, resolve, reject });
+      this.#waiting.push({ record, text, resolve, reject });
       this.#schedule();
     });
   }
@@ -122,7 +125,7 @@ class Chain implements Audit {
     this.#db.close();
   }
 
-  #whyNotAppend(record: AuditRecord): AuditError | null {
+  #whyNotAppend(record: AuditRecord, text: string): AuditError | null {
     if (this.#isClosed)
       return new AuditError('host-fault/audit-closed', `recording ${record.kind}: the audit is closed`);
     if (this.#waiting.length >= AUDIT_QUEUE_MAX) {
@@ -134,7 +137,7 @@ class Chain implements Audit {
         },
       );
     }
-    if (Buffer.byteLength(JSON.stringify(record)) <= AUDIT_RECORD_BYTES_MAX) return null;
+    if (Buffer.byteLength(text) <= AUDIT_RECORD_BYTES_MAX) return null;
     return new AuditError('internal/audit-record', `a ${record.kind} record is over ${AUDIT_RECORD_BYTES_MAX} bytes`);
   }
 
@@ -173,9 +176,10 @@ class Chain implements Audit {
   #insert(batch: readonly Waiting[]): readonly Head[] {
     const insert = this.#db.prepare('INSERT INTO records (seq, vm, body, hash, signature) VALUES (?, ?, ?, ?, ?)');
     let head = this.#head;
-    return batch.map(({ record }) => {
+    return batch.map(({ record, text }) => {
       const seq = head.seq + 1;
-      const body = canonicalJson({ seq, atMs: this.#clock.nowMs(), prev: head.hash, record });
+      // Canonical JSON of the whole: its four keys are in order.
+      const body = `{"atMs":${this.#clock.nowMs()},"prev":"${head.hash}","record":${text},"seq":${seq}}`;
       const hash = digestOf(body);
       insert.run(seq, record.vm ?? null, body, hash, this.#key.sign(signedText(hash)));
       head = { seq, hash };

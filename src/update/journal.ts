@@ -50,6 +50,7 @@ export type Journal = {
   /** Resolves when the plan is on disk; those of the VM's earlier runs go. */
   readonly savePlan: (plan: Plan) => Promise<void>;
   readonly loadPlan: (run: RunId) => Plan | null;
+  /** Goes to disk with the next state, or within a moment. */
   readonly forgetPlansOf: (vm: VmId, except: RunId | null) => void;
   /** Notes are saved with the next state, or within a moment; a power cut may lose the last ones, never a state. */
   readonly note: (note: RunNote) => void;
@@ -148,7 +149,9 @@ export function openJournal(db: DatabaseSync): Journal {
       return row === undefined ? null : (JSON.parse(row.plan) as Plan);
     },
     forgetPlansOf: (vm, except) => {
-      statements.forgetPlans.run(vm, except ?? '');
+      // Nobody waits for it, so it has no fsync of its own; a plan that stays is replaced by the VM's next one.
+      pending.push({ write: () => statements.forgetPlans.run(vm, except ?? ''), settle: () => {} });
+      schedule();
     },
     note: (note) => {
       notes.push(note);
