@@ -1,17 +1,35 @@
-// What the daemon does at intervals without being asked: keeps the store within its budget and sound, and VMs that are off staged.
+// What the daemon does at intervals without being asked: keeps the store within its budget and sound, VMs that are off staged, and
+// the fence as it left it.
 import type { Clock } from '../src/base/clock.ts';
 import { describeError } from '../src/base/errors.ts';
-import { STORE_COLLECT_MS, STORE_SCRUB_BYTES_PER_SECOND, STORE_SCRUB_MS, VENDOR_POLL_MS } from '../src/base/limits.ts';
+import {
+  FENCE_CHECK_MS,
+  STORE_COLLECT_MS,
+  STORE_SCRUB_BYTES_PER_SECOND,
+  STORE_SCRUB_MS,
+  VENDOR_POLL_MS,
+} from '../src/base/limits.ts';
 import type { Log } from '../src/base/log.ts';
+import type { Fence } from '../src/hypervisor/fence.ts';
+import type { Tap } from '../src/hypervisor/hypervisor.ts';
+import { namespaceKey } from '../src/hypervisor/namespace.ts';
+import type { Namespace } from '../src/hypervisor/vm-spec.ts';
 import type { VmId } from '../src/model/ids.ts';
 import type { BlobStore } from '../src/store/blob-store.ts';
+import { newRunId } from '../src/update/new-run-id.ts';
 import type { Runner } from '../src/update/runner.ts';
 
 export type MaintenanceRooms = {
   readonly clock: Clock;
   readonly log: Log;
   readonly store: Pick<BlobStore, 'collect' | 'scrub'>;
-  readonly runs: ReadonlyMap<VmId, { readonly runner: Pick<Runner, 'state' | 'post' | 'settle'> }>;
+  readonly fenceFor: (namespace: Namespace) => Promise<Pick<Fence, 'verify'>>;
+  readonly runs: ReadonlyMap<VmId, MaintainedRun>;
+};
+
+type MaintainedRun = {
+  readonly runner: Pick<Runner, 'state' | 'post' | 'settle'>;
+  readonly running: { readonly namespace: Namespace; readonly taps: readonly Tap[] } | null;
 };
 
 /** Starts it; `close` ends it and waits for what is under way. */
@@ -28,6 +46,7 @@ export function startMaintenance(rooms: MaintenanceRooms): { readonly close: () 
     everyInterval(rooms, signal, STORE_SCRUB_MS, 'reading the stored blobs again', async () => {
       await rooms.store.scrub({ bytesPerSecond: STORE_SCRUB_BYTES_PER_SECOND, signal });
     }),
+    everyInterval(rooms, signal, FENCE_CHECK_MS, 'looking at the fence', () => watchFences(rooms)),
     everyInterval(rooms, signal, VENDOR_POLL_MS, 'staging', () => stageAll(rooms, signal)),
   ];
   return {
@@ -46,6 +65,36 @@ async function stageAll({ runs }: MaintenanceRooms, signal: AbortSignal): Promis
     if (kind !== 'off' && kind !== 'staged') continue;
     runner.post({ kind: 'stage' });
     await runner.settle();
+  }
+}
+
+/** X1: a flushed rule set leaves only the lowered link; and a VM whose tap is no longer admitted is cut off without a word. */
+export async function watchFences(rooms: MaintenanceRooms): Promise<void> {
+  const members = [...rooms.runs.values()].flatMap(({ runner, running }) =>
+    running === null ? [] : [{ runner, running }],
+  );
+  for (const inOneNamespace of Map.groupBy(members, (each) => namespaceKey(each.running.namespace)).values()) {
+    try {
+      await watchFence(rooms, inOneNamespace);
+    } catch (error) {
+      rooms.log.error({ detail: describeError(error) }, 'a fence could not be looked at');
+    }
+  }
+}
+
+type Member = { readonly runner: MaintainedRun['runner']; readonly running: NonNullable<MaintainedRun['running']> };
+
+/** The fence of one namespace and the VMs behind it. */
+async function watchFence({ fenceFor, clock, log }: MaintenanceRooms, members: readonly Member[]): Promise<void> {
+  const [first] = members;
+  if (first === undefined) return;
+  const { fault, admitted } = await (await fenceFor(first.running.namespace)).verify();
+  for (const { runner, running } of members) {
+    const isCutOff = runner.state().kind === 'connected' && !running.taps.every((tap) => admitted.has(tap.name));
+    if (fault === null && !isCutOff) continue;
+    const detail = fault ?? 'a tap that was admitted no longer is';
+    log.warn({ detail }, 'the fence was changed by somebody else');
+    runner.post({ kind: 'fence-changed', detail, run: newRunId(), atMs: clock.nowMs() });
   }
 }
 

@@ -266,3 +266,6 @@ export const STORE_SCRUB_BYTES_PER_SECOND = 32 * 1024 * 1024;
 export const EVENTS_PAGE_MAX = 500;
 /** Milliseconds for one command of the doctor: a version is printed at once, a hanging tool must not hold the page. */
 export const DOCTOR_COMMAND_TIMEOUT_MS = 10_000;
+
+/** Milliseconds between two looks whether the fence in the kernel still is as we left it. */
+export const FENCE_CHECK_MS = 10_000;

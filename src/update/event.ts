@@ -20,7 +20,9 @@ export type HypervisorEvent =
   | { readonly kind: 'reset'; readonly isStopped: boolean; readonly run: RunId; readonly atMs: number }
   /** `isGuestsWish`: the guest powered itself off; otherwise QEMU died under it. */
   | { readonly kind: 'exited'; readonly detail: string; readonly isGuestsWish: boolean }
-  | { readonly kind: 'monitor-lost'; readonly detail: string };
+  | { readonly kind: 'monitor-lost'; readonly detail: string }
+  /** Somebody else changed the fence: what is open may be cut off, and what is closed may have one layer less. */
+  | { readonly kind: 'fence-changed'; readonly detail: string; readonly run: RunId; readonly atMs: number };
 
 export type GuestEvent =
   | { readonly kind: 'agent-opened'; readonly session: Session; readonly run: RunId; readonly atMs: number }

@@ -89,6 +89,7 @@ export const EVENTS: readonly RunEvent[] = [
   { kind: 'exited', detail: 'x', isGuestsWish: true },
   { kind: 'exited', detail: 'x', isGuestsWish: false },
   { kind: 'monitor-lost', detail: 'x' },
+  { kind: 'fence-changed', detail: 'x', run: OTHER_RUN, atMs: 2 },
   { kind: 'agent-opened', session, run: OTHER_RUN, atMs: 2 },
   { kind: 'agent-opened', session: otherBoot, run: OTHER_RUN, atMs: 2 },
   { kind: 'inventory', session, rebootRequired: false },

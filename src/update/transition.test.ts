@@ -388,3 +388,14 @@ test('what a guest finds damaged on its drive makes the host look at its own cop
   movedTo(updatedLive, 'connected');
   assert.ok(effectsOf(updatedLive).includes('verify-blobs'));
 });
+
+test('a fence that somebody else changed closes every gate; an open VM proves itself anew at once [A11] [X1]', () => {
+  const changed: RunEvent = { kind: 'fence-changed', detail: 'x', run: OTHER_RUN, atMs: 2 };
+  const connected = next({ kind: 'connected', run: offered, session, grant, trouble: null }, changed);
+  movedTo(connected, 'reporting');
+  assert.deepEqual(effectsOf(connected), ['close-gate', 'send ask-inventory']);
+  movedTo(next({ kind: 'connected', run: offered, session: null, grant, trouble: null }, changed), 'booting');
+  const gated = next({ kind: 'installing', run: offered, session }, changed);
+  movedTo(gated, 'installing');
+  assert.deepEqual(effectsOf(gated), ['close-gate']);
+});

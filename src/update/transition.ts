@@ -108,6 +108,8 @@ export function transition(journaled: Journaled, event: RunEvent, policy: Policy
       return onExited(state, event.isGuestsWish);
     case 'monitor-lost':
       return onMonitorLost(state, event.detail);
+    case 'fence-changed':
+      return onFenceChanged(state, event);
     case 'agent-opened':
       return onAgentOpened(state, event);
     case 'misbehaved':
@@ -206,6 +208,17 @@ function onReset(
   }
   // A channel that was cut for the guest's misbehaviour is opened anew for the next boot.
   return moved({ kind: 'booting', run }, close, { kind: 'open-channel' }, ...resume);
+}
+
+/** Closed again in any case; what was open proves itself anew, which takes an up-to-date VM a moment. */
+function onFenceChanged(state: RunState, event: { readonly run: RunId; readonly atMs: number }): Outcome {
+  if (!hasVm(state)) return ignored('the VM is off');
+  const close: Effect = { kind: 'close-gate', reason: 'the fence was changed by somebody else' };
+  if (!isGateOpen(state)) return amended(state, close);
+  const run = nextRun(state, event);
+  const session = sessionOf(state);
+  if (session !== null) return askInventory(run, session, [close]);
+  return moved({ kind: 'booting', run }, close, { kind: 'open-channel' });
 }
 
 /** Whatever is known of this VM is doubtful, its session too. */
