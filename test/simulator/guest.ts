@@ -40,6 +40,8 @@ export type Guest = {
   /** Another kernel takes over without a reset. */
   readonly kexec: () => void;
   readonly restartAgent: () => void;
+  /** The host end of the channel is gone. */
+  readonly hangUp: () => void;
   /** Something out of turn. */
   readonly misbehave: () => void;
   readonly openChannel: (options: GuestChannelOptions) => GuestChannel;
@@ -85,6 +87,9 @@ export function makeGuest(deps: GuestDeps): Guest {
     kexec: () => bootAnew(random.between(500, 5_000)),
     restartAgent: () => {
       if (isUp) hello();
+    },
+    hangUp: () => {
+      channel = null;
     },
     misbehave,
     openChannel,

@@ -54,6 +54,7 @@ export async function simulate(options: SimOptions): Promise<SimResult> {
 
 /** One process of the daemon. */
 type Daemon = {
+  readonly closing: ReadonlySet<object>;
   isDead: boolean;
   /** It has taken over its VM, and answers. */
   isReady: boolean;
@@ -85,8 +86,11 @@ class Life {
   #crashes = 0;
   #quarantines = 0;
   #shown = '';
+  /** The first invariant that broke in the middle of something. */
+  #complaint: string | null = null;
   #stepSince = { step: '', atMs: 0 };
   #wasOpen = false;
+  #unpluggedSinceMs: number | null = null;
 
   constructor({ seed, sabotage }: SimOptions) {
     this.#random = makeRandom(seed);
@@ -269,13 +273,14 @@ class Life {
     this.#crashes += 1;
     this.#daemon.isDead = true;
     this.#daemon = null;
+    this.#guest.hangUp();
   }
 
   // ---- The daemon ---------------------------------------------------------------------------------------------------
 
   async #startDaemon(): Promise<void> {
     this.#say('the daemon starts');
-    const mine = { isDead: false, isReady: false };
+    const mine = { isDead: false, isReady: false, closing: new Set<object>() };
     const outside = this.#outside(mine);
     const journal = openLossyJournal(this.#db, outside);
     const [record] = journal.load();
@@ -302,7 +307,7 @@ class Life {
     await this.#settle();
   }
 
-  #outside(mine: { readonly isDead: boolean }): Outside {
+  #outside(mine: { readonly isDead: boolean; readonly closing: Set<object> }): Outside {
     return {
       clock: this.#clock,
       random: this.#random,
@@ -313,11 +318,13 @@ class Life {
       drives: this.#drives,
       sabotage: this.#sabotage,
       isDead: () => mine.isDead,
+      closing: mine.closing,
       isVendorIll: () => this.#isVendorIll,
       isDiskFull: () => this.#isDiskFull,
       isStormy: () => this.#isStormy,
       latest: () => `${this.#latest}.0.0`,
       say: (what) => this.#say(what),
+      complain: (broken) => this.#complain(broken),
       look: () => this.#look(),
       recorded: (record) => {
         if (record.kind === 'gate-opened') this.#checkTruth();
@@ -347,7 +354,12 @@ class Life {
 
   // ---- Invariants ---------------------------------------------------------------------------------------------------
 
+  #complain(broken: string): void {
+    this.#complaint ??= broken;
+  }
+
   #check(): void {
+    if (this.#complaint !== null) throw new Broken(this.#complaint);
     this.#narrate();
     this.#checkEntitled();
     const { run } = this.#daemon ?? {};
@@ -359,6 +371,22 @@ class Life {
     if (current !== null && (current.reboots > REBOOTS_MAX + 1 || current.sessions > SESSIONS_PER_RUN_MAX))
       throw new Broken(`run with ${current.reboots} reboots and ${current.sessions} sessions`);
     this.#checkDeadline();
+    this.#checkPlugged();
+  }
+
+  /** Who is said to be plugged in is. */
+  #checkPlugged(): void {
+    const daemon = this.#daemon;
+    const nowMs = this.#clock.nowMs();
+    const isWrong =
+      daemon?.isReady === true &&
+      isGateOpen(daemon.run.runner.state()) &&
+      !framesPass(this.#machine) &&
+      !this.#isDiskFull;
+    if (!isWrong) this.#unpluggedSinceMs = null;
+    else this.#unpluggedSinceMs ??= nowMs;
+    if (this.#unpluggedSinceMs !== null && nowMs - this.#unpluggedSinceMs > GRACE_MS)
+      throw new Broken('it is said to be plugged in, but no frame passes');
   }
 
   /** 1: whoever reaches the network has evidence or an override of what runs now, on disk, and the state says so. */
@@ -367,7 +395,6 @@ class Life {
     if (isOpen && !this.#wasOpen) this.#opened += 1;
     this.#wasOpen = isOpen;
     if (!isOpen) {
-      this.#openSinceMs = null;
       return;
     }
     const { audit, epoch, epochAtMs, isEpochUnannounced } = this.#machine;
@@ -385,22 +412,18 @@ class Life {
       return;
     }
     const state = this.#daemon?.run.runner.state();
-    if (state === undefined || isGateOpen(state) || state.kind === 'opening') {
-      this.#openSinceMs = null;
-      return;
-    }
-    this.#openSinceMs ??= nowMs;
-    if (nowMs - Math.max(this.#openSinceMs, this.#aliveSinceMs) > GRACE_MS)
-      throw new Broken(`the gate is open while the run is ${state.kind}`);
+    if (state === undefined || isGateOpen(state) || state.kind === 'opening') return;
+    // Closing has begun in the moment in which the state moved on.
+    if (this.#daemon?.isReady === true && this.#daemon.closing.size === 0)
+      throw new Broken(`the gate is open while the run is ${state.kind}, and nobody closes it`);
   }
-  #openSinceMs: number | null = null;
 
   /** 3: drive and network meet only in a live update. */
   #look(): void {
     if (!framesPass(this.#machine) || !this.#machine.hasDrive) return;
     const state = this.#daemon?.run.runner.state();
     if (state === undefined || isGateOpen(state)) return;
-    throw new Broken(`drive and network are there together while the run is ${state.kind}`);
+    this.#complain(`drive and network are there together while the run is ${state.kind}`);
   }
 
   /** Evidence of a guest that does not lie perfectly is true. */
@@ -409,14 +432,14 @@ class Life {
     if (last === undefined || last.record.kind !== 'gate-opened') return;
     const { evidence } = last.record;
     if (evidence.boot !== this.#guest.boot() && !this.#machine.isEpochUnannounced)
-      throw new Broken('evidence of another boot opened the gate');
+      this.#complain('evidence of another boot opened the gate');
     for (const { item, version } of evidence.items) {
       const name = item.replace(/^bundle\//, '');
       const has = this.#guest.products.get(name);
       if (has !== version && name === 'hello')
-        throw new Broken(`evidence says ${item} ${version}, the guest has ${has ?? 'none'}`);
+        this.#complain(`evidence says ${item} ${version}, the guest has ${has ?? 'none'}`);
     }
-    if (this.#guest.behaviour === 'hides') throw new Broken('a guest with a stale product that it hid was believed');
+    if (this.#guest.behaviour === 'hides') this.#complain('a guest with a stale product that it hid was believed');
   }
 
   /** 4: no step of a run outlives its deadline. */
