@@ -4,8 +4,8 @@ import { REBOOTS_MAX } from '../base/limits.ts';
 import type { RunId } from '../model/ids.ts';
 import type { QuarantineReason } from '../model/quarantine.ts';
 import type { Effect } from './effect.ts';
+import { newRun } from './new-run.ts';
 import { isUnderWay, type Run, type RunState, runOf } from './state.ts';
-import { newRun } from './transition.ts';
 
 export type Found =
   | { readonly kind: 'none' }

@@ -4,8 +4,8 @@ import type { AgentMessageOf } from '../guest/messages.ts';
 import type { EvidenceFacts } from '../model/evidence.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import type { RunEvent } from './event.ts';
+import { newRun } from './new-run.ts';
 import type { Grant, Run, RunState } from './state.ts';
-import { newRun } from './transition.ts';
 
 // The casts hold: these have the form that the brands promise.
 export const SAMPLE_STEP = 5;

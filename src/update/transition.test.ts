@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { DEFAULT_POLICY } from '../model/policy.ts';
 import type { RunEvent } from './event.ts';
+import { newRun } from './new-run.ts';
 import {
   confirm,
   EVENTS,
@@ -20,7 +21,7 @@ import {
   session,
 } from './samples.ts';
 import { isGateOpen, type RunState, type RunStateKind } from './state.ts';
-import { newRun, type Outcome, transition } from './transition.ts';
+import { type Outcome, transition } from './transition.ts';
 
 const next = (state: RunState, event: RunEvent, policy = DEFAULT_POLICY): Outcome =>
   transition({ step: SAMPLE_STEP, state }, event, policy);

@@ -7,6 +7,7 @@ import type { Policy } from '../model/policy.ts';
 import { isContentCode, type QuarantineReason } from '../model/quarantine.ts';
 import type { Effect } from './effect.ts';
 import type { GuestEvent, RunEvent } from './event.ts';
+import { newRun } from './new-run.ts';
 import {
   type Grant,
   hasVm,
@@ -63,22 +64,6 @@ const START: readonly Effect[] = [
   { kind: 'open-channel' },
   { kind: 'resume-vm', afterReset: false },
 ];
-
-/** A run that has just begun. */
-export function newRun(options: { readonly run: RunId; readonly atMs: number }): Run {
-  return {
-    run: options.run,
-    startedAtMs: options.atMs,
-    liveGrant: null,
-    isStopping: false,
-    reboots: 0,
-    sessions: 0,
-    offersSent: 0,
-    plan: null,
-    manifests: [],
-    isInstalled: false,
-  };
-}
 
 /** A new run of a VM that goes on running. The wish to stop outlives the run it was made in: a guest may reset instead. */
 function nextRun(state: RunState, options: { readonly run: RunId; readonly atMs: number }): Run {

@@ -1,0 +1,108 @@
+// A confirmation that the judge believes, and products that turned up only with it.
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import type { JudgeInput } from '../confirm/judge.ts';
+import type { InstalledProduct, Inventory } from '../model/inventory.ts';
+import { type Plan, planDigest } from '../model/plan.ts';
+import type { Release } from '../model/release.ts';
+import type { PlanAnswer } from './planner.ts';
+import { evidence, PLAN, RUN, session } from './samples.ts';
+import { weigh } from './weigh.ts';
+
+const { vm } = evidence;
+
+const product = (name: string, version: string): InstalledProduct => ({
+  ecosystem: 'bundle',
+  product: name,
+  version,
+  state: 'installed',
+});
+
+function inventory(...products: readonly InstalledProduct[]): Inventory {
+  return {
+    os: { id: 'tiny', versionId: '1', arch: 'amd64' },
+    products: [...products],
+    config: [],
+    agent: { version: '1.0.0', digest: null },
+    abilities: { drives: ['virtio-blk'], compressions: ['none'] },
+    freeBytes: 1,
+    rebootRequired: false,
+    lastShutdown: null,
+  };
+}
+
+const empty: Plan = { vm, run: RUN, items: [], vendors: [] };
+
+function input(reported: Inventory | null, confirmed: Inventory): JudgeInput {
+  const digest = planDigest(empty);
+  const confirmation = {
+    ...session,
+    run: RUN,
+    planDigest: digest,
+    manifestDigest: null,
+    results: [],
+    inventory: confirmed,
+  };
+  return {
+    vm,
+    run: RUN,
+    plan: empty,
+    planDigest: digest,
+    session,
+    confirmation,
+    manifestDigests: [],
+    reported,
+    nowMs: 1,
+  };
+}
+
+const release: Release = {
+  vendor: 'v',
+  ecosystem: 'bundle',
+  product: 'late',
+  version: '2.0.0',
+  kind: 'security',
+  requires: [],
+  advisories: [],
+  artifact: { name: 'late', digest: PLAN, sizeBytes: 1, location: 'late' },
+  install: { action: 'bundle', prefix: '/opt/late', compression: 'none' },
+};
+const behind: PlanAnswer = {
+  kind: 'plan',
+  plan: { ...empty, items: [{ id: 'bundle/late', fromVersion: '1.0.0', release }] },
+};
+
+const weighed = async (given: JudgeInput, answer: PlanAnswer | null): Promise<string> => {
+  const verdict = await weigh(given, async () => {
+    assert.ok(answer !== null, 'the vendors are not asked');
+    return answer;
+  });
+  return verdict.kind === 'refused' ? verdict.code : verdict.kind;
+};
+
+test('the vendors are not asked again when nothing turned up', async () => {
+  const has = inventory(product('hello', '2.0.0'));
+  assert.equal(await weighed(input(has, has), null), 'evidence');
+});
+
+test('a stale product that is shown only with the confirmation is not overlooked [A7 A10]', async () => {
+  const shown = inventory(product('hello', '2.0.0'), product('late', '1.0.0'));
+  assert.equal(await weighed(input(inventory(product('hello', '2.0.0')), shown), behind), 'still-behind');
+  assert.equal(await weighed(input(null, shown), behind), 'still-behind', 'also when the report is forgotten');
+});
+
+test('a new product that is the latest, or not the one that is behind, does no harm', async () => {
+  const reported = inventory(product('hello', '2.0.0'));
+  const shown = inventory(product('hello', '2.0.0'), product('other', '1.0.0'));
+  assert.equal(await weighed(input(reported, shown), { kind: 'plan', plan: empty }), 'evidence');
+  assert.equal(await weighed(input(reported, shown), behind), 'evidence');
+});
+
+test('what cannot be looked up is not believed', async () => {
+  const shown = inventory(product('hello', '2.0.0'), product('late', '1.0.0'));
+  const reason = { kind: 'vendor-unavailable', vendor: 'v', detail: 'away' } as const;
+  assert.equal(
+    await weighed(input(inventory(product('hello', '2.0.0')), shown), { kind: 'refused', reason }),
+    'still-behind',
+  );
+});
