@@ -49,7 +49,8 @@ export function makeApiClient(options: ApiClientOptions): Service {
     drift: async () => await pick(ask, 'drift', { method: 'GET', path: '/v1/drift' }),
     doctor: async () => await pick(ask, 'lines', { method: 'GET', path: '/v1/doctor' }),
     auditEntries: async (query) => await pick(ask, 'entries', { method: 'GET', path: `/v1/audit?${search(query)}` }),
-    auditVerify: async () => await ask({ method: 'GET', path: '/v1/audit/verify' }),
+    auditCheckpoint: async () => await ask({ method: 'GET', path: '/v1/audit/checkpoint' }),
+    auditVerify: async (body = {}) => await ask({ method: 'POST', path: '/v1/audit/verify', body }),
   };
 }
 

@@ -7,6 +7,7 @@ import { PolicySchema } from '../src/model/policy.ts';
 import { KindSchema } from '../src/model/release.ts';
 import type { Problem } from './problem.ts';
 import {
+  type AuditCheckpoint,
   type AuditEntry,
   type AuditReport,
   type DoctorLine,
@@ -131,6 +132,17 @@ export const AuditReportSchema = Type.Object(
   { isIntact: Type.Boolean(), records: count, head: Type.String(), trouble: nullable(Type.String()) },
   strict,
 );
+/** Of src/audit/record.ts; also what `audit verify` reads from a file. */
+export const AuditCheckpointSchema = Type.Object(
+  {
+    format: Type.Literal('pratique.checkpoint/1'),
+    records: count,
+    head: Type.String({ pattern: '^[0-9a-f]{64}$', description: 'Hash of the last record' }),
+    atMs: wallMs,
+    signature: Type.String({ pattern: '^[A-Za-z0-9+/]{86}==$', description: 'Ed25519, base64' }),
+  },
+  strict,
+);
 
 type Frozen<T> = T extends string
   ? T
@@ -153,7 +165,8 @@ export const SCHEMAS_CARRY_THE_SERVICE: readonly [
   Carries<Answer<'addVendor'>, typeof VendorStatusSchema>,
   Carries<DriftRow, typeof DriftRowSchema>,
   Carries<DoctorLine, typeof DoctorLineSchema>,
+  Carries<AuditCheckpoint, typeof AuditCheckpointSchema>,
   Carries<AuditReport, typeof AuditReportSchema>,
   Carries<AuditEntry['record']['kind'], (typeof AuditEntrySchema)['properties']['record']['properties']['kind']>,
   Carries<Problem, typeof ProblemSchema>,
-] = [true, true, true, true, true, true, true, true, true, true, true];
+] = [true, true, true, true, true, true, true, true, true, true, true, true];

@@ -109,7 +109,8 @@ export function makeService(rooms: HostRooms): Service {
     drift: async () => await driftOf(rooms),
     doctor: async () => await runDoctor(rooms),
     auditEntries: async (query) => audit.entries(query),
-    auditVerify: async () => await audit.verify(),
+    auditCheckpoint: async () => audit.checkpoint(),
+    auditVerify: async (options) => await audit.verify(options),
   };
 }
 

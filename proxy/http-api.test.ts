@@ -11,6 +11,7 @@ import { silentLog } from '../src/base/log.ts';
 import {
   type FakeService,
   makeFakeService,
+  SAMPLE_CHECKPOINT,
   SAMPLE_DRIFT,
   SAMPLE_RELEASE,
   SAMPLE_SPEC,
@@ -92,7 +93,9 @@ test('every method of the service gives the same answer over the socket as besid
     (s) => s.drift(),
     (s) => s.doctor(),
     (s) => s.auditEntries({ afterSeq: 0, limit: 5, vm: web }),
+    (s) => s.auditCheckpoint(),
     (s) => s.auditVerify(),
+    (s) => s.auditVerify({ checkpoint: SAMPLE_CHECKPOINT }),
   ];
   for (const call of calls) assert.deepEqual(await call(client), await call(twin), String(call));
   assert.deepEqual(fake.calls, twin.calls);
@@ -161,6 +164,10 @@ test('a malformed request is refused with the field, and the service is not aske
     /`policy\.instal` is not a known key/,
   );
   assert.match((await bad('POST', '/v1/vms/web/admit', { reason: ' ', actor: 'a' })).detail, /`reason` must match/);
+  assert.match(
+    (await bad('POST', '/v1/audit/verify', { checkpoint: { ...SAMPLE_CHECKPOINT, records: -1 } })).detail,
+    /`checkpoint\.records` must be at least 0/,
+  );
   assert.equal((await raw('GET', '/v1/events?after=minus')).status, 400);
   assert.equal((await raw('GET', '/v1/vms/..%2fetc')).status, 400);
   assert.equal((await raw('POST', '/v1/vms', '{')).status, 400);
@@ -273,5 +280,5 @@ test('the shipped OpenAPI document is up to date and describes every route', asy
   const document = JSON.parse(shipped);
   assert.deepEqual(document, JSON.parse(await openApiText(api)), 'run: node proxy/generate.ts');
   assert.equal(document.openapi, '3.1.0');
-  assert.equal(Object.keys(document.paths).length, 17);
+  assert.equal(Object.keys(document.paths).length, 18);
 });

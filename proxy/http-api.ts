@@ -13,6 +13,7 @@ import { VM_ID_PATTERN } from '../src/model/ids.ts';
 import { PlanSchema } from '../src/model/plan.ts';
 import { ReleaseSchema } from '../src/model/release.ts';
 import {
+  AuditCheckpointSchema,
   AuditEntrySchema,
   AuditReportSchema,
   DoctorLineSchema,
@@ -81,6 +82,7 @@ export async function makeHttpApi(options: ApiOptions): Promise<Api> {
   for (const [name, schema] of Object.entries(NAMED_SCHEMAS)) app.addSchema({ ...schema, $id: name });
   addVmRoutes(app, options.service);
   addReadingRoutes(app, options.service);
+  addAuditRoutes(app, options.service);
   addVendorRoutes(app, options.service);
   app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger());
   const closeStreams = serveEvents(app.server, options);
@@ -158,6 +160,7 @@ function withNumbers(schema: TSchema, received: unknown): unknown {
 
 /** The schemas that have a name in the OpenAPI document; answers refer to them. */
 const NAMED_SCHEMAS = {
+  AuditCheckpoint: AuditCheckpointSchema,
   AuditEntry: AuditEntrySchema,
   AuditReport: AuditReportSchema,
   DoctorLine: DoctorLineSchema,
@@ -283,22 +286,6 @@ function addReadingRoutes(app: Api, service: Service): void {
     async ({ query }) => ({ events: await service.pastEvents(pageOf(query)) }),
   );
   app.get(
-    '/v1/audit',
-    {
-      schema: {
-        summary: 'Audit records',
-        querystring,
-        response: answers(200, listOf('entries', 'AuditEntry'), 'Records in order'),
-      },
-    },
-    async ({ query }) => ({ entries: await service.auditEntries(pageOf(query)) }),
-  );
-  app.get(
-    '/v1/audit/verify',
-    { schema: { summary: 'Check the chain of records', response: answers(200, refTo('AuditReport'), 'The finding') } },
-    async () => service.auditVerify(),
-  );
-  app.get(
     '/v1/drift',
     {
       schema: {
@@ -317,6 +304,41 @@ function addReadingRoutes(app: Api, service: Service): void {
       },
     },
     async () => ({ lines: await service.doctor() }),
+  );
+}
+
+function addAuditRoutes(app: Api, service: Service): void {
+  app.get(
+    '/v1/audit',
+    {
+      schema: {
+        summary: 'Audit records',
+        querystring: Type.Object(page, strict),
+        response: answers(200, listOf('entries', 'AuditEntry'), 'Records in order'),
+      },
+    },
+    async ({ query }) => ({ entries: await service.auditEntries(pageOf(query)) }),
+  );
+  app.get(
+    '/v1/audit/checkpoint',
+    {
+      schema: {
+        summary: 'How the chain ends now, signed: to be kept elsewhere',
+        response: answers(200, refTo('AuditCheckpoint'), 'The checkpoint'),
+      },
+    },
+    async () => service.auditCheckpoint(),
+  );
+  app.post(
+    '/v1/audit/verify',
+    {
+      schema: {
+        summary: 'Check the chain of records; with a checkpoint also that no tail was cut',
+        body: Type.Object({ checkpoint: Type.Optional(AuditCheckpointSchema) }, strict),
+        response: answers(200, refTo('AuditReport'), 'The finding'),
+      },
+    },
+    async ({ body }) => service.auditVerify(body),
   );
 }
 

@@ -1,4 +1,5 @@
 // What the surfaces (HTTP API, CLI, demo) may ask of the running host. host.ts implements it over the rooms of src/.
+import type { Checkpoint as AuditCheckpoint } from '../src/audit/record.ts';
 import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
 import type { VmId } from '../src/model/ids.ts';
 import type { InstalledProduct, Os } from '../src/model/inventory.ts';
@@ -74,7 +75,7 @@ export type DriftRow = {
   readonly sinceMs: number;
 };
 
-export type { VendorConfig };
+export type { AuditCheckpoint, VendorConfig };
 
 export type DoctorLine = {
   readonly check: string;
@@ -138,5 +139,8 @@ export type Service = {
     readonly limit: number;
     readonly vm?: string;
   }) => Promise<readonly AuditEntry[]>;
-  readonly auditVerify: () => Promise<AuditReport>;
+  /** A signed statement of how long the chain is and how it ends, to be kept elsewhere. */
+  readonly auditCheckpoint: () => Promise<AuditCheckpoint>;
+  /** Checks the chain; only with a checkpoint kept elsewhere is a tail that was cut off noticed. */
+  readonly auditVerify: (options?: { readonly checkpoint?: AuditCheckpoint }) => Promise<AuditReport>;
 };

@@ -159,6 +159,8 @@ export const EVENTS_KEPT_PER_VM = 2_000;
 
 /** Bytes of a configuration file. */
 export const CONFIG_FILE_BYTES_MAX = 1024 * 1024;
+/** Bytes of an audit checkpoint in a file: it has about 300, and whoever kept it may have indented it. */
+export const CHECKPOINT_FILE_BYTES_MAX = 4 * 1024;
 /** Bytes of one HTTP request body on our API. */
 export const API_BODY_BYTES_MAX = 256 * 1024;
 

@@ -1,6 +1,6 @@
 // An in-memory Service: answers every question of the surfaces with complete sample data and remembers what was asked of it.
 import { EventEmitter, on } from 'node:events';
-import type { DriftRow, RunStateName, Service, VmEventRecord, VmView } from '../../proxy/service.ts';
+import type { AuditCheckpoint, DriftRow, RunStateName, Service, VmEventRecord, VmView } from '../../proxy/service.ts';
 import { digestOf } from '../../src/base/digest.ts';
 import { PratiqueError } from '../../src/base/errors.ts';
 import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
@@ -63,6 +63,15 @@ export const SAMPLE_DRIFT: DriftRow = {
   kind: 'security',
   advisories: ['ACME-2026-1'],
   sinceMs: 1_700_000_000_000,
+};
+
+/** Well-formed; its signature is of no key. */
+export const SAMPLE_CHECKPOINT: AuditCheckpoint = {
+  format: 'pratique.checkpoint/1',
+  records: 1,
+  head: digestOf('1'),
+  atMs: 1_700_000_000_000,
+  signature: `${'A'.repeat(86)}==`,
 };
 
 const SAMPLE_PLAN: Plan = {
@@ -282,8 +291,12 @@ export function makeFakeService(state: RunStateName = 'off'): FakeService {
         },
       ];
     },
-    auditVerify: async () => {
-      enter('auditVerify');
+    auditCheckpoint: async () => {
+      enter('auditCheckpoint');
+      return SAMPLE_CHECKPOINT;
+    },
+    auditVerify: async (options = {}) => {
+      enter('auditVerify', options);
       return { isIntact: true, records: 1, head: digestOf('1'), trouble: null };
     },
   };
