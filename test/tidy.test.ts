@@ -109,5 +109,9 @@ test('a planted violation of each style rule is found', () => {
   assert.equal(plant('src/base/x.ts', '// x\n// TODO later\n').length, 1);
   assert.equal(plant('src/base/x.ts', '// x\n// TODO #12 later\n').length, 0);
   assert.equal(plant('src/base/x.test.ts', "// x\ntest.skip('y', () => {});\n").length, 1);
+  assert.equal(
+    plant('src/base/x.test.ts', "// x\ntest('y', {\n  skip: isHard ? false : 'no',\n}, () => {});\n").length,
+    1,
+  );
   assert.equal(plant('src/base/x.ts', '// x\nexport class VmManager {}\n').length, 1);
 });

@@ -1,13 +1,9 @@
 // The real command on a real Debian guest: security updates signed by Debian, from the archive that this machine's own apt uses.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { runDemoCommand } from './demo-run.ts';
+import { runDemoCommand } from '../e2e/demo-run.ts';
 
-const isFull = process.env.PRATIQUE_TEST_FULL === '1';
-
-test('a Debian guest gets the real security updates that are pending, and is plugged in after them [A9] [A10] [A11] [X1]', {
-  skip: isFull ? false : 'it takes minutes: npm run test:full runs it',
-}, async (t) => {
+test('a Debian guest gets the real security updates that are pending, and is plugged in after them [A9] [A10] [A11] [X1]', async (t) => {
   const { document, exitCode, said, leftovers } = await runDemoCommand(['--guest', 'debian']);
   assert.equal(exitCode, 0, said);
   assert.equal(document.state, 'connected');
