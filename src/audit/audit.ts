@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { digestOf } from '../base/digest.ts';
 import { canonicalJson } from '../base/digest-text.ts';
+import { makeGathering } from '../base/gather.ts';
 import { AUDIT_BATCH_MAX, AUDIT_PAGE_MAX, AUDIT_QUEUE_MAX, AUDIT_RECORD_BYTES_MAX } from '../base/limits.ts';
 import type { Log } from '../base/log.ts';
 import { parseJson } from '../base/parse.ts';
@@ -68,7 +69,6 @@ class Chain implements Audit {
   readonly #log: Log;
   #head: Head;
   #waiting: Waiting[] = [];
-  #isScheduled = false;
   #isClosed = false;
 
   constructor(db: DatabaseSync, key: HostKey, { clock, log }: AuditOptions) {
@@ -141,17 +141,12 @@ class Chain implements Audit {
     return new AuditError('internal/audit-record', `a ${record.kind} record is over ${AUDIT_RECORD_BYTES_MAX} bytes`);
   }
 
-  /** Group commit: whatever is appended before the event loop comes round shares one transaction, so one fsync. */
-  #schedule(): void {
-    if (this.#isScheduled) return;
-    this.#isScheduled = true;
-    setImmediate(() => {
-      this.#isScheduled = false;
-      if (this.#isClosed) return;
-      this.#flush();
-      if (this.#waiting.length > 0) this.#schedule();
-    });
-  }
+  /** Group commit: whatever is appended in the same moment shares one transaction, so one fsync. */
+  readonly #schedule = makeGathering(() => {
+    if (this.#isClosed) return;
+    this.#flush();
+    if (this.#waiting.length > 0) this.#schedule();
+  });
 
   #flush(): void {
     const batch = this.#waiting.slice(0, AUDIT_BATCH_MAX);

@@ -1,6 +1,7 @@
 // The standing fence: one nft table that drops both directions of every tap that is not admitted. It exists before any tap
 // and stays when we are gone. All changes go through one nft process, and each is read back before it counts as done.
 import type { Clock } from '../base/clock.ts';
+import { makeGathering } from '../base/gather.ts';
 import type { Log } from '../base/log.ts';
 import { HypervisorError } from './errors.ts';
 import {
@@ -160,12 +161,15 @@ function makeBatcher(
     }
     isBusy = false;
   };
+  const begin = makeGathering(() => {
+    if (isBusy) return;
+    isBusy = true;
+    void work();
+  });
   return (question) =>
     new Promise((resolve, reject) => {
       waiting.push({ question, resolve, reject });
-      if (isBusy) return;
-      isBusy = true;
-      setImmediate(() => void work());
+      if (!isBusy) begin();
     });
 }
 

@@ -73,6 +73,7 @@ type NftProcess = {
   readonly end: () => void;
 };
 
+/** A request whose lines are still to come. */
 type Pending = {
   listing: unknown;
   readonly resolve: (listing: unknown) => void;
@@ -83,26 +84,25 @@ function startNft(namespace: Namespace, clock: Clock): NftProcess {
   const [program = 'nft', ...args] = [...enterPrefix(namespace), 'nft', '-j', '-i'];
   const child = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'] });
   const splitter = makeLineSplitter(NFT_LINE_CHARS_MAX);
-  let pending: Pending | null = null;
+  const pending: Pending[] = [];
   let complaint = '';
   let failure: HypervisorError | null = null;
 
   const fail = (detail: string, cause?: unknown) => {
     const next = 'check that nft is installed, that we may use it, and that the namespace exists';
     failure ??= new HypervisorError('host-fault/fence', `nft of the fence: ${printable(detail, 400)}`, { cause, next });
-    pending?.reject(failure);
-    pending = null;
+    for (const each of pending.splice(0)) each.reject(failure);
     child.kill('SIGKILL');
   };
   const take = (line: string) => {
-    if (pending === null) return;
+    const [first] = pending;
+    if (first === undefined) return;
     const document = parseJson(line, "nft's answer", 'host-fault/fence-listing');
     // Every listing we ask for has sets or chains in it; the marker's has tables only.
-    if (!isMarker(document)) pending.listing = document;
-    else {
-      pending.resolve(pending.listing);
-      pending = null;
-    }
+    if (isMarker(document)) pending.shift();
+    else first.listing = document;
+    // A listing is proof enough that all before it was done. The marker tells that there will be none; it may come later.
+    first.resolve(first.listing);
   };
   child.stdout.setEncoding('utf8').on('data', (text: string) => {
     const { lines, overflow } = splitter.push(text);
@@ -126,7 +126,7 @@ function startNft(namespace: Namespace, clock: Clock): NftProcess {
       if (failure !== null) throw failure;
       complaint = '';
       const { promise, resolve, reject } = Promise.withResolvers<unknown>();
-      pending = { listing: null, resolve, reject };
+      pending.push({ listing: null, resolve, reject });
       keepAlive(child, true);
       const cancel = clock.after(NFT_ANSWER_TIMEOUT_MS, () => fail(`no answer within ${NFT_ANSWER_TIMEOUT_MS} ms`));
       child.stdin.write([...commands, listing, MARKER, ''].join('\n'));

@@ -1,5 +1,6 @@
 // The durable memory of all runs: VMs, their states, plans and events. States are saved before their effects run.
 
+import { makeGathering } from '../base/gather.ts';
 import { EVENTS_KEPT_PER_VM } from '../base/limits.ts';
 import { type DatabaseSync, inTransaction, type Migration } from '../base/sqlite.ts';
 import type { VmSpec } from '../hypervisor/vm-spec.ts';
@@ -72,11 +73,9 @@ export function openJournal(db: DatabaseSync): Journal {
   const listeners = new Set<(note: SeqNote) => void>();
   let pending: Pending[] = [];
   let notes: RunNote[] = [];
-  let isScheduled = false;
   const counts = new Map<VmId, number>();
 
   const flush = (): void => {
-    isScheduled = false;
     const batch = pending;
     const newNotes = notes;
     pending = [];
@@ -95,11 +94,7 @@ export function openJournal(db: DatabaseSync): Journal {
     for (const entry of batch) entry.settle(null);
     for (const note of numbered) for (const listener of listeners) listener(note);
   };
-  const schedule = (): void => {
-    if (isScheduled) return;
-    isScheduled = true;
-    setImmediate(flush);
-  };
+  const schedule = makeGathering(flush);
   const enqueue = (write: () => void): Promise<void> =>
     new Promise((resolve, reject) => {
       pending.push({ write, settle: (error) => (error === null ? resolve() : reject(error)) });
