@@ -112,29 +112,32 @@ export function makeGate(deps: GateDeps): Gate {
 
   return {
     close: (vm, reason) => {
-      lanes.askForClose(vm);
-      return lanes.run(vm, async () => {
+      lanes.askForClose(vm.vm);
+      return lanes.run(vm.vm, async () => {
         await shut(vm);
         await deps.audit({ kind: 'gate-closed', vm: vm.vm, reason });
       });
     },
     fenceOff: async (vm, namespace, taps, reason) => {
-      try {
-        await closeFence(vm, taps, await deps.fenceFor(namespace));
-      } catch (cause) {
-        throw notClosed(vm, [{ layer: 'the fence', cause }], cause);
-      }
-      await deps.audit({ kind: 'gate-closed', vm, reason });
+      lanes.askForClose(vm);
+      await lanes.run(vm, async () => {
+        try {
+          await closeFence(vm, taps, await deps.fenceFor(namespace));
+        } catch (cause) {
+          throw notClosed(vm, [{ layer: 'the fence', cause }], cause);
+        }
+        await deps.audit({ kind: 'gate-closed', vm, reason });
+      });
     },
     resume: (vm) =>
-      lanes.run(vm, async () => {
+      lanes.run(vm.vm, async () => {
         if (positionOf(vm).kind !== 'closed') throw staysStopped(vm.vm, 'its gate was not closed before');
         await checkClosed(vm, await deps.fenceFor(vm.namespace));
         await vm.resume();
       }),
     open: (vm, grant) => {
-      const isStillMeant = lanes.watchForClose(vm);
-      return lanes.run(vm, () => open(vm, grant, isStillMeant));
+      const isStillMeant = lanes.watchForClose(vm.vm);
+      return lanes.run(vm.vm, () => open(vm, grant, isStillMeant));
     },
     isAdmitted,
   };
@@ -245,25 +248,25 @@ function closedMeanwhile(vm: VmId): GateError {
   return new GateError('refused/closed-meanwhile', `${vm}: the gate was closed while it was being opened`);
 }
 
-/** One VM's changes one after the other; and whether a close was asked for since, so that an open that waits gives way. */
+/** One VM's changes one after the other, also when it was taken over anew in between; and whether a close was asked for since, so that an open that waits gives way. */
 function makeLanes() {
   type Lane = { closes: number; last: Promise<unknown> };
-  const lanes = new WeakMap<RunningVm, Lane>();
-  const laneOf = (vm: RunningVm): Lane => {
+  const lanes = new Map<VmId, Lane>();
+  const laneOf = (vm: VmId): Lane => {
     const lane = lanes.get(vm) ?? { closes: 0, last: Promise.resolve() };
     lanes.set(vm, lane);
     return lane;
   };
   return {
-    askForClose: (vm: RunningVm) => {
+    askForClose: (vm: VmId) => {
       laneOf(vm).closes += 1;
     },
-    watchForClose: (vm: RunningVm) => {
+    watchForClose: (vm: VmId) => {
       const lane = laneOf(vm);
       const { closes } = lane;
       return () => lane.closes === closes;
     },
-    run: <T>(vm: RunningVm, work: () => Promise<T>): Promise<T> => {
+    run: <T>(vm: VmId, work: () => Promise<T>): Promise<T> => {
       const lane = laneOf(vm);
       const mine = lane.last.then(work);
       lane.last = mine.catch(() => {});
