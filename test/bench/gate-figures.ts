@@ -17,8 +17,8 @@ export type Target = {
   readonly what: string;
   readonly limit: number;
   readonly measured: number;
-  /** Measured to limit; at most 1 is met. */
-  readonly ratio: number;
+  /** Measured to limit; at most 1 is met. Null where the limit is 0. */
+  readonly ratio: number | null;
   readonly isMet: boolean;
 };
 
@@ -42,7 +42,7 @@ export function distribution(samplesMs: readonly number[]): Distribution {
 
 /** A promise beside what was measured. */
 export function target(what: string, limit: number, measured: number): Target {
-  return { what, limit, measured, ratio: round(measured / limit, 3), isMet: measured <= limit };
+  return { what, limit, measured, ratio: limit === 0 ? null : round(measured / limit, 3), isMet: measured <= limit };
 }
 
 /** Rounds to a number of decimals. */

@@ -121,17 +121,21 @@ export async function benchOpening(
 
 function openingFigures(vms: readonly FleetVm[], daemonCpuMs: number): OpeningFigures {
   const times = vms.map((vm) => vm.times);
+  const deviceDeletedToLinkUp = distribution(times.map((time) => time.linkUpMs - time.deletedMs));
   const detachedToLinkUp = distribution(times.map((time) => time.linkUpMs - time.closedMs));
   const first = Math.min(...times.map((time) => time.releasedMs));
   return {
     vms: vms.length,
     detachedToLinkUp,
     detach: distribution(times.map((time) => time.closedMs - time.releasedMs)),
-    deviceDeletedToLinkUp: distribution(times.map((time) => time.linkUpMs - time.deletedMs)),
+    deviceDeletedToLinkUp,
     releasedToLinkUp: distribution(times.map((time) => time.linkUpMs - time.releasedMs)),
     burstMs: round(Math.max(...times.map((time) => time.linkUpMs)) - first),
     daemonCpuMs,
-    targets: [target('drive released to link up, p99, ms', 20, detachedToLinkUp.p99Ms)],
+    targets: [
+      target('drive detached (image closed) to link up, p99, ms', 20, detachedToLinkUp.p99Ms),
+      target('device deleted (in the middle of the detaching) to link up, p99, ms', 20, deviceDeletedToLinkUp.p99Ms),
+    ],
   };
 }
 
