@@ -11,9 +11,9 @@ import { tryCommand } from '../src/base/run-command.ts';
 const ROOT = join(import.meta.dirname, '..');
 const IS_FULL = process.env.PRATIQUE_TEST_FULL === '1';
 
-/** Milliseconds for all unit tests together, and for one file of whole VMs: one that hangs must not hold the others for ever. */
+/** Milliseconds for all unit tests together, and for all tests of whole VMs: one that hangs must not hold the others for ever. */
 const UNIT_TIMEOUT_MS = 15 * 60_000;
-const WHOLE_TIMEOUT_MS = (IS_FULL ? 120 : 9) * 60_000;
+const WHOLE_TIMEOUT_MS = (IS_FULL ? 240 : 30) * 60_000;
 const CHECK_TIMEOUT_MS = 5 * 60_000;
 /** Characters of a file's own output that are shown when it fails. */
 const OUTPUT_CHARS_MAX = 8_000;
@@ -31,10 +31,12 @@ const CHECKS: readonly Check[] = [
 ];
 
 const ROOMS = ['src', 'proxy', 'guest-agent', 'images', 'scripts', 'test'].map((room) => `${room}/**/*.test.ts`);
-/** Tests of whole VMs: each wants the machine for itself, for its waiting times suppose that it has it. */
+/** Tests of whole VMs wait more than they work, and each VM takes one processor: as many files at once as there are processors. */
 const WHOLE = ['e2e', 'hostile-guest', 'power-loss', 'full'].map((folder) => `test/${folder}/**/*.test.ts`);
 /** Whole files that take minutes: left for npm run test:full, and named where they are left out. */
 const FULL_ONLY = ['test/full/**/*.test.ts'];
+/** Whole files that take all processors by themselves. */
+const ALONE = ['test/e2e/scale.test.ts'];
 
 const say = (line: string): void => {
   process.stdout.write(`${line}\n`);
@@ -148,26 +150,33 @@ async function runUnitTests(): Promise<Count> {
   return await runFiles(find(ROOMS, WHOLE), availableParallelism(), UNIT_TIMEOUT_MS);
 }
 
-async function runWholeTests(files: readonly string[]): Promise<Count> {
-  say('\ntests of whole VMs, one file after another');
-  let total = NOTHING;
-  for (const file of files) total = add(total, await runFiles([file], 1, WHOLE_TIMEOUT_MS));
-  return total;
+async function runWholeTests(exclude: readonly string[]): Promise<Count> {
+  const together = await runFiles(find(WHOLE, [...ALONE, ...exclude]), availableParallelism(), WHOLE_TIMEOUT_MS);
+  return add(together, await runFiles(find(ALONE, []), 1, WHOLE_TIMEOUT_MS));
+}
+
+async function runNamed(words: readonly string[]): Promise<Count> {
+  return await runFiles(
+    words.map((file) => relative(ROOT, file)),
+    1,
+    WHOLE_TIMEOUT_MS,
+  );
 }
 
 async function runAll(words: readonly string[]): Promise<Count> {
   const [scope] = words;
-  if (scope !== 'check' && scope !== 'all') return await runWholeTests(words.map((file) => relative(ROOT, file)));
+  if (scope !== 'check' && scope !== 'all') return await runNamed(words);
   let total = NOTHING;
   for (const check of CHECKS) total = add(total, await runCheck(check));
   total = add(total, await runUnitTests());
   if (scope === 'check') return total;
   if (IS_FULL) {
-    say('\nevery cell of the large matrices');
-    return add(total, await runWholeTests(find(WHOLE, [])));
+    say('\nwhole VMs, with every cell of the large matrices');
+    return add(total, await runWholeTests([]));
   }
-  say(`\na sample of the large matrices; npm run test:full has all cells, and ${find(FULL_ONLY, []).join(', ')}`);
-  return add(total, await runWholeTests(find(WHOLE, FULL_ONLY)));
+  const left = find(FULL_ONLY, []).join(', ');
+  say(`\nwhole VMs, with a sample of the large matrices; npm run test:full has all cells, and ${left}`);
+  return add(total, await runWholeTests(FULL_ONLY));
 }
 
 const startMs = systemClock.monotonicMs();
