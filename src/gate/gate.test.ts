@@ -278,3 +278,23 @@ test('a hundred VMs that open at once are all plugged in within milliseconds of 
   // The figure that counts is the benchmark's; this only catches a process per opening (seconds).
   assert((tookMs[98] ?? 0) < 2000);
 });
+
+test('an override of what evidence has just opened is recorded with who and why [X2]', async (t) => {
+  const { gate, addVm, records, isPlugged } = await house(t);
+  const one = await addVm('a');
+  await gate.close(one.vm, 'start');
+  await gate.open(one.vm, grant(one.vm.vm));
+  await gate.open(one.vm, { kind: 'override', run: RUN, reason: 'the router', actor: 'ann' });
+  assert.equal(records.at(-1)?.kind, 'override');
+  assert.deepEqual(await isPlugged(one), OPEN);
+});
+
+test('a VM whose monitor is out of reach is fenced by the names of its taps [A11 X1]', async (t) => {
+  const { gate, net, addVm, isPlugged, records } = await house(t);
+  const one = await addVm('a');
+  await gate.close(one.vm, 'start');
+  await gate.open(one.vm, grant(one.vm.vm));
+  await gate.fenceOff(one.vm.vm, net.namespace, [one.tap], 'it could not be taken over');
+  assert.equal((await isPlugged(one)).fence, false);
+  assert.deepEqual(records.at(-1), { kind: 'gate-closed', vm: 'a', reason: 'it could not be taken over' });
+});

@@ -63,7 +63,7 @@ export type GateDeps = {
 type Position =
   | { readonly kind: 'unknown' }
   | { readonly kind: 'closed' }
-  | { readonly kind: 'open'; readonly run: RunId; readonly linkUpAtMs: number };
+  | { readonly kind: 'open'; readonly run: RunId; readonly by: GateGrant['kind']; readonly linkUpAtMs: number };
 
 /** Makes the gate of this host. */
 export function makeGate(deps: GateDeps): Gate {
@@ -91,13 +91,15 @@ export function makeGate(deps: GateDeps): Gate {
     await vm.raiseLinks();
     const linkUpAtMs = clock.nowMs();
     await vm.releaseMedia();
-    positions.set(vm, { kind: 'open', run: grant.run, linkUpAtMs });
+    positions.set(vm, { kind: 'open', run: grant.run, by: grant.kind, linkUpAtMs });
     return linkUpAtMs;
   };
   const open = async (vm: RunningVm, grant: GateGrant, isStillMeant: () => boolean) => {
     checkGrant(deps, vm, grant);
     const before = positionOf(vm);
-    if (before.kind === 'open' && before.run === grant.run && (await isAdmitted(vm))) return before;
+    // An override of what evidence opened a moment ago is a decision of its own, and recorded.
+    const isRepeated = before.kind === 'open' && before.run === grant.run && before.by === grant.kind;
+    if (isRepeated && (await isAdmitted(vm))) return before;
     await record(deps, vm.vm, grant);
     if (!isStillMeant()) throw closedMeanwhile(vm.vm);
     try {
@@ -248,7 +250,10 @@ function closedMeanwhile(vm: VmId): GateError {
   return new GateError('refused/closed-meanwhile', `${vm}: the gate was closed while it was being opened`);
 }
 
-/** One VM's changes one after the other, also when it was taken over anew in between; and whether a close was asked for since, so that an open that waits gives way. */
+/**
+ * One VM's changes one after the other, also when it was taken over anew in between; and whether a close was asked for since,
+ * so that an open that waits gives way.
+ */
 function makeLanes() {
   type Lane = { closes: number; last: Promise<unknown> };
   const lanes = new Map<VmId, Lane>();

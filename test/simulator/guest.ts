@@ -29,6 +29,8 @@ type AgentMessageBody = AgentReport extends infer M
 
 export type Guest = {
   behaviour: Behaviour;
+  /** What it was when it confirmed last. */
+  confirmedAs: Behaviour;
   readonly products: Map<string, string>;
   /** The agent answers; false while the guest boots or its VM is off. */
   readonly isUp: () => boolean;
@@ -74,6 +76,7 @@ export function makeGuest(deps: GuestDeps): Guest {
 
   const self: Guest = {
     behaviour: 'honest',
+    confirmedAs: 'honest',
     products,
     isUp: () => isUp,
     boot: () => boot,
@@ -208,6 +211,7 @@ export function makeGuest(deps: GuestDeps): Guest {
 
   function confirm(body: HostBodyOf<'ask-confirm'>): void {
     const { run, planDigest } = body;
+    self.confirmedAs = self.behaviour;
     const answers: AgentMessageBody = {
       type: 'confirm',
       run,

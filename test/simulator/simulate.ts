@@ -439,7 +439,7 @@ class Life {
       if (has !== version && name === 'hello')
         this.#complain(`evidence says ${item} ${version}, the guest has ${has ?? 'none'}`);
     }
-    if (this.#guest.behaviour === 'hides') this.#complain('a guest with a stale product that it hid was believed');
+    if (this.#guest.confirmedAs === 'hides') this.#complain('a guest with a stale product that it hid was believed');
   }
 
   /** 4: no step of a run outlives its deadline. */
