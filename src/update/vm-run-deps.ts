@@ -30,6 +30,4 @@ export type VmRunDeps = {
   /** Folder of the drives: one folder a VM, one below it a run. */
   readonly drivesFolder: string;
   readonly deadlinesMs?: Readonly<Partial<Record<RunState['kind'], number>>>;
-  /** Called when a VM starts: vendors are asked while it boots. */
-  readonly onStart?: () => void;
 };

@@ -275,7 +275,6 @@ export class VmRun {
   }
 
   async #startVm(): Promise<Answer | null> {
-    this.#deps.onStart?.();
     this.#attached = null;
     // One that was left behind when it could not be taken over is taken over now.
     const running = (await this.#deps.driver.adopt(this.spec)) ?? (await this.#deps.driver.start(this.spec));

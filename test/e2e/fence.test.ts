@@ -4,11 +4,10 @@ import { test } from 'node:test';
 import { runCommand } from '../../src/base/run-command.ts';
 import { enterPrefix } from '../../src/hypervisor/namespace.ts';
 import { namespaceOf } from '../../src/update/taps.ts';
-import { makeHouse } from './harness.ts';
+import { openHouse } from './harness.ts';
 
 test('a flushed rule set is noticed: the gate closes, the fence stands again, and an up-to-date VM is back by itself [A11] [X1]', async (t) => {
-  const house = await makeHouse({ version: '1.1.0' });
-  t.after(() => house.close());
+  const house = await openHouse(t, { version: '1.1.0' });
   const vm = await house.addVm();
   await vm.start();
   await vm.reach('connected');

@@ -6,6 +6,7 @@ import { chmod, mkdir, mkdtemp, open, readFile, rm, writeFile } from 'node:fs/pr
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
+import type { TestContext } from 'node:test';
 import { buildAgent } from '../../guest-agent/build.ts';
 import { type HelloBehaviour, makeHelloBundle } from '../../images/hello-product.ts';
 import { buildImage, type GuestImage, guestCommandLine, imageCacheFolder, makeVmDisk } from '../../images/images.ts';
@@ -429,4 +430,23 @@ function readJournaledState(path: string, vm: VmId): RunStateName {
 export async function crash(victim: ProcessId): Promise<void> {
   process.kill(victim.pid, 'SIGKILL');
   assert(await waitUntil(systemClock, 10_000, async () => !(await isAlive(victim))), `process ${victim.pid} lives on`);
+}
+
+/** A house that the test's end takes down. */
+export async function openHouse(
+  t: TestContext,
+  release: Release,
+  kernelFlavour: KernelFlavour = 'cloud',
+): Promise<House> {
+  const made = await makeHouse(release, kernelFlavour);
+  t.after(made.close);
+  return made;
+}
+
+/** The VM is plugged in with this version, serves it, and nothing of it arrived anywhere while the gate was closed. */
+export async function assertConnected(vm: TestVm, version: string): Promise<void> {
+  assert.equal(await vm.settle(), 'connected');
+  assert.equal(await vm.served(), version);
+  assert(await vm.isHeard(), 'positive control: its frames arrive now');
+  assert.deepEqual(await vm.strayFrames(), []);
 }

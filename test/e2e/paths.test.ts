@@ -4,33 +4,18 @@ import assert from 'node:assert/strict';
 import { chmod, copyFile, mkdir, open, readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
-import { type TestContext, test } from 'node:test';
+import { test } from 'node:test';
 import { buildAgent } from '../../guest-agent/build.ts';
 import { HELLO_PRODUCT } from '../../images/hello-product.ts';
 import { imageCacheFolder } from '../../images/images.ts';
-import type { KernelFlavour } from '../../images/kernel.ts';
 import { type Digest, digestOfFile } from '../../src/base/digest.ts';
 import { silentLog } from '../../src/base/log.ts';
 import { runCommand } from '../../src/base/run-command.ts';
 import { NIC_MODELS } from '../../src/hypervisor/vm-spec.ts';
 import type { Inventory } from '../../src/model/inventory.ts';
-import { type House, makeHouse, type Release, type TestVm } from './harness.ts';
+import { assertConnected, type House, openHouse, type TestVm } from './harness.ts';
 
 const NEW_AGENT = '0.2.0';
-
-async function house(t: TestContext, release: Release, kernelFlavour: KernelFlavour = 'cloud'): Promise<House> {
-  const made = await makeHouse(release, kernelFlavour);
-  t.after(made.close);
-  return made;
-}
-
-/** The VM is plugged in with this version, serves it, and nothing of it arrived anywhere while the gate was closed. */
-async function assertConnected(vm: TestVm, version: string): Promise<void> {
-  assert.equal(await vm.settle(), 'connected');
-  assert.equal(await vm.served(), version);
-  assert(await vm.isHeard(), 'positive control: its frames arrive now');
-  assert.deepEqual(await vm.strayFrames(), []);
-}
 
 async function makeMedium(folder: string): Promise<string> {
   const content = join(folder, 'medium');
@@ -106,7 +91,7 @@ function inventoryOf({ folder }: House, vm: TestVm): Inventory {
 }
 
 test('ways through a run that only real guests can prove', async (t) => {
-  const home = await house(t, { version: '1.1.0', installLines: NOTE_DRIVES, paddingBytes: 200_000 });
+  const home = await openHouse(t, { version: '1.1.0', installLines: NOTE_DRIVES, paddingBytes: 200_000 });
   const { folder, service, addVm } = home;
 
   await t.test(
@@ -223,7 +208,7 @@ for (const model of isFull ? NIC_MODELS : (['virtio-net-pci'] as const)) {
   test(`nothing of a VM with a card of model ${model} reaches a peer before its admission, also when its guest bounces the link [A8] [X1]`, async (t) => {
     const sample = `sample: ${model} of ${NIC_MODELS.length} models; PRATIQUE_TEST_FULL=1 runs all`;
     t.diagnostic(isFull ? 'every model' : sample);
-    const { addVm } = await house(t, { version: '1.1.0', installLines: BOUNCE }, isFull ? 'generic' : 'cloud');
+    const { addVm } = await openHouse(t, { version: '1.1.0', installLines: BOUNCE }, isFull ? 'generic' : 'cloud');
     const vm = await addVm({ change: (spec) => ({ ...spec, nics: spec.nics.map((nic) => ({ ...nic, model })) }) });
     await vm.start();
     await vm.reach('judging');

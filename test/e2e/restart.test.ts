@@ -1,26 +1,12 @@
 // Crashes, resets and later updates on real VMs: after each the VM is as before or updated, never plugged in wrongly, and the
 // run goes on by itself.
 import assert from 'node:assert/strict';
-import { type TestContext, test } from 'node:test';
+import { test } from 'node:test';
 import { isAlive } from '../../src/hypervisor/qmp/process.ts';
-import { crash, type House, makeHouse, type Release, type TestVm } from './harness.ts';
-
-async function house(t: TestContext, release: Release): Promise<House> {
-  const made = await makeHouse(release);
-  t.after(made.close);
-  return made;
-}
-
-/** The VM is plugged in with this version, serves it, and nothing of it arrived anywhere while the gate was closed. */
-async function assertConnected(vm: TestVm, version: string): Promise<void> {
-  assert.equal(await vm.settle(), 'connected');
-  assert.equal(await vm.served(), version);
-  assert(await vm.isHeard(), 'positive control: its frames arrive now');
-  assert.deepEqual(await vm.strayFrames(), []);
-}
+import { assertConnected, crash, openHouse } from './harness.ts';
 
 test('a daemon killed in each state of one run takes the same VM over and brings it to the network by itself [X4] [A11]', async (t) => {
-  const { daemon, addVm } = await house(t, { version: '1.1.0', installSeconds: 2 });
+  const { daemon, addVm } = await openHouse(t, { version: '1.1.0', installSeconds: 2 });
   const vm = await addVm();
   await vm.start();
   const hits: string[] = [];
@@ -50,7 +36,7 @@ test('a daemon killed in each state of one run takes the same VM over and brings
 });
 
 test('a VM whose QEMU is killed in the middle of an install is started again and ends updated [X4] [A11]', async (t) => {
-  const { addVm } = await house(t, { version: '1.1.0', installSeconds: 3 });
+  const { addVm } = await openHouse(t, { version: '1.1.0', installSeconds: 3 });
   const vm = await addVm();
   await vm.start();
   await vm.reach('installing');
@@ -62,7 +48,7 @@ test('a VM whose QEMU is killed in the middle of an install is started again and
 });
 
 test('a VM through its days: updated, reset by its guest, updated live, staged while off, updated with the vendor gone [A1] [A2] [A12]', async (t) => {
-  const { service, server, publish, addVm } = await house(t, { version: '1.1.0' });
+  const { service, server, publish, addVm } = await openHouse(t, { version: '1.1.0' });
   const vm = await addVm();
   await vm.start();
   await assertConnected(vm, '1.1.0');
@@ -104,7 +90,7 @@ test('a VM through its days: updated, reset by its guest, updated live, staged w
 });
 
 test('a VM that an operator admits is plugged in, and the audit chain says who and why [A11] [X2]', async (t) => {
-  const { service, addVm } = await house(t, { version: '1.1.0' });
+  const { service, addVm } = await openHouse(t, { version: '1.1.0' });
   const vm = await addVm({ hasAgent: false });
   await vm.start();
   await vm.reach('booting');
@@ -119,7 +105,7 @@ test('a VM that an operator admits is plugged in, and the audit chain says who a
 });
 
 test('a release that asks for a reboot is confirmed after it, gated all the while [A10] [A11]', async (t) => {
-  const { addVm } = await house(t, { version: '1.1.0', behaviour: 'reboot' });
+  const { addVm } = await openHouse(t, { version: '1.1.0', behaviour: 'reboot' });
   const vm = await addVm();
   await vm.start();
   await vm.reach('rebooting');
@@ -129,7 +115,7 @@ test('a release that asks for a reboot is confirmed after it, gated all the whil
 });
 
 test('a release that fails its check keeps the VM off the network until a better one is there and it is retried [X8]', async (t) => {
-  const { service, publish, addVm } = await house(t, { version: '1.1.0', behaviour: 'check-fails' });
+  const { service, publish, addVm } = await openHouse(t, { version: '1.1.0', behaviour: 'check-fails' });
   const vm = await addVm();
   await vm.start();
   assert.equal(await vm.settle(), 'quarantined');

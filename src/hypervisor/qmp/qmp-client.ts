@@ -165,8 +165,3 @@ function refusal(path: string, error: { readonly class: string; readonly desc: s
     qemuClass,
   });
 }
-
-/** Whether QEMU refused with this class. */
-export function isRefusal(error: unknown, qemuClass: string): boolean {
-  return error instanceof HypervisorError && error.qemuClass === qemuClass;
-}
