@@ -203,7 +203,7 @@ async function driftOf(rooms: HostRooms): Promise<readonly DriftRow[]> {
   for (const vm of rooms.inventories.vms()) {
     const known = rooms.inventories.last(vm);
     if (known === null) continue;
-    const releases = await registry.latest(known.inventory);
+    const { releases } = await registry.latest(known.inventory);
     rooms.inventories.setDrift(vm, findDrift(known.inventory, releases, compare), rooms.clock.nowMs());
   }
   return rooms.inventories.drift();

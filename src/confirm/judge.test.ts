@@ -47,6 +47,7 @@ const PLAN: Plan = {
   vm: VM,
   run: RUN,
   items: [BUNDLE, PACKAGE],
+  leftOut: [],
   vendors: [{ vendor: 'own', checkedAtMs: 5, fresh: true }],
 };
 const EMPTY_PLAN: Plan = { ...PLAN, items: [] };

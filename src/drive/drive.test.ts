@@ -87,7 +87,7 @@ function planOf(artifacts: readonly Artifact[]): Plan {
     const release = { ...common, requires: [], advisories: [], artifact: { ...artifact, location: 'x' }, install };
     return { id: `bundle/${product}`, fromVersion: null, release };
   });
-  return { vm: VM, run: RUN, items, vendors: [] };
+  return { vm: VM, run: RUN, items, leftOut: [], vendors: [] };
 }
 
 /** The drive as one raw file, read by QEMU through the descriptor. */

@@ -39,6 +39,8 @@ export const NicSchema = Type.Object(
     /** Bridge that the tap joins; made by the daemon if it is missing and `createBridge` is set. */
     bridge: Type.String({ minLength: 1, maxLength: 15, pattern: '^[a-zA-Z0-9_.-]+$' }),
     createBridge: Type.Optional(Type.Boolean()),
+    /** False: this NIC is never unplugged or fenced (a management network of the operator's own); recorded when the VM is added. */
+    gated: Type.Optional(Type.Boolean()),
   },
   strict,
 );

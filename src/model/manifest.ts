@@ -41,6 +41,31 @@ export const ManifestSchema = Type.Object(
     vm: VmIdSchema,
     run: RunIdSchema,
     planDigest: DigestSchema,
+    /**
+     * Absent: the Debian packages are vouched for by the digests of this manifest. Present: the guest's own apt verifies them
+     * from the vendor's signed files in these folders of the drive, each holding `dists/` and `pool/`.
+     */
+    apt: Type.Optional(
+      Type.Object(
+        {
+          archives: Type.Array(
+            Type.Object(
+              {
+                folder: drivePath,
+                suite: Type.String({ pattern: '^[a-z0-9][a-z0-9./-]{0,63}$' }),
+                components: Type.Array(Type.String({ pattern: '^[a-z0-9][a-z0-9./-]{0,63}$' }), {
+                  minItems: 1,
+                  maxItems: 16,
+                }),
+              },
+              { additionalProperties: false },
+            ),
+            { minItems: 1, maxItems: 16 },
+          ),
+        },
+        { additionalProperties: false },
+      ),
+    ),
     /** In the order of installation. */
     items: Type.Array(ManifestItemSchema, { maxItems: PLAN_ITEMS_MAX }),
     /** Files that belong to no item (Debian's signed indices, configuration). */

@@ -4,7 +4,7 @@ import { digestOf } from '../base/digest.ts';
 import { canonicalJson, type Digest } from '../base/digest-text.ts';
 import { NAME_CHARS_MAX, PLAN_ITEMS_MAX } from '../base/limits.ts';
 import { RunIdSchema, VmIdSchema } from './ids.ts';
-import { ReleaseSchema } from './release.ts';
+import { LeftOutSchema, ReleaseSchema } from './release.ts';
 
 const name = Type.String({ minLength: 1, maxLength: NAME_CHARS_MAX });
 
@@ -25,6 +25,8 @@ export const PlanSchema = Type.Object(
     vm: VmIdSchema,
     run: RunIdSchema,
     items: Type.Array(PlanItemSchema, { maxItems: PLAN_ITEMS_MAX }),
+    /** Newer versions that this plan does without, each with its reason. */
+    leftOut: Type.Array(LeftOutSchema, { maxItems: PLAN_ITEMS_MAX }),
     /** Vendors asked, and the age of their verified metadata when the plan was made, for the record. */
     vendors: Type.Array(
       Type.Object(

@@ -1,20 +1,58 @@
-// What the operator decided for one VM.
+// What the operator decided for one VM: the default, overridden by its group, overridden by its own words.
 import { type Static, Type } from 'typebox';
+import { NAME_CHARS_MAX } from '../base/limits.ts';
+
+/** A product's name, or the beginning of names with a `*` at its end: `nginx`, `linux-image-*`. */
+export const PRODUCT_PATTERN = '^[^\\s*]+\\*?$';
+const products = (description: string) =>
+  Type.Array(Type.String({ minLength: 1, maxLength: NAME_CHARS_MAX, pattern: PRODUCT_PATTERN }), {
+    maxItems: 1000,
+    description,
+  });
 
 export const PolicySchema = Type.Object(
   {
-    /** Which missing updates a run installs before it opens the gate. */
-    install: Type.Union([Type.Literal('all'), Type.Literal('security')]),
-    allowReboot: Type.Boolean(),
-    /**
-     * The VM may carry the host's own way to the vendors (router, DNS): when no vendor can be reached it is admitted as
-     * it is, and the audit record says so. Never the default.
-     */
-    infrastructure: Type.Boolean(),
-    /** Names of the vendors that must have been checked; empty: every configured one that fits the VM's OS. */
-    vendors: Type.Array(Type.String({ maxLength: 64 }), { maxItems: 100 }),
-    /** How old verified vendor metadata may be, in milliseconds, before "up to date" is no longer believed. */
-    metadataAgeMaxMs: Type.Integer({ minimum: 60_000 }),
+    install: Type.Union([Type.Literal('all'), Type.Literal('security'), Type.Literal('listed')], {
+      description: 'Which missing updates a run installs before it opens the gate; "listed": those of `packages`',
+    }),
+    packages: products('With `install = "listed"`: the products that are kept up to date, and what they need'),
+    holds: products('Products that stay at their version, also against a security update; recorded with each opening'),
+    allowReboot: Type.Boolean({ description: 'Whether an update may reboot the VM to become effective' }),
+    infrastructure: Type.Boolean({
+      description: 'Plug in, with a record, when no vendor can be reached: for a router or DNS server the host needs',
+    }),
+    vendors: Type.Array(Type.String({ maxLength: 64 }), {
+      maxItems: 100,
+      description: "Vendors that must have been checked; empty: every configured one that fits the VM's system",
+    }),
+    metadataAgeMaxMs: Type.Integer({
+      minimum: 60_000,
+      description: 'Milliseconds after which verified vendor metadata no longer proves that a VM is up to date',
+    }),
+    vendorAway: Type.Union([Type.Literal('gate'), Type.Literal('admit')], {
+      description:
+        'A VM starts while a vendor cannot be reached and its metadata is too old: stay gated, or go by the old metadata, with its age on the record',
+    }),
+    leftOut: Type.Union([Type.Literal('gate'), Type.Literal('admit')], {
+      description:
+        'A security update cannot be installed (what it needs is not on offer): stay gated, or plug in with a record',
+    }),
+    apt: Type.Union([Type.Literal('fast'), Type.Literal('vendor-verified')], {
+      description:
+        "How Debian packages are trusted in the guest: by the manifest's digests, or once more by the guest's own apt from the vendor's signed files",
+    }),
+    overlay: Type.Boolean({
+      description: 'Install on a disk overlay that is thrown away if the update fails; managed VMs',
+    }),
+    inspectDisk: Type.Boolean({
+      description:
+        'Look into the disk of a switched-off VM of which nothing is known, to fetch its updates before it starts',
+    }),
+    runDeadlineMs: Type.Integer({
+      minimum: 60_000,
+      maximum: 7 * 24 * 60 * 60 * 1000,
+      description: 'Milliseconds a run may take from power-on to plugged in; then the VM is quarantined',
+    }),
   },
   { additionalProperties: false },
 );
@@ -22,8 +60,23 @@ export type Policy = Static<typeof PolicySchema>;
 
 export const DEFAULT_POLICY: Policy = {
   install: 'all',
+  packages: [],
+  holds: [],
   allowReboot: true,
   infrastructure: false,
   vendors: [],
   metadataAgeMaxMs: 24 * 60 * 60 * 1000,
+  vendorAway: 'gate',
+  leftOut: 'gate',
+  apt: 'fast',
+  overlay: false,
+  inspectDisk: true,
+  runDeadlineMs: 4 * 60 * 60 * 1000,
 };
+
+/** Whether a name is one of the patterns'. */
+export function matchesProduct(patterns: readonly string[], product: string): boolean {
+  return patterns.some((pattern) =>
+    pattern.endsWith('*') ? product.startsWith(pattern.slice(0, -1)) : product === pattern,
+  );
+}

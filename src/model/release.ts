@@ -86,3 +86,21 @@ export const ReleaseSchema = Type.Object(
   { additionalProperties: false },
 );
 export type Release = Static<typeof ReleaseSchema>;
+
+/** A newer version that is not installed, and why: what it needs is not on offer, or the operator holds the product. */
+export const LeftOutSchema = Type.Object(
+  {
+    vendor: name,
+    ecosystem: EcosystemSchema,
+    product: name,
+    version: name,
+    arch: Type.Optional(name),
+    kind: KindSchema,
+    /** `unsatisfiable`: its relations cannot be met; `held`: by policy or in the guest; `failed-before`: rolled back on this VM. */
+    why: Type.Union([Type.Literal('unsatisfiable'), Type.Literal('held'), Type.Literal('failed-before')]),
+    /** One sentence for people. */
+    reason: Type.String({ maxLength: FREE_TEXT_CHARS_MAX }),
+  },
+  { additionalProperties: false },
+);
+export type LeftOut = Static<typeof LeftOutSchema>;

@@ -44,7 +44,10 @@ function vendor(
     ecosystem,
     refresh: async () => status,
     status: () => status,
-    latest: async (inventory) => (typeof releases === 'function' ? releases(inventory) : releases),
+    latest: async (inventory) => ({
+      releases: typeof releases === 'function' ? releases(inventory) : releases,
+      leftOut: [],
+    }),
     offers: async () => [],
     compareVersions: ecosystem === 'debian' ? compareDebianVersions : compareSemver,
     open: () => Promise.reject(new Error('not asked for here')),

@@ -10,7 +10,7 @@ import type { Plan, PlanItem } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
 import type { QuarantineReason } from '../model/quarantine.ts';
 import type { Release } from '../model/release.ts';
-import type { Vendor } from '../vendor/vendor.ts';
+import type { Offered, Vendor } from '../vendor/vendor.ts';
 
 export type PlanRequest = {
   readonly vm: VmId;
@@ -34,7 +34,8 @@ export async function makePlan(request: PlanRequest): Promise<PlanAnswer> {
   const ill = checks.find((check) => check.kind === 'refused');
   if (ill?.kind === 'refused') return ill;
   const compare = comparisonOf(chosen.vendors);
-  const releases = newestOfEach(await latestOf(chosen.vendors, request.inventory), compare);
+  const offered = await latestOf(chosen.vendors, request.inventory);
+  const releases = newestOfEach(offered.releases, compare);
   const items = [...selectItems(request.inventory, releases, request.policy, compare)];
   const refusal =
     refuseUncovered(request, chosen.vendors, releases) ??
@@ -46,7 +47,7 @@ export async function makePlan(request: PlanRequest): Promise<PlanAnswer> {
     const status = vendor.status();
     return { vendor: vendor.name, checkedAtMs: status.checkedAtMs ?? 0, fresh: status.isFresh };
   });
-  return { kind: 'plan', plan: { vm: request.vm, run: request.run, items, vendors } };
+  return { kind: 'plan', plan: { vm: request.vm, run: request.run, items, leftOut: [...offered.leftOut], vendors } };
 }
 
 type Chosen =
@@ -120,10 +121,10 @@ export function comparisonOf(vendors: readonly Vendor[]): CompareVersions {
   };
 }
 
-async function latestOf(vendors: readonly Vendor[], inventory: Inventory): Promise<readonly Release[]> {
-  const lists: (readonly Release[])[] = [];
+async function latestOf(vendors: readonly Vendor[], inventory: Inventory): Promise<Offered> {
+  const lists: Offered[] = [];
   for (const vendor of vendors) lists.push(await vendor.latest(inventory));
-  return lists.flat();
+  return { releases: lists.flatMap((list) => list.releases), leftOut: lists.flatMap((list) => list.leftOut) };
 }
 
 /** One release of each product: where several vendors offer it, the newest, and of equal ones the first. */
@@ -245,7 +246,7 @@ async function refuseHeld(
     ...inventory,
     products: inventory.products.map((product) => ({ ...product, held: false })),
   };
-  const behind = findDrift(free, newestOfEach(await latestOf(vendors, free), compare), compare);
+  const behind = findDrift(free, newestOfEach((await latestOf(vendors, free)).releases, compare), compare);
   const holes = behind.filter(
     (entry) =>
       entry.kind === 'security' &&

@@ -1,9 +1,6 @@
 // One VM with all it holds while it runs: hypervisor handle, channel, drive, plan, evidence. Carries out the effects of its runner.
-import { join } from 'node:path';
-import { BLOB_DOUBT_INTERVAL_MS } from '../base/limits.ts';
 import { counted, printable } from '../base/printable.ts';
 import type { JudgeInput } from '../confirm/judge.ts';
-import { type BuiltDrive, DriveError } from '../drive/drive.ts';
 import type { GuestEvent as ChannelEvent, GuestChannel } from '../guest/session.ts';
 import type { RunningVm, VmEvent } from '../hypervisor/hypervisor.ts';
 import type { VmSpec } from '../hypervisor/vm-spec.ts';
@@ -15,7 +12,6 @@ import type { Policy } from '../model/policy.ts';
 import { postReport } from './agent-report.ts';
 import { dryRun } from './dry-run.ts';
 import type { Effect } from './effect.ts';
-import { fetchPlan } from './fetch-plan.ts';
 import type { RunRecord } from './journal.ts';
 import { newRunId } from './new-run-id.ts';
 import { comparisonOf, makePlan } from './planner.ts';
@@ -23,6 +19,7 @@ import { type Found, recover } from './recover.ts';
 import { type Answer, makeRunner, RunError, type Runner } from './runner.ts';
 import { isUnderWay, type Run, type RunState, runOf, sessionOf } from './state.ts';
 import { namespaceOf, tapNamesOf } from './taps.ts';
+import { VmDrive } from './vm-drive.ts';
 import type { VmRunDeps } from './vm-run-deps.ts';
 import { weigh } from './weigh.ts';
 import { explainQuarantine } from './why.ts';
@@ -36,9 +33,7 @@ export class VmRun {
   readonly runner: Runner;
   policy: Policy;
   readonly #deps: VmRunDeps;
-  /** One owner per VM, not per run: whatever ended the run before, its blobs go when the next one is fetched. */
-  readonly #pinOwner: string;
-  readonly #stageOwner: string;
+  readonly #drive: VmDrive;
   #running: RunningVm | null = null;
   #untold: (() => void)[] | null = null;
   #hasEnded = false;
@@ -48,20 +43,14 @@ export class VmRun {
   #channel: GuestChannel | null = null;
   #agentVersion: string | null = null;
   #plan: Plan | null = null;
-  #drive: BuiltDrive | null = null;
-  /** The run whose drive is attached; `unknown` after a restart of the daemon that found one. */
-  #attached: RunId | 'unknown' | null = null;
   #reported: Inventory | null = null;
   /** What the guest had when the run was planned; a daemon that started since does not know it any more. */
   #before: { readonly run: RunId; readonly inventory: Inventory } | null = null;
   #evidence: Evidence | null = null;
-  #doubtedAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(deps: VmRunDeps, record: RunRecord) {
     this.#deps = deps;
     this.vm = record.vm;
-    this.#pinOwner = `run:${record.vm}`;
-    this.#stageOwner = `stage:${record.vm}`;
     this.spec = record.spec;
     this.specDigest = record.specDigest;
     this.uid = record.uid;
@@ -80,6 +69,8 @@ export class VmRun {
       record.journaled,
       record.sinceMs,
     );
+    const { vm, spec, uid } = record;
+    this.#drive = new VmDrive(deps, { vm, spec, uid, note: (...words) => this.runner.note(...words) });
   }
 
   get running(): RunningVm | null {
@@ -119,7 +110,7 @@ export class VmRun {
     const running = await this.#deps.driver.adopt(this.spec);
     if (running === null) return { kind: 'none' };
     this.#hold(running);
-    this.#attached = (await running.hasDrive()) ? 'unknown' : null;
+    await this.#drive.find(running);
     const isStopped = await running.isStopped();
     const isAdmitted = await this.#deps.gate.isAdmitted(running);
     // An attached VM does not stop at a reset: it may have booted again while nobody looked.
@@ -136,10 +127,7 @@ export class VmRun {
 
   /** Gives back what the host keeps for this VM: call it after `close`, when the VM is removed. */
   async forget(): Promise<void> {
-    const { store, drives, drivesFolder } = this.#deps;
-    store.unpin(this.#pinOwner);
-    store.unpin(this.#stageOwner);
-    await drives.remove(join(drivesFolder, this.vm));
+    await this.#drive.forget();
   }
 
   // ---- Events in ----------------------------------------------------------------------------------------------------
@@ -244,7 +232,8 @@ export class VmRun {
       case 'attach-drive':
         return await this.#attachDrive(state, signal);
       case 'detach-drive':
-        return await this.#detachDrive();
+        await this.#drive.detach(this.#running);
+        return { kind: 'drive-detached' };
       case 'judge':
         return await this.#judge(effect, state, signal);
       case 'open-gate':
@@ -261,7 +250,8 @@ export class VmRun {
         return null;
       }
       case 'verify-blobs':
-        return await this.#verifyBlobs();
+        await this.#drive.verifyBlobs(this.#plan);
+        return null;
       case 'clean-up':
         return await this.#cleanUp(state);
       default:
@@ -275,7 +265,7 @@ export class VmRun {
   }
 
   async #startVm(): Promise<Answer | null> {
-    this.#attached = null;
+    this.#drive.forgetAttached();
     // One that was left behind when it could not be taken over is taken over now.
     const running = (await this.#deps.driver.adopt(this.spec)) ?? (await this.#deps.driver.start(this.spec));
     this.#hold(running);
@@ -294,7 +284,7 @@ export class VmRun {
       throw new RunError('conflict/not-running', `${this.vm} is not running any more`);
     }
     this.#hold(running);
-    this.#attached = (await running.hasDrive()) ? 'unknown' : null;
+    await this.#drive.find(running);
     return null;
   }
 
@@ -348,7 +338,7 @@ export class VmRun {
     this.#channel = null;
     this.#running = null;
     this.#isDoubtful = false;
-    this.#attached = null;
+    this.#drive.forgetAttached();
   }
 
   async #resume(afterReset: boolean): Promise<null> {
@@ -357,7 +347,7 @@ export class VmRun {
     if (afterReset && running.adopted.kind !== 'fresh' && this.spec.kind === 'attached') return null; // Its owner paused it.
     if (afterReset) {
       await running.resetStopped(); // Takes the drive away as well.
-      if (!(await running.hasDrive())) this.#attached = null;
+      if (!(await running.hasDrive())) this.#drive.forgetAttached();
     }
     await this.#deps.gate.resume(running);
     return null;
@@ -394,17 +384,8 @@ export class VmRun {
 
   async #fetchPlan(state: RunState, signal: AbortSignal): Promise<Answer> {
     const run = this.#requireRun(state);
-    const trouble = await this.#fetch(this.#requirePlan(run), this.#pinOwner, signal);
+    const trouble = await this.#drive.fetch(this.#requirePlan(run), 'run', signal);
     return trouble === null ? { kind: 'fetched' } : { kind: 'plan-failed', reason: trouble };
-  }
-
-  #fetch(plan: Plan, owner: string, signal: AbortSignal) {
-    const { store, vendors, clock, inspections } = this.#deps;
-    store.unpin(owner); // Of the plan before; nothing is collected between this and the pin that follows at once.
-    const onProgress = (done: number, total: number) => {
-      this.runner.note('progress', 'download', { item: 'download', phase: 'download', done, total });
-    };
-    return fetchPlan({ plan, owner, store, vendors: vendors(), signal, onProgress, clock, inspections });
   }
 
   /** A1: what the VM needs is fetched while it is off. */
@@ -413,88 +394,16 @@ export class VmRun {
     if (known === null) return null;
     const answer = await this.#askForPlan(newRunId(), known.inventory, signal);
     if (answer.kind === 'refused') return null;
-    const trouble = await this.#fetch(answer.plan, this.#stageOwner, signal);
+    const trouble = await this.#drive.fetch(answer.plan, 'stage', signal);
     if (trouble !== null) return null;
     return { kind: 'staged', itemCount: answer.plan.items.length, sizeBytes: planSizeBytes(answer.plan) };
   }
 
   async #attachDrive(state: RunState, signal: AbortSignal): Promise<Answer> {
     const run = this.#requireRun(state);
-    const running = this.#require('attach-drive');
-    const plan = this.#requirePlan(run);
-    this.#drive = await this.#buildSoundDrive(run.run, plan, signal);
-    const isThere = this.#attached === run.run || (this.#attached === 'unknown' && run.manifests.length > 0);
-    if (!isThere) {
-      await this.#detachDrive();
-      const frontEnd = this.#reported?.abilities.drives.includes('virtio-blk') === false ? 'scsi-cd' : 'virtio-blk';
-      await running.attachDrive({ ...this.#drive.image, frontEnd });
-    }
-    this.#attached = run.run;
-    const { manifestDigest } = this.#drive;
-    await this.#deps.audit.append({
-      kind: 'offer',
-      vm: this.vm,
-      run: run.run,
-      planDigest: planDigest(plan),
-      manifestDigest,
-    });
-    this.runner.note('state', `a drive with ${counted(plan.items.length, 'update')} is attached`);
+    const guest = { running: this.#require('attach-drive'), reported: this.#reported };
+    const manifestDigest = await this.#drive.attach(run, this.#requirePlan(run), guest, signal);
     return { kind: 'drive-attached', manifestDigest };
-  }
-
-  /** Blobs that turn out damaged or gone are fetched anew, once; what is lost again is for somebody to look at. */
-  async #buildSoundDrive(run: RunId, plan: Plan, signal: AbortSignal): Promise<BuiltDrive> {
-    try {
-      return await this.#buildDrive(run, plan);
-    } catch (error) {
-      if (!(error instanceof DriveError) || error.digest === undefined) throw error;
-      await this.#takeOutDamaged(plan);
-      const trouble = await this.#fetch(plan, this.#pinOwner, signal);
-      if (trouble !== null) {
-        throw new RunError('host-fault/blob-lost', explainQuarantine(this.vm, trouble, true).reason, { cause: error });
-      }
-      return await this.#buildDrive(run, plan);
-    }
-  }
-
-  async #buildDrive(run: RunId, plan: Plan): Promise<BuiltDrive> {
-    const owner =
-      this.spec.kind === 'managed' && process.getuid?.() === 0 ? { uid: this.uid, gid: this.uid } : undefined;
-    return await this.#deps.drives.build({
-      vm: this.vm,
-      run,
-      plan,
-      planDigest: planDigest(plan),
-      blobs: this.#deps.store,
-      folder: join(this.#deps.drivesFolder, this.vm, run),
-      ...(owner === undefined ? {} : { owner }),
-    });
-  }
-
-  /** Takes every blob of a plan out of the store that is not what it was; true when there was one. */
-  async #takeOutDamaged(plan: Plan): Promise<boolean> {
-    const { store } = this.#deps;
-    const damaged: string[] = [];
-    for (const { id, release } of plan.items) {
-      const { digest } = release.artifact;
-      if (store.has(digest) && !(await store.verify(digest))) damaged.push(id);
-    }
-    if (damaged.length === 0) return false;
-    const names = printable(damaged.join(', '), 400);
-    this.runner.note('warning', `damaged on this host and taken out of its store, to be fetched anew: ${names}`);
-    return true;
-  }
-
-  async #detachDrive(): Promise<Answer> {
-    if (this.#attached !== null && this.#running !== null) {
-      const { surprise } = await this.#running.detachDrive();
-      this.#attached = null;
-      this.runner.note(
-        surprise ? 'warning' : 'state',
-        surprise ? 'the guest did not let go of the drive; it was taken away' : 'the drive is detached',
-      );
-    }
-    return { kind: 'drive-detached' };
   }
 
   async #judge(effect: Extract<Effect, { kind: 'judge' }>, state: RunState, signal: AbortSignal): Promise<Answer> {
@@ -532,9 +441,9 @@ export class VmRun {
     const running = this.#require('open-gate');
     const run = this.#requireRun(state);
     // A drive of an earlier run that the guest never let go of.
-    if (this.#attached !== null && run.liveGrant === null) await this.#detachDrive();
+    if (run.liveGrant === null) await this.#drive.detach(running);
     signal.throwIfAborted();
-    if (this.#attached !== null && run.liveGrant === null) {
+    if (this.#drive.isAttached && run.liveGrant === null) {
       throw new RunError(
         'internal/drive-attached',
         `${this.vm} still has its drive; a first admission never goes with it`,
@@ -559,26 +468,12 @@ export class VmRun {
     return { kind: 'opened' };
   }
 
-  /** The guest read other bytes than the manifest's: what rotted in the store is taken out of it, so that it is fetched anew. */
-  async #verifyBlobs(): Promise<null> {
-    const { clock } = this.#deps;
-    const nowMs = clock.monotonicMs();
-    if (nowMs - this.#doubtedAtMs < BLOB_DOUBT_INTERVAL_MS) return null;
-    this.#doubtedAtMs = nowMs;
-    const isDamaged = this.#plan !== null && (await this.#takeOutDamaged(this.#plan));
-    if (!isDamaged) this.runner.note('state', "this host's copies of the updates are sound");
-    return null;
-  }
-
   /** After a run: its drive folder, pins and old plans go; what the VM may need next is staged when it is off. */
   async #cleanUp(state: RunState): Promise<null> {
     const run = runOf(state);
     const keep: RunId | null = isUnderWay(state) && run !== null ? run.run : null;
-    const { drives, drivesFolder, store, journal } = this.#deps;
-    if (keep === null) store.unpin(this.#pinOwner);
-    if (state.kind === 'connected') store.unpin(this.#stageOwner);
-    journal.forgetPlansOf(this.vm, keep);
-    if (this.#attached === null) await drives.remove(join(drivesFolder, this.vm), keep);
+    this.#deps.journal.forgetPlansOf(this.vm, keep);
+    await this.#drive.cleanUp({ keep, isConnected: state.kind === 'connected' });
     return null;
   }
 

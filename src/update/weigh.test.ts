@@ -31,7 +31,7 @@ function inventory(...products: readonly InstalledProduct[]): Inventory {
   };
 }
 
-const empty: Plan = { vm, run: RUN, items: [], vendors: [] };
+const empty: Plan = { vm, run: RUN, items: [], leftOut: [], vendors: [] };
 
 function input(reported: Inventory | null, confirmed: Inventory): JudgeInput {
   const digest = planDigest(empty);

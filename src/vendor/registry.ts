@@ -8,11 +8,10 @@ import { VENDORS_MAX } from '../base/limits.ts';
 import type { Log } from '../base/log.ts';
 import { printable } from '../base/printable.ts';
 import type { Inventory } from '../model/inventory.ts';
-import type { Release } from '../model/release.ts';
 import { makeDebianVendor } from './debian-apt/index.ts';
 import { VendorError } from './errors.ts';
 import { makeTufVendor } from './tuf/index.ts';
-import type { Vendor, VendorStatus } from './vendor.ts';
+import type { Offered, Vendor, VendorStatus } from './vendor.ts';
 
 /** How an operator names a source of updates. */
 export type VendorConfig =
@@ -78,7 +77,7 @@ export type VendorRegistry = {
     options: { readonly signal?: AbortSignal },
   ) => Promise<readonly VendorReport[]>;
   /** The newest fitting releases of all vendors for one VM; a vendor that fails here is logged and left out. */
-  readonly latest: (inventory: Inventory) => Promise<readonly Release[]>;
+  readonly latest: (inventory: Inventory) => Promise<Offered>;
   readonly close: () => Promise<void>;
 };
 
@@ -148,7 +147,7 @@ export async function makeVendorRegistry(configs: readonly VendorConfig[], deps:
     latest: async (inventory) => {
       const vendors = [...entries.values()].flatMap(({ vendor }) => vendor ?? []);
       const lists = await Promise.all(vendors.map((vendor) => latestOf(vendor, inventory, deps.log)));
-      return lists.flat();
+      return { releases: lists.flatMap((list) => list.releases), leftOut: lists.flatMap((list) => list.leftOut) };
     },
     close: async () => {
       await Promise.all([...entries.values()].map(({ vendor }) => vendor?.close().catch(() => {})));
@@ -166,12 +165,12 @@ async function refreshEntry(
   await entry.vendor?.refresh(signal === undefined ? {} : { signal }).catch(() => {});
 }
 
-async function latestOf(vendor: Vendor, inventory: Inventory, log: Log): Promise<readonly Release[]> {
+async function latestOf(vendor: Vendor, inventory: Inventory, log: Log): Promise<Offered> {
   try {
     return await vendor.latest(inventory);
   } catch (error) {
     log.error({ vendor: vendor.name, problem: describeError(error) }, 'a vendor cannot say what is latest');
-    return [];
+    return { releases: [], leftOut: [] };
   }
 }
 

@@ -63,7 +63,7 @@ async function build(): Promise<void> {
   const isoResidentMaxMB = residentMaxMB();
   // The casts hold: both texts have the form of their id.
   const [vm, run] = ['bench' as VmId, '0'.repeat(32) as RunId];
-  const plan: Plan = { vm, run, items: [], vendors: [] };
+  const plan: Plan = { vm, run, items: [], leftOut: [], vendors: [] };
   const blobs = { path: blobPath, has: (digest: Digest) => existsSync(blobPath(digest)) };
   const options = {
     vm,

@@ -65,14 +65,14 @@ after(async () => {
 test('the machine’s own archives are verified and offer security updates for an old guest [A1 A7]', async () => {
   const status = await vendor.refresh({});
   assert.equal(status.isFresh, true);
-  const releases = await vendor.latest(guest);
+  const { releases } = await vendor.latest(guest);
   const jq = releases.find(({ product }) => product === 'jq');
   assert.ok(jq !== undefined && vendor.compareVersions(jq.version, '0~1') > 0);
   assert.ok(releases.some(({ kind }) => kind === 'security'));
 });
 
 test('a security update is downloaded into the store once, verified and looked into [A9 X6]', async () => {
-  const releases = await vendor.latest(guest);
+  const { releases } = await vendor.latest(guest);
   const isSmall = (sizeBytes: number): boolean => sizeBytes < 2_000_000;
   const jq = releases.find(({ product, kind }) => product === 'jq' && kind === 'security');
   const release = jq ?? releases.find(({ kind, artifact }) => kind === 'security' && isSmall(artifact.sizeBytes));

@@ -78,6 +78,7 @@ const SAMPLE_PLAN: Plan = {
   vm: vmId('web'),
   run: 'ab'.repeat(16) as RunId, // The cast holds: 32 hex digits.
   items: [{ id: 'bundle/shop', fromVersion: '1.0.0', release: SAMPLE_RELEASE }],
+  leftOut: [],
   vendors: [{ vendor: 'acme', checkedAtMs: 1_700_000_000_000, fresh: true }],
 };
 

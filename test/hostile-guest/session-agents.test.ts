@@ -29,6 +29,7 @@ function planOf(items: Manifest['items']): Plan {
   return {
     vm,
     run,
+    leftOut: [],
     vendors: [],
     items: items.map(({ id, files, ...release }) => ({
       id,

@@ -217,7 +217,10 @@ function makeVendor({ clock, isVendorIll, latest }: Outside, touch: Touch): Vend
         if (isVendorIll()) throw new VendorError('vendor-ill/http', 'the server does not answer');
         return status();
       }),
-    latest: async ({ products }) => releases().filter((one) => products.some(({ product }) => product === one.product)),
+    latest: async ({ products }) => ({
+      releases: releases().filter((one) => products.some(({ product }) => product === one.product)),
+      leftOut: [],
+    }),
     offers: async () => releases(),
     compareVersions: compareSemver,
     open: () => Promise.reject(new Error('the simulated store does not ask')),

@@ -10,7 +10,7 @@ import type { Log } from '../../base/log.ts';
 import type { Inventory } from '../../model/inventory.ts';
 import type { Artifact, Kind, Release } from '../../model/release.ts';
 import { VendorError } from '../errors.ts';
-import type { ByteStream, Vendor, VendorStatus } from '../vendor.ts';
+import type { ByteStream, Offered, Vendor, VendorStatus } from '../vendor.ts';
 import { inspectDeb } from './deb-file.ts';
 import { defaultKeyrings, readAptProxy, readAptSources, readHostArch, type Source } from './host-apt.ts';
 import { type IndexEntry, parseSuiteRelease, type SuiteRelease, verifyClearSigned } from './in-release.ts';
@@ -315,9 +315,9 @@ function fitsGuest({ config, arch }: Debian, { os }: Inventory): boolean {
   );
 }
 
-function latestFor(debian: Debian, inventory: Inventory): readonly Release[] {
-  const { config, deps, index, arch } = debian;
-  if (!fitsGuest(debian, inventory)) return [];
+function latestFor(debian: Debian, inventory: Inventory): Offered {
+  const { config, index, arch } = debian;
+  if (!fitsGuest(debian, inventory)) return { releases: [], leftOut: [] };
   if (statusOf(debian, null).checkedAtMs === null) {
     // An empty answer would read as "nothing newer", and the VM would be plugged in.
     throw new VendorError(
@@ -329,8 +329,15 @@ function latestFor(debian: Debian, inventory: Inventory): readonly Release[] {
     );
   }
   const { chosen, leftOut } = selectPackages(inventory.products, index, arch);
-  for (const one of leftOut) deps.log.warn({ vendor: config.name, ...one }, 'an update is left out');
-  return chosen.map(({ offer, kind }) => releaseOf(config.name, offer, kind));
+  return {
+    releases: chosen.map(({ offer, kind }) => releaseOf(config.name, offer, kind)),
+    leftOut: leftOut.map(({ name, ...rest }) => ({
+      vendor: config.name,
+      ecosystem: 'debian',
+      product: name,
+      ...rest,
+    })),
+  };
 }
 
 function allOffers({ config, index, arch }: Debian): readonly Release[] {

@@ -18,7 +18,13 @@ export type Lookup = {
 };
 
 export type Chosen = { readonly offer: OfferedPackage; readonly kind: Kind };
-export type LeftOut = { readonly name: string; readonly version: string; readonly reason: string };
+export type LeftOut = {
+  readonly name: string;
+  readonly version: string;
+  readonly kind: Kind;
+  readonly why: 'unsatisfiable' | 'held';
+  readonly reason: string;
+};
 export type Selection = { readonly chosen: readonly Chosen[]; readonly leftOut: readonly LeftOut[] };
 
 const isSecuritySuite = (suite: string): boolean => /-security$|\/updates$/.test(suite);
@@ -271,7 +277,8 @@ function sortProducts(
       current.push({ offer, kind: 'fix' });
     } else if (foreign.has(product.product)) {
       const reason = 'it is also installed for another architecture, whose packages this vendor does not offer';
-      leftOut.push({ name: offer.name, version: offer.version, reason });
+      const kind = kindOf(offers, installed.version);
+      leftOut.push({ name: offer.name, version: offer.version, kind, why: 'unsatisfiable', reason });
     } else {
       updates.push({ installed, offer, offers });
     }
@@ -304,9 +311,11 @@ export function selectPackages(products: readonly InstalledProduct[], lookup: Lo
     chosen: [...current, ...[...offers].map(([name, offer]) => ({ offer, kind: kinds.get(name) ?? 'fix' }) as const)],
     leftOut: [
       ...leftOut,
-      ...refused.map(({ offer }) => ({
+      ...refused.map(({ offer, offers: all, installed: old }) => ({
         name: offer.name,
         version: offer.version,
+        kind: kindOf(all, old.version),
+        why: 'unsatisfiable' as const,
         reason: banned.get(keyOf(offer)) ?? '',
       })),
     ],

@@ -63,7 +63,7 @@ export async function makeTufVendor(deps: TufVendorDeps): Promise<Vendor> {
       return status();
     },
     status,
-    latest: async (inventory) => chooseReleases(offers, inventory),
+    latest: async (inventory) => ({ releases: chooseReleases(offers, inventory), leftOut: [] }),
     offers: async () => newestOfAll(offers),
     compareVersions: compareSemver,
     open: async (artifact, offsetBytes, signal) => await openArtifact(deps, artifact, offsetBytes, signal),

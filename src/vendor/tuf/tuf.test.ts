@@ -115,7 +115,7 @@ function inventoryOf(products: readonly Partial<InstalledProduct>[], os = 'tiny'
 }
 
 async function latestVersion(vendor: Vendor): Promise<string | undefined> {
-  return (await vendor.latest(inventoryOf([{}])))[0]?.version;
+  return (await vendor.latest(inventoryOf([{}]))).releases[0]?.version;
 }
 
 async function refusalOf(vendor: Vendor): Promise<string> {
@@ -166,7 +166,7 @@ test('what is published is refreshed, chosen, downloaded and looked into [A1 A9]
   const status = await vendor.refresh({});
   assert.equal(status.isFresh, true);
   assert.equal(status.trouble, null);
-  const releases = await vendor.latest(inventoryOf([{}]));
+  const { releases } = await vendor.latest(inventoryOf([{}]));
   assert.equal(releases.length, 1);
   // The cast holds: the length was just asserted.
   const release = releases[0] as Release;
@@ -187,8 +187,8 @@ test('a VM without the product is offered nothing, all offers still list it', as
   await publishHello('1.0.0');
   const vendor = await openVendor();
   await vendor.refresh({});
-  assert.deepEqual(await vendor.latest(inventoryOf([])), []);
-  assert.deepEqual(await vendor.latest(inventoryOf([{ ecosystem: 'debian' }])), []);
+  assert.deepEqual(await vendor.latest(inventoryOf([])), { releases: [], leftOut: [] });
+  assert.deepEqual(await vendor.latest(inventoryOf([{ ecosystem: 'debian' }])), { releases: [], leftOut: [] });
   assert.equal((await vendor.offers()).length, 1);
 });
 
@@ -246,7 +246,7 @@ test('endless metadata and endless targets end at their limit [X3]', async () =>
   await publishHello('1.0.0');
   const vendor = await openVendor();
   await vendor.refresh({});
-  const [release] = await vendor.latest(inventoryOf([{}]));
+  const [release] = (await vendor.latest(inventoryOf([{}]))).releases;
   assert.ok(release !== undefined);
   server.fail(`/targets/${release.artifact.location}`, { kind: 'endless' });
   await assert.rejects(readAll(await vendor.open(release.artifact, 0)), { code: 'vendor-ill/too-large' });
@@ -413,7 +413,7 @@ test('a repository on disk serves by file: URLs', async () => {
   await publishHello('1.0.0');
   const vendor = await openVendor({ url: `file://${join(base, 'web')}` });
   await vendor.refresh({});
-  const [release] = await vendor.latest(inventoryOf([{}]));
+  const [release] = (await vendor.latest(inventoryOf([{}]))).releases;
   assert.ok(release !== undefined);
   assert.equal(digestOf(await readAll(await vendor.open(release.artifact, 0))), release.artifact.digest);
 });
@@ -527,7 +527,7 @@ test('the agent is one file and a release of its own kind, offered to every gues
   const vendor = await openVendor();
   await vendor.refresh({});
   // No inventory lists the agent among its products: it has a place of its own.
-  const [release] = await vendor.latest(inventoryOf([]));
+  const [release] = (await vendor.latest(inventoryOf([]))).releases;
   assert.equal(release?.ecosystem, 'agent');
   assert.equal(release?.artifact.name, 'pratique-agent-0.2.0_amd64');
 });

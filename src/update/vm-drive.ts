@@ -1,0 +1,177 @@
+// The drive of one VM: its plan's bytes in the store, the image built from them, and what is attached to the VM now.
+import { join } from 'node:path';
+import type { Digest } from '../base/digest-text.ts';
+import { BLOB_DOUBT_INTERVAL_MS } from '../base/limits.ts';
+import { counted, printable } from '../base/printable.ts';
+import { type BuiltDrive, DriveError } from '../drive/drive.ts';
+import type { RunningVm } from '../hypervisor/hypervisor.ts';
+import type { VmSpec } from '../hypervisor/vm-spec.ts';
+import type { RunId, VmId } from '../model/ids.ts';
+import type { Inventory } from '../model/inventory.ts';
+import { type Plan, planDigest } from '../model/plan.ts';
+import type { QuarantineReason } from '../model/quarantine.ts';
+import { fetchPlan } from './fetch-plan.ts';
+import { RunError, type Runner } from './runner.ts';
+import type { Run } from './state.ts';
+import type { VmRunDeps } from './vm-run-deps.ts';
+import { explainQuarantine } from './why.ts';
+
+export type DriveOwner = {
+  readonly vm: VmId;
+  readonly spec: VmSpec;
+  readonly uid: number;
+  readonly note: Runner['note'];
+};
+
+/** What the drive of a VM is made from, and where it stands. */
+export class VmDrive {
+  readonly #deps: VmRunDeps;
+  readonly #owner: DriveOwner;
+  /** One pin per VM, not per run: whatever ended the run before, its blobs go when the next one is fetched. */
+  readonly #runPin: string;
+  readonly #stagePin: string;
+  #drive: BuiltDrive | null = null;
+  /** The run whose drive is attached; `unknown` after a restart of the daemon that found one. */
+  #attached: RunId | 'unknown' | null = null;
+  #doubtedAtMs = Number.NEGATIVE_INFINITY;
+
+  constructor(deps: VmRunDeps, owner: DriveOwner) {
+    this.#deps = deps;
+    this.#owner = owner;
+    this.#runPin = `run:${owner.vm}`;
+    this.#stagePin = `stage:${owner.vm}`;
+  }
+
+  /** Whether the guest may see a drive of ours. */
+  get isAttached(): boolean {
+    return this.#attached !== null;
+  }
+
+  /** Looks whether a VM that was taken over has a drive. */
+  async find(running: RunningVm): Promise<void> {
+    this.#attached = (await running.hasDrive()) ? 'unknown' : null;
+  }
+
+  /** The VM is gone, or starts without a drive. */
+  forgetAttached(): void {
+    this.#attached = null;
+  }
+
+  /** Gives back what the host keeps for this VM. */
+  async forget(): Promise<void> {
+    const { store, drives } = this.#deps;
+    store.unpin(this.#runPin);
+    store.unpin(this.#stagePin);
+    await drives.remove(this.#folder());
+  }
+
+  /** Brings the bytes of a plan into the store and keeps them there, for the run or until the VM starts. Null, or why not. */
+  async fetch(plan: Plan, purpose: 'run' | 'stage', signal: AbortSignal): Promise<QuarantineReason | null> {
+    const { store, vendors, clock, inspections } = this.#deps;
+    const owner = purpose === 'run' ? this.#runPin : this.#stagePin;
+    store.unpin(owner); // Of the plan before; nothing is collected between this and the pin that follows at once.
+    const onProgress = (done: number, total: number) => {
+      this.#owner.note('progress', 'download', { item: 'download', phase: 'download', done, total });
+    };
+    return await fetchPlan({ plan, owner, store, vendors: vendors(), signal, onProgress, clock, inspections });
+  }
+
+  /** Builds the drive of the run's plan and attaches it, unless it is attached already. The manifest's digest. */
+  async attach(
+    run: Run,
+    plan: Plan,
+    guest: { readonly running: RunningVm; readonly reported: Inventory | null },
+    signal: AbortSignal,
+  ): Promise<Digest> {
+    const { running, reported } = guest;
+    this.#drive = await this.#buildSound(run.run, plan, signal);
+    const isThere = this.#attached === run.run || (this.#attached === 'unknown' && run.manifests.length > 0);
+    if (!isThere) {
+      await this.detach(running);
+      const frontEnd = reported?.abilities.drives.includes('virtio-blk') === false ? 'scsi-cd' : 'virtio-blk';
+      await running.attachDrive({ ...this.#drive.image, frontEnd });
+    }
+    this.#attached = run.run;
+    const { manifestDigest } = this.#drive;
+    const { vm } = this.#owner;
+    await this.#deps.audit.append({ kind: 'offer', vm, run: run.run, planDigest: planDigest(plan), manifestDigest });
+    this.#owner.note('state', `a drive with ${counted(plan.items.length, 'update')} is attached`);
+    return manifestDigest;
+  }
+
+  /** Takes the drive away, by surprise if the guest will not let go. */
+  async detach(running: RunningVm | null): Promise<void> {
+    if (this.#attached === null || running === null) return;
+    const { surprise } = await running.detachDrive();
+    this.#attached = null;
+    this.#owner.note(
+      surprise ? 'warning' : 'state',
+      surprise ? 'the guest did not let go of the drive; it was taken away' : 'the drive is detached',
+    );
+  }
+
+  /** The guest read other bytes than the manifest's: what rotted in the store is taken out of it, so that it is fetched anew. */
+  async verifyBlobs(plan: Plan | null): Promise<void> {
+    const nowMs = this.#deps.clock.monotonicMs();
+    if (nowMs - this.#doubtedAtMs < BLOB_DOUBT_INTERVAL_MS) return;
+    this.#doubtedAtMs = nowMs;
+    const isDamaged = plan !== null && (await this.#takeOutDamaged(plan));
+    if (!isDamaged) this.#owner.note('state', "this host's copies of the updates are sound");
+  }
+
+  /** After a run: its drive folder and pins go, except those of the run to keep. */
+  async cleanUp(options: { readonly keep: RunId | null; readonly isConnected: boolean }): Promise<void> {
+    const { store, drives } = this.#deps;
+    if (options.keep === null) store.unpin(this.#runPin);
+    if (options.isConnected) store.unpin(this.#stagePin);
+    if (this.#attached === null) await drives.remove(this.#folder(), options.keep);
+  }
+
+  #folder(): string {
+    return join(this.#deps.drivesFolder, this.#owner.vm);
+  }
+
+  /** Blobs that turn out damaged or gone are fetched anew, once; what is lost again is for somebody to look at. */
+  async #buildSound(run: RunId, plan: Plan, signal: AbortSignal): Promise<BuiltDrive> {
+    try {
+      return await this.#build(run, plan);
+    } catch (error) {
+      if (!(error instanceof DriveError) || error.digest === undefined) throw error;
+      await this.#takeOutDamaged(plan);
+      const trouble = await this.fetch(plan, 'run', signal);
+      if (trouble !== null) {
+        const { reason } = explainQuarantine(this.#owner.vm, trouble, true);
+        throw new RunError('host-fault/blob-lost', reason, { cause: error });
+      }
+      return await this.#build(run, plan);
+    }
+  }
+
+  async #build(run: RunId, plan: Plan): Promise<BuiltDrive> {
+    const { vm, spec, uid } = this.#owner;
+    const owner = spec.kind === 'managed' && process.getuid?.() === 0 ? { uid, gid: uid } : undefined;
+    return await this.#deps.drives.build({
+      vm,
+      run,
+      plan,
+      planDigest: planDigest(plan),
+      blobs: this.#deps.store,
+      folder: join(this.#folder(), run),
+      ...(owner === undefined ? {} : { owner }),
+    });
+  }
+
+  /** Takes every blob of a plan out of the store that is not what it was; true when there was one. */
+  async #takeOutDamaged(plan: Plan): Promise<boolean> {
+    const { store } = this.#deps;
+    const damaged: string[] = [];
+    for (const { id, release } of plan.items) {
+      const { digest } = release.artifact;
+      if (store.has(digest) && !(await store.verify(digest))) damaged.push(id);
+    }
+    if (damaged.length === 0) return false;
+    const names = printable(damaged.join(', '), 400);
+    this.#owner.note('warning', `damaged on this host and taken out of its store, to be fetched anew: ${names}`);
+    return true;
+  }
+}
