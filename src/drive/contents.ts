@@ -15,6 +15,16 @@ export type ExtraFile =
   | { readonly path: string; readonly digest: Digest; readonly sizeBytes: number }
   | { readonly path: string; readonly bytes: Uint8Array };
 
+/** A vendor's signed archive: the guest's own apt verifies the plan's packages from these files. They become a folder below `/apt/`. */
+export type DriveArchive = {
+  readonly suite: string;
+  readonly components: readonly string[];
+  /** The signed files, with their paths below the archive's root: `dists/…`. */
+  readonly files: readonly { readonly path: string; readonly digest: Digest; readonly sizeBytes: number }[];
+  /** Packages of the plan that come from it, with their paths below its root: `pool/…`. */
+  readonly pool: readonly { readonly digest: Digest; readonly path: string }[];
+};
+
 export type DriveContents = {
   readonly manifest: Manifest;
   /** Digest of the bytes of `/manifest.json`; announced on the channel. */
@@ -28,6 +38,8 @@ export type ContentsOptions = {
   readonly plan: Plan;
   readonly planDigest: Digest;
   readonly extraFiles?: readonly ExtraFile[];
+  /** Given: every Debian package of the plan is in one of them, and the guest's apt is to verify it. */
+  readonly archives?: readonly DriveArchive[];
 };
 
 const MANIFEST_PATH = '/manifest.json';
@@ -46,7 +58,11 @@ export function makeContents(options: ContentsOptions): DriveContents {
   if (plan.vm !== vm || plan.run !== run) {
     throw new DriveError('internal/drive-plan', `the plan is for run ${plan.run} of ${plan.vm}, not ${run} of ${vm}`);
   }
-  const extras = (options.extraFiles ?? []).map(describeExtra);
+  const archives = options.archives ?? [];
+  const signedFiles = archives.flatMap(({ files }, index) =>
+    files.map((file) => ({ ...file, path: `${archiveFolder(index)}/${file.path}` })),
+  );
+  const extras = [...(options.extraFiles ?? []), ...signedFiles].map(describeExtra);
   if (plan.items.length + extras.length > DRIVE_FILES_MAX) {
     throw new DriveError('usage/drive-files', `the drive of ${vm} would have more than ${DRIVE_FILES_MAX} files`);
   }
@@ -56,7 +72,8 @@ export function makeContents(options: ContentsOptions): DriveContents {
       vm,
       run,
       planDigest,
-      items: makeItems(plan.items),
+      ...(archives.length === 0 ? {} : { apt: { archives: archives.map(describeArchive) } }),
+      items: makeItems(plan.items, archives),
       extraFiles: extras.map(({ path, digest, sizeBytes }) => ({ path, digest, sizeBytes })),
     },
     `the manifest for ${vm}`,
@@ -72,7 +89,16 @@ export function makeContents(options: ContentsOptions): DriveContents {
   return { manifest, manifestDigest: digestOf(bytes), entries };
 }
 
-function makeItems(planItems: readonly PlanItem[]): ManifestItem[] {
+/** Short, because ISO 9660 counts the levels of folders, and Debian's own paths have many. */
+function archiveFolder(index: number): string {
+  return `/apt/${index + 1}`;
+}
+
+function describeArchive({ suite, components }: DriveArchive, index: number) {
+  return { folder: archiveFolder(index), suite, components: [...components] };
+}
+
+function makeItems(planItems: readonly PlanItem[], archives: readonly DriveArchive[]): ManifestItem[] {
   const isAgent = (item: PlanItem) => item.release.install.action === 'agent';
   const ordered = [...planItems.filter((item) => !isAgent(item)), ...planItems.filter(isAgent)];
   const digits = Math.max(2, String(ordered.length).length);
@@ -80,9 +106,23 @@ function makeItems(planItems: readonly PlanItem[]): ManifestItem[] {
     const { ecosystem, product, version, arch, install, artifact } = item.release;
     const number = String(index + 1).padStart(digits, '0');
     const folder = isAgent(item) ? 'agent' : 'packages';
-    const path = `/${folder}/${number}-${safeFileName(artifact.name)}`;
-    const files = [{ path, digest: artifact.digest, sizeBytes: artifact.sizeBytes }];
+    const isSigned = archives.length > 0 && install.action === 'debian-package';
+    const paths = isSigned ? poolPaths(item, archives) : [`/${folder}/${number}-${safeFileName(artifact.name)}`];
+    const files = paths.map((path) => ({ path, digest: artifact.digest, sizeBytes: artifact.sizeBytes }));
     return { id: item.id, ecosystem, product, version, ...(arch === undefined ? {} : { arch }), install, files };
+  });
+}
+
+/** In every archive that lists it: apt looks where the index that it happened to choose says, and the bytes are the same blob. */
+function poolPaths({ id, release }: PlanItem, archives: readonly DriveArchive[]): readonly string[] {
+  const paths = archives.flatMap(({ pool }, index) =>
+    pool
+      .filter(({ digest }) => digest === release.artifact.digest)
+      .map(({ path }) => `${archiveFolder(index)}/${path}`),
+  );
+  if (paths.length > 0) return [...new Set(paths)];
+  throw new DriveError('usage/drive-unsigned', `${id} ${release.version} is in none of the vendor's signed archives`, {
+    next: 'check the vendor again: it may have moved on since the plan was made',
   });
 }
 

@@ -183,6 +183,49 @@ describe('a built drive [A4] [X6]', () => {
     assert.equal(found['/config/network.json'], digestOf('{}'));
   });
 
+  test('with signed archives holds them as a package manager expects them, and no second copy of a package [A9]', async () => {
+    const house = await makeHouse();
+    const [shared, own, bundle] = [Buffer.from('in both archives'), Buffer.from('in one'), Buffer.from('a bundle')];
+    const debs: Artifact[] = [
+      { name: 'a_1_amd64.deb', ...(await house.add(shared)), install: { action: 'debian-package' } },
+      { name: 'x.tar', ...(await house.add(bundle)) },
+      { name: 'b_1_amd64.deb', ...(await house.add(own)), install: { action: 'debian-package' } },
+    ];
+    const plan = planOf(debs);
+    const signed = async (suite: string, paths: Readonly<Record<string, Buffer>>) => ({
+      suite,
+      components: ['main'],
+      files: [{ path: `dists/${suite}/InRelease`, ...(await house.add(Buffer.from(suite))) }],
+      pool: Object.entries(paths).map(([path, content]) => ({ path, digest: digestOf(content) })),
+    });
+    const archives = [
+      await signed('bookworm', { 'pool/main/a/a_1_amd64.deb': shared }),
+      await signed('bookworm-security', {
+        'pool/updates/main/a/a_1_amd64.deb': shared,
+        'pool/updates/main/b/b_1_amd64.deb': own,
+      }),
+    ];
+    const { manifest, image } = await buildDrive(house.options(plan, { archives }));
+    assert.deepEqual(manifest.apt?.archives, [
+      { folder: '/apt/1', suite: 'bookworm', components: ['main'] },
+      { folder: '/apt/2', suite: 'bookworm-security', components: ['main'] },
+    ]);
+    assert.deepEqual(
+      manifest.items.map((item) => item.files.map(({ path }) => path)),
+      [
+        ['/apt/1/pool/main/a/a_1_amd64.deb', '/apt/2/pool/updates/main/a/a_1_amd64.deb'],
+        ['/packages/02-x.tar'],
+        ['/apt/2/pool/updates/main/b/b_1_amd64.deb'],
+      ],
+    );
+    const found = await extractDrive(image.path);
+    assert.equal(found['/apt/2/dists/bookworm-security/InRelease'], digestOf('bookworm-security'));
+    assert.equal(found['/apt/2/pool/updates/main/a/a_1_amd64.deb'], digestOf(shared));
+    // A Debian package that no archive vouches for does not slip in beside the others.
+    const unsigned = archives.slice(0, 1);
+    await assert.rejects(buildDrive(house.options(plan, { archives: unsigned })), { code: 'usage/drive-unsigned' });
+  });
+
   test('of an empty plan is only its manifest', async () => {
     const house = await makeHouse();
     const drive = await buildDrive(house.options(planOf([])));

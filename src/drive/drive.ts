@@ -8,7 +8,7 @@ import type { RunId, VmId } from '../model/ids.ts';
 import { DRIVE_LABEL, type Manifest } from '../model/manifest.ts';
 import type { Plan } from '../model/plan.ts';
 import { type BlobFiles, damagedBlob, missingBlob } from './blob-files.ts';
-import { type ExtraFile, makeContents } from './contents.ts';
+import { type DriveArchive, type ExtraFile, makeContents } from './contents.ts';
 import {
   type DriveFiles,
   grantFolder,
@@ -21,7 +21,7 @@ import { buildIso, type IsoEntry, SECTOR_BYTES } from './iso9660.ts';
 import { DESCRIPTOR_FILE, planZeroCopyImage } from './zero-copy-image.ts';
 
 export type { BlobFiles } from './blob-files.ts';
-export type { ExtraFile } from './contents.ts';
+export type { DriveArchive, ExtraFile } from './contents.ts';
 export { DriveError } from './drive-error.ts';
 export type { Owner } from './drive-folder.ts';
 
@@ -36,6 +36,8 @@ export type DriveOptions = {
   /** Who runs QEMU: its group may read the folder. Without it only our own user can. */
   readonly owner?: Owner;
   readonly extraFiles?: readonly ExtraFile[];
+  /** The vendors' signed archives, from which the guest's own apt verifies the Debian packages. */
+  readonly archives?: readonly DriveArchive[];
 };
 
 export type BuiltDrive = {

@@ -1,17 +1,20 @@
 // The drive of one VM: its plan's bytes in the store, the image built from them, and what is attached to the VM now.
 import { join } from 'node:path';
 import type { Digest } from '../base/digest-text.ts';
+import { classifyError, describeError } from '../base/errors.ts';
 import { BLOB_DOUBT_INTERVAL_MS } from '../base/limits.ts';
 import { counted, printable } from '../base/printable.ts';
-import { type BuiltDrive, DriveError } from '../drive/drive.ts';
+import { type BuiltDrive, type DriveArchive, DriveError } from '../drive/drive.ts';
 import type { RunningVm } from '../hypervisor/hypervisor.ts';
 import type { VmSpec } from '../hypervisor/vm-spec.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
 import { type Plan, planDigest } from '../model/plan.ts';
+import type { Policy } from '../model/policy.ts';
 import type { QuarantineReason } from '../model/quarantine.ts';
 import { fetchPlan } from './fetch-plan.ts';
 import { RunError, type Runner } from './runner.ts';
+import { bringSignedArchives } from './signed-archives.ts';
 import type { Run } from './state.ts';
 import type { VmRunDeps } from './vm-run-deps.ts';
 import { explainQuarantine } from './why.ts';
@@ -21,6 +24,8 @@ export type DriveOwner = {
   readonly spec: VmSpec;
   readonly uid: number;
   readonly note: Runner['note'];
+  /** The VM's policy now; the operator may change it. */
+  readonly policy: () => Policy;
 };
 
 /** What the drive of a VM is made from, and where it stands. */
@@ -31,6 +36,8 @@ export class VmDrive {
   readonly #runPin: string;
   readonly #stagePin: string;
   #drive: BuiltDrive | null = null;
+  /** The signed files of a run's drive, so that each of its offers shows the same ones. */
+  #signed: { readonly run: RunId; readonly archives: readonly DriveArchive[] } | null = null;
   /** The run whose drive is attached; `unknown` after a restart of the daemon that found one. */
   #attached: RunId | 'unknown' | null = null;
   #doubtedAtMs = Number.NEGATIVE_INFINITY;
@@ -73,7 +80,34 @@ export class VmDrive {
     const onProgress = (done: number, total: number) => {
       this.#owner.note('progress', 'download', { item: 'download', phase: 'download', done, total });
     };
-    return await fetchPlan({ plan, owner, store, vendors: vendors(), signal, onProgress, clock, inspections });
+    const trouble = await fetchPlan({ plan, owner, store, vendors: vendors(), signal, onProgress, clock, inspections });
+    if (trouble !== null || purpose === 'stage') return trouble;
+    return await this.#fetchSigned(plan, signal);
+  }
+
+  async #fetchSigned(plan: Plan, signal: AbortSignal): Promise<QuarantineReason | null> {
+    try {
+      this.#signed = null;
+      await this.#archivesOf(plan, signal);
+      return null;
+    } catch (error) {
+      if (signal.aborted) throw error;
+      const detail = `the vendor's signed files: ${describeError(error)}`;
+      const vendor = plan.items.find((item) => item.release.install.action === 'debian-package')?.release.vendor;
+      if (classifyError(error).blame === 'vendor' && vendor !== undefined)
+        return { kind: 'vendor-unavailable', vendor, detail };
+      return { kind: 'host-failure', step: 'fetch', detail };
+    }
+  }
+
+  /** Where the policy wants the guest's own apt to verify: the archives that it does that from. A daemon that started anew asks again. */
+  async #archivesOf(plan: Plan, signal: AbortSignal): Promise<readonly DriveArchive[]> {
+    if (this.#owner.policy().apt !== 'vendor-verified') return [];
+    if (this.#signed?.run === plan.run) return this.#signed.archives;
+    const { store, vendors } = this.#deps;
+    const archives = await bringSignedArchives({ plan, vendors: vendors(), store, owner: this.#runPin, signal });
+    this.#signed = { run: plan.run, archives };
+    return archives;
   }
 
   /** Builds the drive of the run's plan and attaches it, unless it is attached already. The manifest's digest. */
@@ -134,7 +168,7 @@ export class VmDrive {
   /** Blobs that turn out damaged or gone are fetched anew, once; what is lost again is for somebody to look at. */
   async #buildSound(run: RunId, plan: Plan, signal: AbortSignal): Promise<BuiltDrive> {
     try {
-      return await this.#build(run, plan);
+      return await this.#build(run, plan, signal);
     } catch (error) {
       if (!(error instanceof DriveError) || error.digest === undefined) throw error;
       await this.#takeOutDamaged(plan);
@@ -143,12 +177,13 @@ export class VmDrive {
         const { reason } = explainQuarantine(this.#owner.vm, trouble, true);
         throw new RunError('host-fault/blob-lost', reason, { cause: error });
       }
-      return await this.#build(run, plan);
+      return await this.#build(run, plan, signal);
     }
   }
 
-  async #build(run: RunId, plan: Plan): Promise<BuiltDrive> {
+  async #build(run: RunId, plan: Plan, signal: AbortSignal): Promise<BuiltDrive> {
     const { vm, spec, uid } = this.#owner;
+    const archives = await this.#archivesOf(plan, signal);
     const owner = spec.kind === 'managed' && process.getuid?.() === 0 ? { uid, gid: uid } : undefined;
     return await this.#deps.drives.build({
       vm,
@@ -158,6 +193,7 @@ export class VmDrive {
       blobs: this.#deps.store,
       folder: join(this.#folder(), run),
       ...(owner === undefined ? {} : { owner }),
+      ...(archives.length === 0 ? {} : { archives }),
     });
   }
 
@@ -165,8 +201,12 @@ export class VmDrive {
   async #takeOutDamaged(plan: Plan): Promise<boolean> {
     const { store } = this.#deps;
     const damaged: string[] = [];
-    for (const { id, release } of plan.items) {
-      const { digest } = release.artifact;
+    const signed = this.#signed?.run === plan.run ? this.#signed.archives.flatMap(({ files }) => files) : [];
+    const blobs = [
+      ...plan.items.map(({ id, release }) => ({ id, digest: release.artifact.digest })),
+      ...signed.map(({ path, digest }) => ({ id: path, digest })),
+    ];
+    for (const { id, digest } of blobs) {
       if (store.has(digest) && !(await store.verify(digest))) damaged.push(id);
     }
     if (damaged.length === 0) return false;

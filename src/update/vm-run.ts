@@ -70,7 +70,13 @@ export class VmRun {
       record.sinceMs,
     );
     const { vm, spec, uid } = record;
-    this.#drive = new VmDrive(deps, { vm, spec, uid, note: (...words) => this.runner.note(...words) });
+    this.#drive = new VmDrive(deps, {
+      vm,
+      spec,
+      uid,
+      note: (...words) => this.runner.note(...words),
+      policy: () => this.policy,
+    });
   }
 
   get running(): RunningVm | null {
