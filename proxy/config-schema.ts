@@ -2,7 +2,9 @@
 import { type Static, type TInteger, type TOptional, Type } from 'typebox';
 import { STATE_DEADLINES_MS } from '../src/base/limits.ts';
 import { PolicySchema } from '../src/model/policy.ts';
+import { DURATION_PATTERN } from './duration.ts';
 
+const GROUP_NAME_PATTERN = '^[a-z0-9][a-z0-9._-]{0,63}$';
 const strict = { additionalProperties: false } as const;
 const absolutePath = { minLength: 2, maxLength: 1024, pattern: '^/[^\\u0000-\\u001f]*$' } as const;
 const httpUrl = { minLength: 8, maxLength: 2048, pattern: '^https?://[^\\s]+$' } as const;
@@ -45,8 +47,49 @@ const DebianVendorSchema = Type.Object(
 
 export const VendorConfigSchema = Type.Union([TufVendorSchema, DebianVendorSchema]);
 
-/** The policy keys, each optional: what a file or a command says differently from the default. */
+/** The policy keys, each optional, as the API takes them: what one VM has of its own. */
 export const PartialPolicySchema = Type.Partial(PolicySchema, strict);
+
+const { metadataAgeMaxMs, runDeadlineMs, ...keysWithoutUnit } = PolicySchema.properties;
+const duration = (description: string) => Type.Optional(Type.String({ pattern: DURATION_PATTERN, description }));
+
+/** A policy as a file says it: durations have their unit in the value. */
+export const FilePolicySchema = Type.Object(
+  {
+    ...Type.Partial(Type.Object(keysWithoutUnit)).properties,
+    metadataAge: duration(
+      'Age, for example "24h", after which verified vendor metadata no longer proves that a VM is up to date',
+    ),
+    runDeadline: duration(
+      'How long, for example "4h", a run may take from power-on to plugged in; then the VM is quarantined',
+    ),
+    /** What files of the first version say. */
+    metadataAgeMaxMs: Type.Optional(Type.Integer({ ...metadataAgeMaxMs, deprecated: true })),
+  },
+  strict,
+);
+export type FilePolicy = Static<typeof FilePolicySchema>;
+
+/** A group's name. */
+export const GroupNameSchema = Type.String({
+  minLength: 1,
+  maxLength: 64,
+  pattern: GROUP_NAME_PATTERN,
+  description: 'Name of a group of the configuration',
+});
+
+const GroupSchema = Type.Object(
+  {
+    policy: Type.Optional(FilePolicySchema),
+    vms: Type.Optional(
+      Type.Array(Type.String({ minLength: 1, maxLength: 64, pattern: '^[A-Za-z0-9._-]*\\*?$' }), {
+        maxItems: 1000,
+        description: 'VMs of this group: names, or the beginning of names with a `*`; the longest match wins',
+      }),
+    ),
+  },
+  { ...strict, description: 'A policy for several VMs' },
+);
 
 export const ConfigFileSchema = Type.Object(
   {
@@ -73,7 +116,14 @@ export const ConfigFileSchema = Type.Object(
         description: 'Bytes the blob store may keep beyond what drives and pending runs need',
       }),
     ),
-    policy: Type.Optional(PartialPolicySchema),
+    policy: Type.Optional(FilePolicySchema),
+    groups: Type.Optional(
+      Type.Record(Type.String({ pattern: GROUP_NAME_PATTERN }), GroupSchema, {
+        ...strict,
+        maxProperties: 1000,
+        description: 'Groups of VMs by name, each with a policy of its own',
+      }),
+    ),
     network: Type.Optional(
       Type.Object(
         {

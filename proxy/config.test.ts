@@ -4,8 +4,10 @@ import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
+import { DEFAULT_POLICY } from '../src/model/policy.ts';
 import { ConfigError, loadConfig } from './config.ts';
 import { configJsonSchema } from './config-schema.ts';
+import { fileOfPolicy, parseSettings, policyOfFile } from './policy-words.ts';
 
 let folder = '';
 beforeEach(async () => {
@@ -131,4 +133,97 @@ test('a file named by --config must exist', async () => {
 test('the shipped JSON Schema is up to date', async () => {
   const shipped = await readFile(new URL('./pratique.schema.json', import.meta.url), 'utf8');
   assert.deepEqual(JSON.parse(shipped), JSON.parse(configJsonSchema()), 'run: node proxy/generate.ts');
+});
+
+test('groups have names, patterns and a policy; files add keys to one another', async () => {
+  const path = await write(
+    'pratique.toml',
+    '[policy]\ninstall = "security"\nmetadataAge = "36h"\n[groups.web]\nvms = ["web-*"]\npolicy = { install = "all" }\n',
+  );
+  await write('conf.d/a.toml', '[groups.web.policy]\nrunDeadline = "90m"\n[groups.db]\n');
+  const { config } = await load(path);
+  assert.equal(config.policy.metadataAgeMaxMs, 36 * 3_600_000);
+  assert.deepEqual(config.policyOfFiles, { install: 'security', metadataAgeMaxMs: 36 * 3_600_000 });
+  assert.deepEqual(config.groups, {
+    web: { vms: ['web-*'], policy: { install: 'all', runDeadlineMs: 5_400_000 } },
+    db: { vms: [], policy: {} },
+  });
+});
+
+test('a wrong policy of a group names file, line and key', async () => {
+  assert.equal(
+    await failure('[groups.web.policy]\ninstal = "all"\n'),
+    'pratique.toml:2: `groups.web.policy.instal` is not a known key; the nearest known key is `install`',
+  );
+  assert.match(await failure('\n[groups."Web Servers"]\n'), /^pratique\.toml:2: `groups\.Web Servers` must be a name/);
+  assert.match(
+    await failure('[policy]\nmetadataAge = "a day"\n'),
+    /^pratique\.toml:2: `policy\.metadataAge` must match/,
+  );
+  assert.equal(
+    await failure('[groups.web]\nvms = []\n[groups.web.policy]\nmetadataAge = "10s"\n'),
+    'pratique.toml:4: `groups.web.policy.metadataAge` must be at least 1m',
+  );
+  assert.equal(
+    await failure('[policy]\nrunDeadline = "8d"\n'),
+    'pratique.toml:2: `policy.runDeadline` must be at most 168h',
+  );
+});
+
+test('a name that two groups claim is refused', async () => {
+  assert.match(
+    await failure('[groups.a]\nvms = ["web-*"]\n[groups.b]\nvms = ["web-*"]\n'),
+    /web-\* is named by both a and b/,
+  );
+});
+
+test('milliseconds of the first version are still read, but not beside the words', async () => {
+  const { config } = await load(await write('pratique.toml', '[policy]\nmetadataAgeMaxMs = 60000\n'));
+  assert.equal(config.policy.metadataAgeMaxMs, 60_000);
+  assert.match(
+    await failure('[policy]\nmetadataAge = "1m"\nmetadataAgeMaxMs = 60000\n'),
+    /^pratique\.toml:3: `policy\.metadataAgeMaxMs` says the same/,
+  );
+});
+
+test('what `config show` prints can be read again', async () => {
+  const policy = { ...DEFAULT_POLICY, metadataAgeMaxMs: 90_000, runDeadlineMs: 7 * 86_400_000 };
+  const understood = policyOfFile(fileOfPolicy(policy));
+  assert.deepEqual(understood, { kind: 'policy', policy });
+});
+
+test('settings of `vm set` are understood or refused by the pair', () => {
+  assert.deepEqual(
+    parseSettings([
+      'install=listed',
+      'packages=nginx, openssl*',
+      'holds=[]',
+      'metadataAge=48h',
+      'overlay=true',
+      'apt=',
+    ]),
+    {
+      set: {
+        install: 'listed',
+        packages: ['nginx', 'openssl*'],
+        holds: [],
+        metadataAgeMaxMs: 172_800_000,
+        overlay: true,
+      },
+      unset: ['apt'],
+    },
+  );
+  assert.deepEqual(parseSettings(['group=']), { set: {}, unset: [], group: null });
+  assert.deepEqual(parseSettings(['group=web']), { set: {}, unset: [], group: 'web' });
+  for (const [pair, words] of [
+    ['instal=all', /nearest is `install`/],
+    ['metadataAgeMaxMs=5', /no key of a policy/],
+    ['overlay=yes', /takes true or false/],
+    ['install=some', /one of all, security, listed/],
+    ['runDeadline=1s', /at least 1m/],
+    ['overlay', /not of the form key=value/],
+    ['toString=1', /no key of a policy/],
+  ] as const) {
+    assert.throws(() => parseSettings([pair]), words, pair);
+  }
 });

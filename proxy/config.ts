@@ -6,7 +6,8 @@ import { PratiqueError } from '../src/base/errors.ts';
 import { CONFIG_FILE_BYTES_MAX, SOCKET_PATH_BYTES_MAX } from '../src/base/limits.ts';
 import { printable } from '../src/base/printable.ts';
 import { DEFAULT_POLICY, type Policy } from '../src/model/policy.ts';
-import type { ConfigFile } from './config-schema.ts';
+import type { ConfigFile, FilePolicy } from './config-schema.ts';
+import { policyOfFile } from './policy-words.ts';
 import type { VendorConfig } from './service.ts';
 
 export class ConfigError extends PratiqueError {}
@@ -19,14 +20,21 @@ export type Config = {
   /** Disks, kernels and media of VMs lie under one of these. */
   readonly diskRoots: readonly string[];
   readonly storeBudgetBytes: number;
-  /** Defaults for VMs that are added without a word on the matter. */
+  /** What holds for a VM that neither its group nor its own policy says anything about. */
   readonly policy: Policy;
+  /** What of it the files say, so that a value's origin can be told. */
+  readonly policyOfFiles: Partial<Policy>;
+  readonly groups: Groups;
   readonly network: { readonly bridge: string };
   /** Seconds a run may stay in a state, where they differ from the usual ones. */
   readonly deadlines: NonNullable<ConfigFile['deadlines']>;
   /** User ids for managed QEMUs: `first` to `first + count - 1`. */
   readonly uids: { readonly first: number; readonly count: number };
 };
+
+/** A policy for several VMs: those that were added to it, and those whose names match. */
+export type Group = { readonly policy: Partial<Policy>; readonly vms: readonly string[] };
+export type Groups = Readonly<Record<string, Group>>;
 
 /** The configuration and the files it came from, in the order they were read. */
 export type LoadedConfig = { readonly config: Config; readonly files: readonly string[] };
@@ -106,8 +114,36 @@ export async function parseConfigText(text: string, path: string): Promise<Confi
   // Loaded here because most commands run without any configuration file, and the schema library takes 100 ms to load.
   const { parseTomlAs } = await import('./toml-file.ts');
   const { ConfigFileSchema } = await import('./config-schema.ts');
+  const { lineOfKey } = await import('./toml-lines.ts');
   // The cast holds: parseTomlAs has checked the value against this very schema.
-  return parseTomlAs(ConfigFileSchema, text, path, ConfigError) as ConfigFile;
+  const file = parseTomlAs(ConfigFileSchema, text, path, ConfigError) as ConfigFile;
+  for (const { place, table } of policiesOf(file)) {
+    const understood = policyOfFile(table);
+    if (understood.kind === 'policy') continue;
+    const { word, message } = understood.fault;
+    const line = lineOfKey(text, [...place, word]);
+    throw new ConfigError('usage/config', `${path}:${line}: \`${[...place, word].join('.')}\` ${message}`, {
+      next: 'correct the file',
+    });
+  }
+  return file;
+}
+
+function policiesOf(file: ConfigFile): readonly { readonly place: readonly string[]; readonly table: FilePolicy }[] {
+  const groups = Object.entries(file.groups ?? {}).map(([name, { policy }]) => ({
+    place: ['groups', name, 'policy'],
+    table: policy ?? {},
+  }));
+  return [{ place: ['policy'], table: file.policy ?? {} }, ...groups];
+}
+
+/** The policy of a table that was checked when its file was read. */
+function checkedPolicy(table: FilePolicy): Partial<Policy> {
+  const understood = policyOfFile(table);
+  if (understood.kind === 'policy') return understood.policy;
+  throw new ConfigError('usage/config', `policy: \`${understood.fault.word}\` ${understood.fault.message}`, {
+    next: 'correct the files',
+  });
 }
 
 /** Later files win key by key; vendors add up, and a name may be given once only. */
@@ -128,12 +164,46 @@ function mergeFiles(read: readonly { readonly file: ConfigFile; readonly path: s
       ...merged,
       ...file,
       policy: { ...merged.policy, ...file.policy },
+      groups: mergeGroups(merged.groups ?? {}, file.groups ?? {}),
       network: { ...merged.network, ...file.network },
       deadlines: { ...merged.deadlines, ...file.deadlines },
       vendors: [...(merged.vendors ?? []), ...(file.vendors ?? [])],
     };
   }
   return merged;
+}
+
+type FileGroups = NonNullable<ConfigFile['groups']>;
+
+/** A group that two files name has the keys of both, the later file's where both say something. */
+function mergeGroups(before: FileGroups, after: FileGroups): FileGroups {
+  const names = new Set([...Object.keys(before), ...Object.keys(after)]);
+  return Object.fromEntries(
+    [...names].map((name) => {
+      const policy = { ...before[name]?.policy, ...after[name]?.policy };
+      return [name, { ...before[name], ...after[name], policy }];
+    }),
+  );
+}
+
+function completeGroups(groups: FileGroups): Groups {
+  const owners = new Map<string, string>();
+  for (const [name, { vms = [] }] of Object.entries(groups)) {
+    for (const pattern of vms) {
+      const owner = owners.get(pattern) ?? name;
+      if (owner !== name) {
+        throw new ConfigError('usage/config', `groups: ${printable(pattern)} is named by both ${owner} and ${name}`, {
+          next: 'name it in one of the two',
+        });
+      }
+      owners.set(pattern, name);
+    }
+  }
+  const complete = Object.entries(groups).map(([name, { policy = {}, vms = [] }]): [string, Group] => [
+    name,
+    { policy: checkedPolicy(policy), vms },
+  ]);
+  return Object.fromEntries(complete);
 }
 
 function completeConfig(file: ConfigFile, folders: { data: string; run: string }, env: NodeJS.ProcessEnv): Config {
@@ -144,6 +214,7 @@ function completeConfig(file: ConfigFile, folders: { data: string; run: string }
       next: `choose a folder of at most ${SOCKET_PATH_BYTES_MAX - '/pratique.sock'.length} bytes`,
     });
   }
+  const policyOfFiles = checkedPolicy(file.policy ?? {});
   return {
     dataFolder,
     runFolder,
@@ -151,7 +222,9 @@ function completeConfig(file: ConfigFile, folders: { data: string; run: string }
     vendors: file.vendors ?? [],
     diskRoots: file.diskRoots ?? [join(dataFolder, 'disks'), join(dataFolder, 'images'), '/var/lib/libvirt/images'],
     storeBudgetBytes: file.storeBudgetBytes ?? STORE_BUDGET_BYTES_DEFAULT,
-    policy: { ...DEFAULT_POLICY, ...file.policy },
+    policy: { ...DEFAULT_POLICY, ...policyOfFiles },
+    policyOfFiles,
+    groups: completeGroups(file.groups ?? {}),
     network: { bridge: file.network?.bridge ?? BRIDGE_DEFAULT },
     deadlines: file.deadlines ?? {},
     uids: file.uids ?? UIDS_DEFAULT,

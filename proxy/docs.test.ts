@@ -9,7 +9,7 @@ import { STATE_DEADLINES_MS } from '../src/base/limits.ts';
 import { SAMPLE_SPEC } from '../test/fakes/service.ts';
 import { breakGlassCommands } from './break-glass.ts';
 import { parseConfigText } from './config.ts';
-import { ConfigFileSchema, PartialPolicySchema } from './config-schema.ts';
+import { ConfigFileSchema, FilePolicySchema } from './config-schema.ts';
 import { readVmSpec } from './spec-file.ts';
 
 const page = async (path: string): Promise<string> =>
@@ -19,11 +19,13 @@ const tomlOf = (text: string): string =>
 
 test('the configuration page names every key, and its example is a correct file', async () => {
   const text = await page('configuration.md');
-  const tables = ['policy', 'network', 'deadlines', 'uids'];
+  const tables = ['policy', 'groups', 'network', 'deadlines', 'uids'];
   const keys = Object.keys(ConfigFileSchema.properties).filter((key) => !tables.includes(key));
   const deadlines = Object.keys(STATE_DEADLINES_MS).map((state) => `deadlines.${state}`);
-  const policy = Object.keys(PartialPolicySchema.properties).map((key) => `policy.${key}`);
-  for (const key of [...keys, ...policy, ...deadlines, 'network.bridge', 'uids.first'])
+  const policy = Object.entries(FilePolicySchema.properties)
+    .filter(([, schema]) => !('deprecated' in schema))
+    .map(([key]) => `policy.${key}`);
+  for (const key of [...keys, ...policy, ...deadlines, 'network.bridge', 'uids.first', 'groups.NAME.policy'])
     assert.ok(text.includes(`\`${key}\``), key);
   const example = await parseConfigText(tomlOf(text), 'configuration.md');
   assert.equal(example.vendors?.length, 2);

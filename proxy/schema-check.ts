@@ -20,6 +20,8 @@ type Schema = {
   readonly const?: unknown;
   readonly anyOf?: readonly Schema[];
   readonly properties?: Readonly<Record<string, Schema>>;
+  /** Of a table whose keys are names: one pattern. */
+  readonly patternProperties?: Readonly<Record<string, Schema>>;
   readonly required?: readonly string[];
   readonly additionalProperties?: unknown;
   readonly items?: Schema;
@@ -97,6 +99,7 @@ function discriminatorOf(variants: readonly Schema[]): string | null {
 
 function explainObject(schema: Schema, value: unknown, path: Path): Misfit | null {
   if (!isTable(value)) return misfit(path, 'must be a table of keys and values');
+  if (schema.patternProperties !== undefined) return explainNames(schema.patternProperties, value, path);
   const properties = schema.properties ?? {};
   const known = Object.keys(properties);
   if (schema.additionalProperties === false) {
@@ -107,6 +110,17 @@ function explainObject(schema: Schema, value: unknown, path: Path): Misfit | nul
   if (missing !== undefined) return misfit([...path, missing], 'is missing');
   for (const [key, property] of Object.entries(properties)) {
     const found = value[key] === undefined ? null : explain(property, value[key], [...path, key]);
+    if (found !== null) return found;
+  }
+  return null;
+}
+
+function explainNames(patterns: Readonly<Record<string, Schema>>, value: object, path: Path): Misfit | null {
+  for (const [name, entry] of Object.entries(value)) {
+    const fitting = Object.entries(patterns).find(([pattern]) => new RegExp(pattern, 'u').test(name));
+    if (fitting === undefined)
+      return misfit([...path, name], `must be a name that matches ${Object.keys(patterns)[0]}`);
+    const found = explain(fitting[1], entry, [...path, name]);
     if (found !== null) return found;
   }
   return null;

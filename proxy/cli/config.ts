@@ -9,8 +9,18 @@ export function addConfigCommands(program: Command, build: Build): void {
   completeCommand(show, build, 'pratique config show', async ({ output, loadConfig }) => {
     const { config: inForce, files } = await loadConfig();
     const { stringify } = await import('smol-toml');
+    const { fileOfPolicy } = await import('../policy-words.ts');
     const from = files.length === 0 ? '# no file: defaults only' : files.map((file) => `# from ${file}`).join('\n');
-    output.show({ files, config: inForce }, () => `${from}\n${stringify(inForce)}`.trimEnd());
+    // The text is a file that says the same; the document has what the program works with.
+    const { policy, policyOfFiles: _said, groups, ...rest } = inForce;
+    const asFile = {
+      ...rest,
+      policy: fileOfPolicy(policy),
+      groups: Object.fromEntries(
+        Object.entries(groups).map(([name, group]) => [name, { ...group, policy: fileOfPolicy(group.policy) }]),
+      ),
+    };
+    output.show({ files, config: inForce }, () => `${from}\n${stringify(asFile)}`.trimEnd());
     return undefined;
   });
   const check = config.command('check').description('check the files without starting anything');

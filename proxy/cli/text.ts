@@ -1,23 +1,17 @@
 // Durations, sizes and times as people read and write them.
 import { PratiqueError } from '../../src/base/errors.ts';
-
-const UNITS_MS: Readonly<Record<string, number>> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
+import { durationMs } from '../duration.ts';
 
 /** Milliseconds of `90s`, `10m`, `1h`. Throws `usage/duration`. */
 export function parseDuration(text: string): number {
-  const found = /^(\d{1,9})(ms|s|m|h|d)$/.exec(text);
-  const unit = UNITS_MS[found?.[2] ?? ''];
-  if (found === null || unit === undefined) {
-    throw new PratiqueError('usage/duration', `\`${text}\` is no duration`, {
-      next: 'write for example 90s, 10m or 1h',
-    });
-  }
-  return Number(found[1]) * unit;
+  const ms = durationMs(text);
+  if (ms !== null) return ms;
+  throw new PratiqueError('usage/duration', `\`${text}\` is no duration`, { next: 'write for example 90s, 10m or 1h' });
 }
 
 /** `85 ms`, `2.4 s`, `3 min 05 s`, `4 h 10 min`, `12 d`. */
-export function durationText(durationMs: number): string {
-  const ms = Math.max(0, Math.round(durationMs));
+export function durationText(lengthMs: number): string {
+  const ms = Math.max(0, Math.round(lengthMs));
   if (ms < 1_000) return `${ms} ms`;
   if (ms < 60_000) return `${(ms / 1_000).toFixed(1)} s`;
   const pad = (value: number): string => String(Math.floor(value)).padStart(2, '0');

@@ -74,6 +74,51 @@ export const DEFAULT_POLICY: Policy = {
   runDeadlineMs: 4 * 60 * 60 * 1000,
 };
 
+/** Where a value of a policy comes from, weakest first. */
+export const POLICY_ORIGINS = ['built-in', 'default', 'group', 'vm'] as const;
+export type PolicyOrigin = (typeof POLICY_ORIGINS)[number];
+
+/** What holds for one VM, each key with where it comes from. */
+export type ResolvedPolicy = {
+  readonly policy: Policy;
+  readonly from: Readonly<Record<keyof Policy, PolicyOrigin>>;
+};
+
+/** The keys in the order of the schema, which is the order in which people are shown them. */
+export const POLICY_KEYS: readonly (keyof Policy)[] = Object.keys(PolicySchema.properties).filter(isPolicyKey);
+
+/** Whether a word is a key of the policy. */
+export function isPolicyKey(word: string): word is keyof Policy {
+  return Object.hasOwn(PolicySchema.properties, word);
+}
+
+/** A VM's own keys over its group's, over the host's default, over what is built in. Lists replace each other whole. */
+export function resolvePolicy(parts: {
+  readonly default: Partial<Policy>;
+  readonly group: Partial<Policy>;
+  readonly vm: Partial<Policy>;
+}): ResolvedPolicy {
+  const layers: readonly (readonly [PolicyOrigin, Partial<Policy>])[] = [
+    ['vm', parts.vm],
+    ['group', parts.group],
+    ['default', parts.default],
+  ];
+  const originOf = (key: keyof Policy): PolicyOrigin =>
+    layers.find(([, part]) => part[key] !== undefined)?.[0] ?? 'built-in';
+  const from = Object.fromEntries(POLICY_KEYS.map((key) => [key, originOf(key)]));
+  return {
+    policy: { ...DEFAULT_POLICY, ...parts.default, ...parts.group, ...parts.vm },
+    // The cast holds: every key of the schema was given its origin.
+    from: from as Record<keyof Policy, PolicyOrigin>,
+  };
+}
+
+/** What makes a policy useless as a whole, each key being right for itself; null when nothing does. */
+export function faultOfPolicy({ install, packages }: Policy): string | null {
+  if (install !== 'listed' || packages.length > 0) return null;
+  return 'it installs what is listed, and lists no packages';
+}
+
 /** Whether a name is one of the patterns'. */
 export function matchesProduct(patterns: readonly string[], product: string): boolean {
   return patterns.some((pattern) =>
