@@ -1,10 +1,11 @@
 // Builds the agent: TypeScript to QuickJS bytecode to one static executable. Runnable; every result is cached by its inputs.
 import { readFileSync } from 'node:fs';
 import { chmod, copyFile, mkdir, mkdtemp, rename, rm, stat, writeFile } from 'node:fs/promises';
-import { availableParallelism, homedir } from 'node:os';
+import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build as bundleWith, type Plugin } from 'esbuild';
+import { defaultCacheFolder } from '../src/base/cache-folder.ts';
 import { digestOf, digestOfFile } from '../src/base/digest.ts';
 import type { Digest } from '../src/base/digest-text.ts';
 import { syncFolder } from '../src/base/durable-file.ts';
@@ -23,7 +24,7 @@ export type AgentBuild = {
 };
 
 export type AgentBuildOptions = {
-  /** Default: defaultCacheFolder(). */
+  /** Default: that of base/cache-folder.ts. */
   readonly cacheFolder?: string;
   readonly log: Log;
   /** Version the executable reports; default: that of package.json. Tests of the agent's own update need two. */
@@ -47,11 +48,6 @@ const DEFINES = ['-D_GNU_SOURCE', `-DCONFIG_VERSION="${QUICKJS_VERSION}"`, '-fwr
 const TARGET_FLAGS = ['-Os', '-ffunction-sections', '-fdata-sections', '-fno-asynchronous-unwind-tables'] as const;
 const NATIVE_FLAGS = ['-O2', '-Wall', '-Wextra', '-Wno-unused-parameter', '-Werror'] as const;
 const LINK_FLAGS = ['-static', '-Wl,--gc-sections', '-Wl,-z,noexecstack'] as const;
-
-/** `$PRATIQUE_CACHE`, else `pratique` in the user's cache folder (XDG Base Directory). */
-export function defaultCacheFolder(): string {
-  return process.env.PRATIQUE_CACHE ?? join(process.env.XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'pratique');
-}
 
 /** Builds the agent, or finds it in the cache. Throws AgentBuildError that says what is missing. */
 export async function buildAgent(options: AgentBuildOptions): Promise<AgentBuild> {

@@ -1,12 +1,11 @@
 // The Debian image in its small form: a real Debian at release level whose first program is busybox's init, not systemd.
 import { chmod, copyFile, mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { runCommand } from '../src/base/run-command.ts';
-import { asRootPrefix } from './as-root.ts';
+import { removeTree } from './cache.ts';
 import { fetchDebianBase } from './debian-base.ts';
-import { installGuestSystem, writeExt4, writeInitrd } from './guest-system.ts';
+import { installGuestSystem, unpackBase, writeExt4, writeInitrd } from './guest-system.ts';
 import { unpackKernel } from './kernel.ts';
-import type { ImageRecipe, RecipeInputs } from './recipe.ts';
+import type { DirectBootInputs, DirectBootRecipe } from './recipe.ts';
 
 /** Holes in the file on the host until the guest fills them: room for updates and their lists. */
 const DISK_MIB = 1024;
@@ -20,38 +19,34 @@ printf 'Content-Type: text/plain\\r\\n\\r\\n'
 exec dpkg-query -W -f '\${Package} \${Version}\\n'
 `;
 
-export const debianRecipe: ImageRecipe = {
+export const debianRecipe: DirectBootRecipe = {
   name: 'debian',
+  boot: 'kernel',
   memoryMiB: 512,
   vmDisk: 'overlay',
   packages: [],
   pinFurther: async ({ cacheFolder, log }) => {
-    const { suite, digest } = await fetchDebianBase({ include: INCLUDE, cacheFolder, log });
-    return { suite, base: digest };
+    const { suite, digest, inRelease, packages } = await fetchDebianBase({ include: INCLUDE, cacheFolder, log });
+    return { suite, base: digest, inRelease, basePackages: packages };
   },
   build: buildDebian,
 };
 
-async function buildDebian(inputs: RecipeInputs): Promise<void> {
+async function buildDebian(inputs: DirectBootInputs): Promise<void> {
   const { workFolder, outFolder, cacheFolder, log } = inputs;
   inputs.report('unpacking kernel and base system');
   const kernel = await unpackKernel(inputs.kernelPackage, join(workFolder, 'kernel'));
   const base = await fetchDebianBase({ include: INCLUDE, cacheFolder, log });
   const root = join(workFolder, 'root');
-  await mkdir(root);
   try {
-    const unpack = ['tar', '--extract', '--preserve-permissions', '--numeric-owner', '--exclude=./dev/*'];
-    await runCommand([...asRootPrefix('all'), ...unpack, '--file', base.path, '--directory', root], {
-      purpose: 'unpacking the Debian base system',
-    });
+    await unpackBase(base.path, root);
     inputs.report('making the system disk');
     await installGuestSystem({ root, kernel, agentPath: inputs.agentPath });
     await addDebianFiles(root);
     await writeExt4({ root, path: join(outFolder, 'root.raw'), sizeMiB: DISK_MIB, owners: 'all' });
     await writeInitrd({ kernel, busyboxPath: join(root, 'bin/busybox'), path: join(outFolder, 'initrd') });
   } finally {
-    // Without root some of these files belong to ids that only the namespace has.
-    await runCommand([...asRootPrefix('all'), 'rm', '-rf', root], { purpose: 'removing the unpacked base system' });
+    await removeTree(root);
   }
   await copyFile(kernel.image, join(outFolder, 'kernel'));
 }

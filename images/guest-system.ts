@@ -65,7 +65,8 @@ async function installModuleSets(kernel: Kernel, folder: string): Promise<void> 
   }
 }
 
-async function installProgram(from: string, to: string): Promise<void> {
+/** Copies a program into a guest's root folder. */
+export async function installProgram(from: string, to: string): Promise<void> {
   await mkdir(dirname(to), { recursive: true });
   await copyFile(from, to);
   await chmod(to, 0o755);
@@ -96,15 +97,27 @@ export async function writeInitrd(options: {
   await writeFile(options.path, makeCpio([...folders, ...files]));
 }
 
+/** Unpacks a Debian base system into a new folder, with its owners. Remove it with `removeTree`. */
+export async function unpackBase(path: string, root: string): Promise<void> {
+  await mkdir(root);
+  const unpack = ['tar', '--extract', '--preserve-permissions', '--numeric-owner', '--exclude=./dev/*'];
+  await runCommand([...asRootPrefix('all'), ...unpack, '--file', path, '--directory', root], {
+    purpose: 'unpacking the Debian base system',
+  });
+}
+
 /** Makes an ext4 image of a folder without mounting anything. */
 export async function writeExt4(options: {
   readonly root: string;
   readonly path: string;
   readonly sizeMiB: number;
+  /** Where in the file it begins; absent: at the start. */
+  readonly offsetBytes?: number;
   /** Whether the folder's files have one owner or many. */
   readonly owners: 'one' | 'all';
 }): Promise<void> {
-  const layout = ['-t', 'ext4', '-b', '4096', '-m', '0', '-E', 'lazy_itable_init=0,root_owner=0:0'];
+  const extended = `lazy_itable_init=0,root_owner=0:0${options.offsetBytes === undefined ? '' : `,offset=${options.offsetBytes}`}`;
+  const layout = ['-t', 'ext4', '-b', '4096', '-m', '0', '-E', extended];
   const argv = [
     ...asRootPrefix(options.owners),
     '/sbin/mke2fs',

@@ -12,7 +12,7 @@ import { silentLog } from '../src/base/log.ts';
 import { runCommand } from '../src/base/run-command.ts';
 import type { VmId } from '../src/model/ids.ts';
 import { withFileLock } from './file-lock.ts';
-import { buildImage, type GuestImage, guestCommandLine, imageCacheFolder, makeVmDisk } from './images.ts';
+import { buildImage, type GuestImage, guestCommandLine, makeVmDisk } from './images.ts';
 
 let folder: string;
 before(async () => {
@@ -41,12 +41,6 @@ test('without an agent nothing is built, and the message says what to do', async
     next: /build the agent/,
   });
   assert.deepEqual(await readdir(join(cacheFolder, 'images')), []);
-});
-
-test('the cache is where PRATIQUE_CACHE says, then where XDG says', () => {
-  assert.equal(imageCacheFolder({ PRATIQUE_CACHE: '/a', XDG_CACHE_HOME: '/b' }), '/a');
-  assert.equal(imageCacheFolder({ XDG_CACHE_HOME: '/b' }), '/b/pratique');
-  assert.match(imageCacheFolder({}), /\/pratique$/);
 });
 
 test("a copied disk is the VM's own", async () => {

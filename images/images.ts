@@ -1,6 +1,5 @@
 // Builds the guest images of the demo and the tests, once per set of inputs, and gives each VM a disk of its own.
-import { access, mkdir, mkdtemp, readdir, rename, rm } from 'node:fs/promises';
-import { homedir } from 'node:os';
+import { access, mkdir, mkdtemp, readdir, rename } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import type { Static } from 'typebox';
 import { type Digest, digestOf, digestOfFile } from '../src/base/digest.ts';
@@ -10,27 +9,28 @@ import type { Log } from '../src/base/log.ts';
 import { runCommand } from '../src/base/run-command.ts';
 import type { DiskSchema } from '../src/hypervisor/vm-spec.ts';
 import type { VmId } from '../src/model/ids.ts';
+import { markUsed, pruneCache, removeTree } from './cache.ts';
 import { debianRecipe } from './debian.ts';
 import { type DebianPackage, fetchPackage } from './debian-package.ts';
+import { debianSystemdRecipe } from './debian-systemd.ts';
 import { withFileLock } from './file-lock.ts';
 import { kernelCommandLine } from './guest-system.ts';
 import { ImageError } from './image-error.ts';
 import { fetchKernelPackage, hostArch, type KernelFlavour } from './kernel.ts';
-import type { ImageRecipe } from './recipe.ts';
+import type { DirectBootRecipe, DiskBootRecipe, ImageRecipe } from './recipe.ts';
 import { tinyRecipe } from './tiny.ts';
 
 export type DiskSpec = Static<typeof DiskSchema>;
 export type ImageName = ImageRecipe['name'];
 
-const RECIPES: Readonly<Record<ImageName, ImageRecipe>> = { tiny: tinyRecipe, debian: debianRecipe };
+const RECIPES: Readonly<Record<ImageName, ImageRecipe>> = {
+  tiny: tinyRecipe,
+  debian: debianRecipe,
+  'debian-systemd': debianSystemdRecipe,
+};
 
-/** An image as it stands in the cache; its files are shared by all VMs and never written. */
-export type GuestImage = {
+type CommonImage = {
   readonly name: ImageName;
-  readonly kernel: string;
-  readonly initrd: string;
-  /** What the kernel needs to hear; `guestCommandLine` adds what one VM needs. */
-  readonly commandLine: string;
   /** The shared disks, to be turned into a VM's own with `makeVmDisk`. */
   readonly disks: readonly DiskSpec[];
   readonly vmDisk: 'copy' | 'overlay';
@@ -39,84 +39,101 @@ export type GuestImage = {
   /** Of all inputs: equal digests, equal images. */
   readonly digest: Digest;
 };
+/** An image as it stands in the cache, started by kernel; its files are shared by all VMs and never written. */
+export type GuestImage = CommonImage & {
+  readonly kernel: string;
+  readonly initrd: string;
+  /** What the kernel needs to hear; `guestCommandLine` adds what one VM needs. */
+  readonly commandLine: string;
+};
+/** An image whose disk boots by itself. */
+export type DiskBootImage = CommonImage & { readonly kernel: null };
+export type AnyImage = GuestImage | DiskBootImage;
 
-export type BuildOptions = {
-  readonly name: ImageName;
+export type BuildOptions<Name extends ImageName = ImageName> = {
+  readonly name: Name;
   /** The agent's executable for the guest. */
   readonly agentPath: string;
   readonly cacheFolder: string;
   readonly log: Log;
+  /** Of the images that are started by kernel. */
   readonly kernelFlavour?: KernelFlavour;
   readonly onProgress?: (step: string) => void;
 };
 
-/**
- * Where images are kept: `PRATIQUE_CACHE`, else the XDG cache folder; for root /var/cache, because each QEMU runs under a user of
- * its own, which cannot look into root's home.
- */
-export function imageCacheFolder(env: NodeJS.ProcessEnv = process.env): string {
-  if (env.PRATIQUE_CACHE) return env.PRATIQUE_CACHE;
-  if (env.XDG_CACHE_HOME) return join(env.XDG_CACHE_HOME, 'pratique');
-  return process.getuid?.() === 0 ? '/var/cache/pratique' : join(homedir(), '.cache/pratique');
-}
+/** Images of one name that are kept in the cache when none of them is in use. */
+const IMAGES_KEPT = 2;
 
 /**
  * The image for these inputs, from the cache or built now. Several processes may ask at once: one builds, the others wait.
- * Throws ImageError or CommandError; the cache then holds no half image.
+ * Images of superseded inputs are removed from the cache. Throws ImageError or CommandError; the cache then holds no half image.
  */
-export async function buildImage(options: BuildOptions): Promise<GuestImage> {
+export async function buildImage(options: BuildOptions<DirectBootRecipe['name']>): Promise<GuestImage>;
+export async function buildImage(options: BuildOptions): Promise<AnyImage>;
+export async function buildImage(options: BuildOptions): Promise<AnyImage> {
   const report = options.onProgress ?? (() => {});
   const recipe = RECIPES[options.name];
   const imagesFolder = join(options.cacheFolder, 'images');
   await mkdir(imagesFolder, { recursive: true });
   report('resolving inputs');
-  const inputs = await resolveInputs(recipe, options);
-  const digest = digestOf(canonicalJson(inputs.record));
+  const job = await resolveInputs(recipe, options);
+  const digest = digestOf(canonicalJson(job.record));
   const folder = join(imagesFolder, `${recipe.name}-${digest}`);
   await withFileLock(join(imagesFolder, `${recipe.name}.lock`), async () => {
-    if (await exists(folder)) return;
-    options.log.info({ image: recipe.name, digest }, 'building the guest image');
-    const temporary = await mkdtemp(join(imagesFolder, `${recipe.name}-new-`));
-    try {
-      await buildInto(temporary, { recipe, options, inputs, report });
-      await rename(join(temporary, 'out'), folder);
-      await syncFolder(imagesFolder);
-    } finally {
-      await rm(temporary, { recursive: true, force: true });
+    if (!(await exists(folder))) {
+      options.log.info({ image: recipe.name, digest }, 'building the guest image');
+      await removeUnfinished(imagesFolder, recipe.name);
+      const temporary = await mkdtemp(join(imagesFolder, `${recipe.name}-new-`));
+      try {
+        await buildInto(temporary, job, options, report);
+        await rename(join(temporary, 'out'), folder);
+        await syncFolder(imagesFolder);
+      } finally {
+        await removeTree(temporary);
+      }
     }
+    await markUsed(folder);
+    const pattern = new RegExp(`^${recipe.name}-[0-9a-f]{64}$`);
+    await pruneCache({ folder: imagesFolder, pattern, keep: IMAGES_KEPT });
   });
   report('ready');
   return describeImage(recipe, folder, digest);
 }
 
-type ResolvedInputs = {
-  readonly kernelPackage: DebianPackage;
-  readonly packages: readonly DebianPackage[];
-  /** Everything that decides the image's content, for inputs.json and the digest. */
-  readonly record: Readonly<Record<string, unknown>>;
-};
+/** What a build that was killed has left behind; nobody else builds this image now. */
+async function removeUnfinished(imagesFolder: string, name: ImageName): Promise<void> {
+  const unfinished = (await readdir(imagesFolder)).filter((entry) => entry.startsWith(`${name}-new-`));
+  for (const entry of unfinished) await removeTree(join(imagesFolder, entry));
+}
 
-async function resolveInputs(recipe: ImageRecipe, options: BuildOptions): Promise<ResolvedInputs> {
+/** A recipe with its inputs, and everything that decides the image's content: for inputs.json and the digest. */
+type Job = { readonly packages: readonly DebianPackage[]; readonly record: Readonly<Record<string, unknown>> } & (
+  | { readonly recipe: DirectBootRecipe; readonly kernelPackage: DebianPackage }
+  | { readonly recipe: DiskBootRecipe }
+);
+
+async function resolveInputs(recipe: ImageRecipe, options: BuildOptions): Promise<Job> {
   const { cacheFolder, log } = options;
   if (!(await exists(options.agentPath))) {
     throw new ImageError('not-found/agent', `there is no guest agent at ${options.agentPath}`, {
       next: 'build the agent first, or give the path of one',
     });
   }
-  const flavour = options.kernelFlavour ?? 'cloud';
-  const kernelPackage = await fetchKernelPackage({ flavour, cacheFolder, log });
   const packages: DebianPackage[] = [];
   for (const name of recipe.packages) packages.push(await fetchPackage({ name, cacheFolder, log }));
-  const record = {
+  const describe = async (all: readonly DebianPackage[]) => ({
     format: 'pratique.image-inputs/1',
     name: recipe.name,
     arch: hostArch(),
     agent: await digestOfFile(options.agentPath),
-    packages: [kernelPackage, ...packages].map(({ name, version, digest }) => ({ name, version, digest })),
+    packages: all.map(({ name, version, digest }) => ({ name, version, digest })),
     recipe: await digestsOfRecipeFiles(),
     ...(recipe.pinFurther === undefined ? {} : { further: await recipe.pinFurther({ cacheFolder, log }) }),
-  };
-  return { kernelPackage, packages, record };
+  });
+  if (recipe.boot === 'disk') return { recipe, packages, record: await describe(packages) };
+  const flavour = options.kernelFlavour ?? 'cloud';
+  const kernelPackage = await fetchKernelPackage({ flavour, cacheFolder, log });
+  return { recipe, packages, kernelPackage, record: await describe([kernelPackage, ...packages]) };
 }
 
 /** The digest of every file of this folder that takes part in a build. */
@@ -134,46 +151,36 @@ async function digestsOfRecipeFiles(): Promise<Readonly<Record<string, Digest>>>
 
 async function buildInto(
   temporary: string,
-  job: {
-    readonly recipe: ImageRecipe;
-    readonly options: BuildOptions;
-    readonly inputs: ResolvedInputs;
-    readonly report: (step: string) => void;
-  },
+  job: Job,
+  options: BuildOptions,
+  report: (step: string) => void,
 ): Promise<void> {
-  const { recipe, options, inputs, report } = job;
   const outFolder = join(temporary, 'out');
   const workFolder = join(temporary, 'work');
   // QEMU runs under another user: it must be able to read its kernel and disks.
   await mkdir(outFolder, { mode: 0o755 });
   await mkdir(workFolder);
-  await recipe.build({
-    kernelPackage: inputs.kernelPackage,
-    packages: inputs.packages,
-    agentPath: options.agentPath,
-    cacheFolder: options.cacheFolder,
-    workFolder,
-    outFolder,
-    report,
-    log: options.log,
-  });
-  await writeDurably(join(outFolder, 'inputs.json'), `${JSON.stringify(inputs.record, null, 2)}\n`, 0o644);
+  const { agentPath, cacheFolder, log } = options;
+  const inputs = { packages: job.packages, agentPath, cacheFolder, workFolder, outFolder, report, log };
+  if ('kernelPackage' in job) await job.recipe.build({ ...inputs, kernelPackage: job.kernelPackage });
+  else await job.recipe.build(inputs);
+  await writeDurably(join(outFolder, 'inputs.json'), `${JSON.stringify(job.record, null, 2)}\n`, 0o644);
 }
 
-function describeImage(recipe: ImageRecipe, folder: string, digest: Digest): GuestImage {
-  return {
+function describeImage(recipe: ImageRecipe, folder: string, digest: Digest): AnyImage {
+  const common = {
     name: recipe.name,
-    kernel: join(folder, 'kernel'),
-    initrd: join(folder, 'initrd'),
-    commandLine: kernelCommandLine(),
     disks: [{ id: 'root', path: join(folder, 'root.raw'), format: 'raw' }],
     vmDisk: recipe.vmDisk,
     memoryMiB: recipe.memoryMiB,
     digest,
-  };
+  } as const;
+  if (recipe.boot === 'disk') return { ...common, kernel: null };
+  const commandLine = kernelCommandLine();
+  return { ...common, kernel: join(folder, 'kernel'), initrd: join(folder, 'initrd'), commandLine };
 }
 
-/** What one VM's guest is to do, told on its kernel's command line and read by images/guest/boot. */
+/** What one VM's guest is to do: told on its kernel's command line and read by images/guest/boot, or told on a disk and read by images/guest-systemd/wishes. */
 export type GuestWishes = {
   /** Address and prefix length of eth0, for example 10.77.0.2/24. */
   readonly address?: string;
@@ -185,7 +192,12 @@ export type GuestWishes = {
 
 /** The command line of one VM. Throws ImageError `usage/guest-address` for an address that is none. */
 export function guestCommandLine(image: GuestImage, wishes: GuestWishes): string {
-  const words = [image.commandLine];
+  return [image.commandLine, ...guestWords(wishes)].join(' ');
+}
+
+/** The wishes as words. Throws ImageError `usage/guest-address` for an address that is none. */
+export function guestWords(wishes: GuestWishes): readonly string[] {
+  const words: string[] = [];
   if (wishes.address !== undefined) {
     if (!/^\d{1,3}(\.\d{1,3}){3}\/\d{1,2}$/.test(wishes.address)) {
       throw new ImageError('usage/guest-address', `'${wishes.address}' is no IPv4 address with prefix length`);
@@ -194,12 +206,12 @@ export function guestCommandLine(image: GuestImage, wishes: GuestWishes): string
   }
   if (wishes.chatter === true) words.push('pq.chatter=1');
   if (wishes.mode !== undefined) words.push(`pq.mode=${wishes.mode}`);
-  return words.join(' ');
+  return words;
 }
 
 /** Makes one VM's own system disk from the image's. Throws ImageError `conflict/vm-disk` if it exists: a VM's disk is never overwritten. */
 export async function makeVmDisk(options: {
-  readonly image: GuestImage;
+  readonly image: AnyImage;
   readonly folder: string;
   readonly vm: VmId;
 }): Promise<DiskSpec> {

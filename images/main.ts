@@ -1,13 +1,14 @@
-// Builds a guest image by hand: sh scripts/run.sh images/main.ts tiny|debian --agent PATH [--kernel cloud|generic]
+// Builds a guest image by hand: sh scripts/run.sh images/main.ts tiny|debian|debian-systemd --agent PATH [--kernel cloud|generic]
 import { parseArgs } from 'node:util';
+import { defaultCacheFolder } from '../src/base/cache-folder.ts';
 import { classifyError, describeError, PratiqueError } from '../src/base/errors.ts';
 import { makeLog } from '../src/base/log.ts';
 import { ImageError } from './image-error.ts';
-import { buildImage, type GuestImage, imageCacheFolder } from './images.ts';
+import { type AnyImage, buildImage } from './images.ts';
 
-const USAGE = 'usage: images/main.ts tiny|debian --agent PATH [--kernel cloud|generic]';
+const USAGE = 'usage: images/main.ts tiny|debian|debian-systemd --agent PATH [--kernel cloud|generic]';
 
-async function run(argv: readonly string[]): Promise<GuestImage> {
+async function run(argv: readonly string[]): Promise<AnyImage> {
   const { values, positionals } = parseArgs({
     args: [...argv],
     allowPositionals: true,
@@ -15,13 +16,13 @@ async function run(argv: readonly string[]): Promise<GuestImage> {
   });
   const [name] = positionals;
   const flavour = values.kernel;
-  if (name !== 'tiny' && name !== 'debian') throw new ImageError('usage/image', USAGE);
+  if (name !== 'tiny' && name !== 'debian' && name !== 'debian-systemd') throw new ImageError('usage/image', USAGE);
   if (flavour !== 'cloud' && flavour !== 'generic') throw new ImageError('usage/kernel', USAGE);
   if (values.agent === undefined) throw new ImageError('usage/agent', USAGE);
   return await buildImage({
     name,
     agentPath: values.agent,
-    cacheFolder: imageCacheFolder(),
+    cacheFolder: defaultCacheFolder(),
     log: makeLog('info'),
     kernelFlavour: flavour,
     onProgress: (step) => process.stderr.write(`${name}: ${step}\n`),

@@ -6,7 +6,7 @@ import { unpackPackage } from './debian-package.ts';
 import { installGuestSystem, writeExt4, writeInitrd } from './guest-system.ts';
 import { seedHello } from './hello-product.ts';
 import { unpackKernel } from './kernel.ts';
-import type { ImageRecipe, RecipeInputs } from './recipe.ts';
+import type { DirectBootInputs, DirectBootRecipe } from './recipe.ts';
 
 /** Room for the agent's state and a few versions of a small product, and quick to copy for each VM. */
 const DISK_MIB = 64;
@@ -17,15 +17,16 @@ PRETTY_NAME="Pratique tiny guest 1"
 VERSION_ID="1"
 `;
 
-export const tinyRecipe: ImageRecipe = {
+export const tinyRecipe: DirectBootRecipe = {
   name: 'tiny',
+  boot: 'kernel',
   memoryMiB: 128,
   vmDisk: 'copy',
   packages: ['busybox-static'],
   build: buildTiny,
 };
 
-async function buildTiny(inputs: RecipeInputs): Promise<void> {
+async function buildTiny(inputs: DirectBootInputs): Promise<void> {
   const { workFolder, outFolder } = inputs;
   inputs.report('unpacking kernel and busybox');
   const kernel = await unpackKernel(inputs.kernelPackage, join(workFolder, 'kernel'));

@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { buildAgent } from '../../guest-agent/build.ts';
 import { HELLO_SEEDED_VERSION } from '../../images/hello-product.ts';
-import { buildImage, type GuestImage, guestCommandLine, imageCacheFolder, makeVmDisk } from '../../images/images.ts';
+import { buildImage, type GuestImage, guestCommandLine, makeVmDisk } from '../../images/images.ts';
+import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, PratiqueError } from '../../src/base/errors.ts';
 import { makeLog } from '../../src/base/log.ts';
@@ -79,7 +80,7 @@ async function setUpHost(say: (line: string) => void): Promise<void> {
 
 async function prepareImage({ guest, say }: DemoOptions, scenario: Scenario): Promise<GuestImage> {
   const log = makeLog('warn');
-  const cacheFolder = imageCacheFolder();
+  const cacheFolder = defaultCacheFolder();
   await mkdir(cacheFolder, { recursive: true });
   say('building the guest agent (once; cached)');
   const entry = scenario.agent === 'forging' ? { entry: FORGING_AGENT } : {};
@@ -165,7 +166,7 @@ function configure({ folder, image, plan }: Stage, vendor: DemoVendor | null): R
   const debian: VendorConfig = { kind: 'debian-apt', name: 'debian', suites: ['bookworm', 'bookworm-security'] };
   return {
     vendors: [vendor === null ? debian : vendor.config],
-    diskRoots: [folder, join(image.kernel, '..'), imageCacheFolder()],
+    diskRoots: [folder, join(image.kernel, '..'), defaultCacheFolder()],
     ...(plan.agent === 'absent' ? { deadlines: { booting: 15 } } : {}),
   };
 }

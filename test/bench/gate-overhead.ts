@@ -3,9 +3,10 @@ import { chmod, mkdir, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { buildAgent } from '../../guest-agent/build.ts';
 import { HELLO_SEEDED_VERSION } from '../../images/hello-product.ts';
-import { buildImage, type GuestImage, guestCommandLine, imageCacheFolder, makeVmDisk } from '../../images/images.ts';
+import { buildImage, type GuestImage, guestCommandLine, makeVmDisk } from '../../images/images.ts';
 import { DEMO_BRIDGE, type DemoNetwork, makeDemoNetwork } from '../../proxy/demo/demo-network.ts';
 import { startDemoVendor } from '../../proxy/demo/demo-vendor.ts';
+import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLog } from '../../src/base/log.ts';
 import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
@@ -46,7 +47,7 @@ export type OverheadFigures = {
 
 /** Boots the same up-to-date VM again and again under one daemon. */
 export async function benchOverhead(options: { readonly rounds: number }, say: Say): Promise<OverheadFigures> {
-  const cacheFolder = imageCacheFolder();
+  const cacheFolder = defaultCacheFolder();
   await mkdir(cacheFolder, { recursive: true });
   say('overhead: building agent and tiny image (once; cached)');
   const agent = await buildAgent({ cacheFolder, log: silentLog });

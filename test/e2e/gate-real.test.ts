@@ -8,7 +8,7 @@ import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { imageCacheFolder } from '../../images/images.ts';
+import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLog } from '../../src/base/log.ts';
 import { runCommand } from '../../src/base/run-command.ts';
@@ -101,7 +101,7 @@ async function makeDriver(folder: string, fence: Fence): Promise<HypervisorDrive
   return makeQmpDriver({
     accelerator: await probed,
     runFolder: folder,
-    diskRoots: [folder, imageCacheFolder()],
+    diskRoots: [folder, defaultCacheFolder()],
     fenceFor: async () => fence,
     uidFor: async () => uid,
     clock: systemClock,

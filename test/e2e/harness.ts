@@ -9,7 +9,7 @@ import { DatabaseSync } from 'node:sqlite';
 import type { TestContext } from 'node:test';
 import { buildAgent } from '../../guest-agent/build.ts';
 import { type HelloBehaviour, makeHelloBundle } from '../../images/hello-product.ts';
-import { buildImage, type GuestImage, guestCommandLine, imageCacheFolder, makeVmDisk } from '../../images/images.ts';
+import { buildImage, type GuestImage, guestCommandLine, makeVmDisk } from '../../images/images.ts';
 import type { KernelFlavour } from '../../images/kernel.ts';
 import { type DemoDaemon, makeDemoDaemon } from '../../proxy/demo/demo-daemon.ts';
 import {
@@ -20,6 +20,7 @@ import {
   waitUntil,
 } from '../../proxy/demo/demo-network.ts';
 import type { AuditEntry, RunStateName, Service, VmEventRecord } from '../../proxy/service.ts';
+import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLog } from '../../src/base/log.ts';
 import { runCommand } from '../../src/base/run-command.ts';
@@ -103,7 +104,7 @@ const built = new Map<KernelFlavour, Promise<GuestImage>>();
 let houses = 0;
 
 async function tinyImage(kernelFlavour: KernelFlavour): Promise<GuestImage> {
-  const cacheFolder = imageCacheFolder();
+  const cacheFolder = defaultCacheFolder();
   await mkdir(cacheFolder, { recursive: true });
   const agent = await buildAgent({ cacheFolder, log: silentLog });
   return await buildImage({ name: 'tiny', agentPath: agent.path, cacheFolder, log: silentLog, kernelFlavour });
@@ -150,7 +151,7 @@ async function furnish({ release, image, folder, runFolder, endings, close }: Gr
   endings.push(network.close);
   const configuration = {
     vendors: [vendor.config],
-    diskRoots: [folder, dirname(image.kernel), imageCacheFolder()],
+    diskRoots: [folder, dirname(image.kernel), defaultCacheFolder()],
   };
   const daemon = await makeDemoDaemon({ folder, runFolder, configuration, clock: systemClock });
   const { service } = daemon;

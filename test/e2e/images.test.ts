@@ -14,10 +14,9 @@ import {
   type GuestImage,
   type GuestWishes,
   guestCommandLine,
-  type ImageName,
-  imageCacheFolder,
   makeVmDisk,
 } from '../../images/images.ts';
+import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
 import { silentLog } from '../../src/base/log.ts';
 import type { VmId } from '../../src/model/ids.ts';
 
@@ -154,11 +153,11 @@ describe('the Debian image', () => {
   });
 });
 
-async function build(name: ImageName): Promise<GuestImage> {
+async function build(name: 'tiny' | 'debian'): Promise<GuestImage> {
   return await buildImage({
     name,
     agentPath: join(folder, 'agent'),
-    cacheFolder: imageCacheFolder(),
+    cacheFolder: defaultCacheFolder(),
     log: silentLog,
   });
 }

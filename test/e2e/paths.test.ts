@@ -7,7 +7,7 @@ import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
 import { buildAgent } from '../../guest-agent/build.ts';
 import { HELLO_PRODUCT } from '../../images/hello-product.ts';
-import { imageCacheFolder } from '../../images/images.ts';
+import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
 import { type Digest, digestOfFile } from '../../src/base/digest.ts';
 import { silentLog } from '../../src/base/log.ts';
 import { runCommand } from '../../src/base/run-command.ts';
@@ -69,7 +69,7 @@ async function rot(path: string): Promise<void> {
 }
 
 async function makeAgentRelease(folder: string): Promise<{ readonly source: string; readonly digest: Digest }> {
-  const agent = await buildAgent({ cacheFolder: imageCacheFolder(), log: silentLog, version: NEW_AGENT });
+  const agent = await buildAgent({ cacheFolder: defaultCacheFolder(), log: silentLog, version: NEW_AGENT });
   const source = join(folder, 'agent-release');
   await mkdir(join(source, 'files'), { recursive: true });
   await copyFile(agent.path, join(source, 'files/pratique-agent'));

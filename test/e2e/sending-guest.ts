@@ -3,8 +3,8 @@
 import { access, mkdir, readFile, rename, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { type CpioEntry, makeCpio } from '../../images/cpio.ts';
-import { imageCacheFolder } from '../../images/images.ts';
 import { fetchKernelPackage, type KernelFlavour, listModules, unpackKernel } from '../../images/kernel.ts';
+import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
 import { silentLog } from '../../src/base/log.ts';
 import { runCommand } from '../../src/base/run-command.ts';
 
@@ -46,7 +46,7 @@ done
 
 /** Makes (or finds) the guest of a kernel flavour. */
 export async function sendingGuest(flavour: KernelFlavour = 'cloud'): Promise<SendingGuest> {
-  const folder = join(imageCacheFolder(), `sending-guest-${flavour}`);
+  const folder = join(defaultCacheFolder(), `sending-guest-${flavour}`);
   const kernelFolder = join(folder, 'kernel');
   await mkdir(folder, { recursive: true });
   const kernelPackage = await fetchKernelPackage({ flavour, cacheFolder: folder, log: silentLog });
