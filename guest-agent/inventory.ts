@@ -1,6 +1,7 @@
 // What this guest has installed and can do, measured afresh each time it is asked.
-import { MODULE_LIST_BYTES_MAX, NAME_CHARS_MAX } from '../src/base/limits.ts';
+import { MODULE_LIST_BYTES_MAX } from '../src/base/limits.ts';
 import type { InstalledProduct, Inventory, Os } from '../src/model/inventory.ts';
+import { readOsRelease } from '../src/model/os-release.ts';
 import { type BootState, isRebootRequired } from './boot-state.ts';
 import { readDpkgStatus } from './dpkg-status.ts';
 import { readLine, readText } from './durable.ts';
@@ -38,21 +39,10 @@ export function listInstalled(platform: Platform, paths: Paths): readonly Instal
   return [...listProducts(platform, paths), ...readDpkgStatus(platform, `${paths.dpkg}/status`)];
 }
 
-/** os-release(5): lines NAME=value, the value perhaps in quotes. */
 function readOs(platform: Platform, paths: Paths): Os {
-  const text = readText(platform, `${paths.etc}/os-release`, 65_536) ?? '';
-  const fields = new Map<string, string>();
-  for (const line of text.split('\n')) {
-    const [, name, value] = /^([A-Z_]+)=["']?([^"']*)["']?\s*$/.exec(line) ?? [];
-    if (name !== undefined && value !== undefined) fields.set(name, value.slice(0, NAME_CHARS_MAX));
-  }
   const { release, machine } = platform.kernel();
-  const codename = fields.get('VERSION_CODENAME');
   return {
-    // os-release(5): ID defaults to `linux`.
-    id: fields.get('ID') || 'linux',
-    versionId: fields.get('VERSION_ID') ?? '',
-    ...(codename ? { codename } : {}),
+    ...readOsRelease(readText(platform, `${paths.etc}/os-release`, 65_536) ?? ''),
     arch: DEBIAN_ARCHES[machine] ?? machine,
     kernel: release,
   };

@@ -51,6 +51,21 @@ export const GUEST_POWERDOWN_TIMEOUT_MS = 60_000;
 export const QEMU_EXIT_TIMEOUT_MS = 10_000;
 /** Milliseconds for a throw-away VM to prove that KVM works; it needs well under one second, a broken KVM hangs. */
 export const KVM_PROBE_TIMEOUT_MS = 5_000;
+/** Free bytes that a disk overlay must find besides what its plan needs: what a guest writes in the minutes of an installation. */
+export const OVERLAY_FREE_BYTES_MIN = 256 * 1024 * 1024;
+/** Bytes that installing one byte of packages writes at most: unpacked, the old files, the package manager's own, the journal. */
+export const OVERLAY_BYTES_PER_PLAN_BYTE = 8;
+/** Milliseconds for merging an overlay into its disk: tens of gigabytes on a slow disk. */
+export const OVERLAY_MERGE_TIMEOUT_MS = 2 * 60 * 60_000;
+/** Milliseconds for the last step of a merge, in which the guest's writes wait. */
+export const OVERLAY_SWITCH_TIMEOUT_MS = 60_000;
+/** Milliseconds between two looks at a merge. */
+export const OVERLAY_LOOK_MS = 50;
+/** Milliseconds before a merge that failed is tried again, doubling from the first to the second: a full file system needs somebody. */
+export const OVERLAY_RETRY_MS = 60_000;
+export const OVERLAY_RETRY_MAX_MS = 60 * 60_000;
+/** Versions named in a run's state; the plan has them all. */
+export const PLAN_SUMMARY_ITEMS_MAX = 20;
 /** Bytes of a guest's serial console that QEMU keeps; a power of two (ringbuf), so that a guest cannot fill our disk. */
 export const CONSOLE_BYTES = 256 * 1024;
 /** Bytes of a unix socket's path (sun_path is 108 with its zero). */
@@ -111,6 +126,12 @@ export const METADATA_BYTES_MAX = 16 * 1024 * 1024;
 export const INDEX_BYTES_MAX = 256 * 1024 * 1024;
 /** Bytes of a package index unpacked; main has 50 MB. The signed Release names the exact size where it can. */
 export const INDEX_UNPACKED_BYTES_MAX = 2 * 1024 * 1024 * 1024;
+/** Bytes of a keyring; Debian's, with the keys of many years, has 55 KiB. */
+export const KEYRING_BYTES_MAX = 4 * 1024 * 1024;
+/** Milliseconds by which an archive's date may be ahead of our clock: what is dated later would forbid every honest release after it. */
+export const ARCHIVE_DATE_AHEAD_MAX_MS = 60 * 60_000;
+/** Rounds in which updates that do not fit together are left out; a chain of packages that block each other is a few long. */
+export const SELECT_ROUNDS_MAX = 100;
 /** Characters of one line of a package index; the longest Provides line of Debian main has about 100,000. */
 export const STANZA_LINE_CHARS_MAX = 1024 * 1024;
 /** Milliseconds without a byte after which a download is given up. */
@@ -145,6 +166,34 @@ export const BUNDLE_UNPACKED_BYTES_MAX = 16 * 1024 * 1024 * 1024;
 export const VENDORS_MAX = 200;
 /** Fields of one JSON object in TUF metadata: tuf-js copies an object once per field, and 10,000 of them blocked the process for 19 s. */
 export const TUF_OBJECT_FIELDS_MAX = 2_000;
+/** Delegated roles followed in one repository, hash bins included: one for each team, or 256 bins. */
+export const TUF_DELEGATIONS_MAX = 256;
+/** Delegations from the top-level targets down: a team, its product, its part of it. */
+export const TUF_DELEGATION_DEPTH_MAX = 8;
+/** Path patterns and hash prefixes of all delegations together: each is held against every target's path. */
+export const TUF_DELEGATION_PATHS_MAX = 4_096;
+/** Targets of all roles of one repository together; more than one role's 2,000 need delegations. */
+export const TUF_TARGETS_MAX = 10_000;
+/** Bytes of all delegated metadata of one repository together: kept in one file and read whole. */
+export const TUF_DELEGATED_BYTES_MAX = 64 * 1024 * 1024;
+/** Signatures of one metadata file, and keys of one role: each verified signature forms the whole file again. */
+export const TUF_SIGNATURES_MAX = 32;
+/**
+ * Steps of parsing and verifying one metadata file, and all of one refresh: the square of its largest object's fields, once
+ * for parsing and once for each signature. 4 million take 0.4 s: a file of 2,000 fields may have five signatures.
+ */
+export const TUF_FILE_STEPS_MAX = 24_000_000;
+export const TUF_REFRESH_STEPS_MAX = 96_000_000;
+/** Other places of one repository: asked one after another until one serves us. */
+export const TUF_MIRRORS_MAX = 16;
+/** Comparisons of versions with ranges while requirements are resolved: under a second; honest ones need some hundreds. */
+export const TUF_CHOICE_CHECKS_MAX = 2_000_000;
+/** The same while it is explained why newer versions are left out: an explanation is worth less time than the choice. */
+export const TUF_EXPLAIN_CHECKS_MAX = 500_000;
+/** Products whose requirements hang together: the search keeps a copy of their state for each decision. */
+export const TUF_CHOICE_PRODUCTS_MAX = 1_000;
+/** Artifacts whose last mirror is remembered, so that a download that is tried again goes to the next one. */
+export const TUF_MIRROR_TURNS_MAX = 1_000;
 /** Bytes of TUF root metadata: a few keys and signatures. */
 export const TUF_ROOT_BYTES_MAX = 512 * 1024;
 /** Bytes of TUF timestamp metadata: one version and one digest. */
@@ -185,6 +234,7 @@ export const STATE_DEADLINES_MS = {
   rebooting: 300_000,
   judging: 120_000,
   opening: 60_000,
+  'rolling-back': 120_000,
 } as const;
 /** Tries to reach a vendor while a VM waits for its plan, and milliseconds between them. */
 export const PLAN_ATTEMPTS_MAX = 3;
@@ -271,3 +321,33 @@ export const DOCTOR_COMMAND_TIMEOUT_MS = 10_000;
 
 /** Milliseconds between two looks whether the fence in the kernel still is as we left it. */
 export const FENCE_CHECK_MS = 10_000;
+
+/** Images beneath a disk's own, one on top of the other; longer chains are slow and are usually flattened. */
+export const DISK_BACKING_DEPTH_MAX = 8;
+/** Characters of one stanza of dpkg's status file: conffiles and descriptions of a few KiB. */
+export const DPKG_STANZA_CHARS_MAX = 256 * 1024;
+
+/** Milliseconds for one look into a switched-off disk: it takes a tenth of a second, a hostile or rotten one is left. */
+export const INSPECT_TIMEOUT_MS = 30_000;
+/** Milliseconds the programs of a look have to end by themselves before they are killed. */
+export const INSPECT_END_TIMEOUT_MS = 3_000;
+/** Seconds of processor time, bytes of memory and bytes of a written file, for each program of a look. */
+export const INSPECT_CPU_SECONDS_MAX = 20;
+export const INSPECT_MEMORY_BYTES_MAX = 1024 * 1024 * 1024;
+export const INSPECT_FILE_BYTES_MAX = 8 * 1024 * 1024;
+/** Looks into disks at the same time; further ones wait. */
+export const INSPECT_AT_ONCE_MAX = 2;
+/** Bytes that debugfs may print about one file or folder: a folder of a thousand records. */
+export const INSPECT_ANSWER_BYTES_MAX = 1024 * 1024;
+/** Bytes of a small text file that is read from a disk: os-release, a record of a product. */
+export const INSPECT_TEXT_BYTES_MAX = 64 * 1024;
+/** Bytes of the agent's executable: under 1 MB by design, a development build may be larger. */
+export const INSPECT_AGENT_BYTES_MAX = 16 * 1024 * 1024;
+/** Links followed from one name to a file; as many as most kernels allow in a loop of links are never needed. */
+export const INSPECT_LINK_HOPS_MAX = 8;
+/** Partitions of one disk that are looked at; a GPT holds 128 by default. */
+export const INSPECT_PARTITIONS_MAX = 128;
+/** Disks of one VM that are searched for its system. */
+export const INSPECT_DISKS_MAX = 4;
+/** Names of products told in one difference between disk and agent; the record has the counts of all. */
+export const INSPECT_NAMES_TOLD_MAX = 5;

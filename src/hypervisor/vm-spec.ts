@@ -1,9 +1,10 @@
 // What a VM is made of: versioned, hashed, and the only source of disk formats and paths.
 import { type Static, Type } from 'typebox';
+import { BackingSchema, DiskFormatSchema, HostPathSchema } from '../model/disk-image.ts';
 import { VmIdSchema } from '../model/ids.ts';
 
 const strict = { additionalProperties: false } as const;
-const absolutePath = Type.String({ minLength: 2, maxLength: 1024, pattern: '^/[^\\u0000-\\u001f,]+$' });
+const absolutePath = HostPathSchema;
 const word = Type.String({ minLength: 1, maxLength: 64, pattern: '^[a-zA-Z0-9][a-zA-Z0-9._-]*$' });
 const mac = Type.String({ pattern: '^[0-9a-f]{2}(:[0-9a-f]{2}){5}$' });
 
@@ -24,7 +25,9 @@ export const DiskSchema = Type.Object(
     id: word,
     path: absolutePath,
     /** Never probed: a guest can write any header into a raw disk. */
-    format: Type.Union([Type.Literal('raw'), Type.Literal('qcow2')]),
+    format: DiskFormatSchema,
+    /** What the image was made on top of; never taken from its header. */
+    backing: Type.Optional(BackingSchema),
     readOnly: Type.Optional(Type.Boolean()),
   },
   strict,
