@@ -231,7 +231,8 @@ export async function makeVmDisk(options: {
       ? ['cp', '--sparse=always', '--reflink=auto', shared.path, path]
       : ['qemu-img', 'create', '-q', '-f', 'qcow2', '-F', shared.format, '-b', shared.path, path];
   await runCommand(argv, { purpose: `making the disk of ${vm}` });
-  return { id: shared.id, path, format };
+  if (image.vmDisk === 'copy') return { id: shared.id, path, format };
+  return { id: shared.id, path, format, backing: { path: shared.path, format: shared.format } };
 }
 
 async function exists(path: string): Promise<boolean> {

@@ -132,6 +132,8 @@ export const KEYRING_BYTES_MAX = 4 * 1024 * 1024;
 export const ARCHIVE_DATE_AHEAD_MAX_MS = 60 * 60_000;
 /** Rounds in which updates that do not fit together are left out; a chain of packages that block each other is a few long. */
 export const SELECT_ROUNDS_MAX = 100;
+/** Other releases that one release names as installed together with it; a kernel needs one, a compiler a dozen. */
+export const RELEASE_REQUIRES_MAX = 100;
 /** Characters of one line of a package index; the longest Provides line of Debian main has about 100,000. */
 export const STANZA_LINE_CHARS_MAX = 1024 * 1024;
 /** Milliseconds without a byte after which a download is given up. */

@@ -59,6 +59,23 @@ test('every disk has the format of the spec, at every layer', () => {
   );
 });
 
+test('the chain beneath a disk is the one of the spec, to its end: no header is asked [A3]', () => {
+  const lowest = { path: '/d/base.raw', format: 'raw' } as const;
+  const backing = { path: '/d/middle.qcow2', format: 'qcow2', backing: lowest } as const;
+  const [plain, layered] = [
+    SPEC,
+    { ...SPEC, disks: [{ id: 'root', path: '/d/top.qcow2', format: 'qcow2' as const, backing }] },
+  ].map((spec) => valuesOf(line(spec), '-blockdev')[0]);
+  const file = (filename: string) => ({ driver: 'file', filename, 'read-only': true });
+  assert.equal(plain?.backing, null);
+  assert.deepEqual(layered?.backing, {
+    driver: 'qcow2',
+    'read-only': true,
+    file: file('/d/middle.qcow2'),
+    backing: { driver: 'raw', 'read-only': true, file: file('/d/base.raw') },
+  });
+});
+
 test('media are empty trays, on virtio-scsi where the guest has it [A8]', () => {
   const devices = (spec: ManagedVm) => valuesOf(line(spec), '-device').filter((one) => one.id === 'media-cd');
   assert.deepEqual(devices(SPEC), [{ driver: 'ide-cd', id: 'media-cd', bus: 'ide.0' }]);

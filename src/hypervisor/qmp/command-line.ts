@@ -1,5 +1,6 @@
 // The QEMU command line of a managed VM. Pure: what is in the spec, and nothing QEMU would add or guess by itself.
 import { CONSOLE_BYTES } from '../../base/limits.ts';
+import { type DiskImage, FORMATS_WITH_BACKING } from '../../model/disk-image.ts';
 import type { ManagedVm } from '../vm-spec.ts';
 import type { Accelerator } from './accel.ts';
 
@@ -31,6 +32,8 @@ export type CommandLineParts = {
   readonly accelerator: Accelerator;
   /** Resolved paths, in the order of `spec.disks`. */
   readonly diskPaths: readonly string[];
+  /** What lies beneath each disk, with resolved paths, in the same order. */
+  readonly backings?: readonly (DiskImage | undefined)[];
   readonly kernel: { readonly image: string; readonly initrd: string | null; readonly commandLine: string } | null;
 };
 
@@ -62,7 +65,12 @@ export function commandLine(parts: CommandLineParts): readonly string[] {
     // pcie.0 itself takes no hot-plug: the drive comes and goes on a port of its own.
     ...device({ driver: 'pcie-root-port', id: DRIVE_PORT, chassis: 1, slot: 1 }),
     ...(spec.scsi === true ? device({ driver: 'virtio-scsi-pci', id: 'pratique-scsi' }) : []),
-    ...spec.disks.flatMap((disk, index) => diskArguments(disk, index, parts.diskPaths[index] ?? disk.path)),
+    ...spec.disks.flatMap((disk, index) =>
+      diskArguments(disk, index, {
+        path: parts.diskPaths[index] ?? disk.path,
+        backing: parts.backings?.[index] ?? disk.backing,
+      }),
+    ),
     ...(spec.media ?? []).flatMap((medium, index) => trayArguments(medium.id, index, spec.scsi === true)),
     ...spec.nics.flatMap((nic, index) => nicArguments(nic, index)),
   ];
@@ -77,7 +85,11 @@ function kernelArguments(kernel: CommandLineParts['kernel']): readonly string[] 
   return ['-kernel', kernel.image, ...initrd, '-append', kernel.commandLine];
 }
 
-function diskArguments(disk: ManagedVm['disks'][number], index: number, path: string): readonly string[] {
+function diskArguments(
+  disk: ManagedVm['disks'][number],
+  index: number,
+  { path, backing }: Pick<DiskImage, 'path' | 'backing'>,
+): readonly string[] {
   const isReadOnly = disk.readOnly === true;
   const node = {
     driver: disk.format,
@@ -85,11 +97,23 @@ function diskArguments(disk: ManagedVm['disks'][number], index: number, path: st
     'read-only': isReadOnly,
     ...(isReadOnly ? {} : { discard: 'unmap' }),
     file: { driver: 'file', filename: path, 'read-only': isReadOnly },
+    ...backingOf({ format: disk.format, backing }),
   };
   return [
     ...['-blockdev', JSON.stringify(node)],
     ...device({ driver: 'virtio-blk-pci', id: `disk-${disk.id}`, drive: `disk${index}`, bootindex: index + 1 }),
   ];
+}
+
+/** Always said, also that there is none: QEMU would take a chain from the header otherwise. */
+function backingOf({ format, backing }: Pick<DiskImage, 'format' | 'backing'>): { readonly backing?: object | null } {
+  if (!FORMATS_WITH_BACKING.has(format)) return {};
+  return { backing: backing === undefined ? null : backingNode(backing) };
+}
+
+function backingNode(image: DiskImage): object {
+  const file = { driver: 'file', filename: image.path, 'read-only': true };
+  return { driver: image.format, 'read-only': true, file, ...backingOf(image) };
 }
 
 /** An empty tray: the medium is inserted at admission. */

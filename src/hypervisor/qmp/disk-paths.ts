@@ -2,6 +2,8 @@
 import { constants } from 'node:fs';
 import { open, realpath, stat } from 'node:fs/promises';
 import { sep } from 'node:path';
+import { readQcow2Header } from '../../base/qcow2-header.ts';
+import type { DiskImage } from '../../model/disk-image.ts';
 import type { VmId } from '../../model/ids.ts';
 import { HypervisorError } from '../errors.ts';
 
@@ -27,6 +29,40 @@ export async function pathUnderRoots(file: HostFile, roots: readonly string[]): 
     throw new HypervisorError('usage/disk', `${file.vm}: ${file.field}: ${real} is neither a file nor a block device`);
   }
   return real;
+}
+
+/** A disk's image and its chain with real paths under the roots. Throws HypervisorError; also when a header names a file that the spec does not. */
+export async function resolveImage(
+  vm: VmId,
+  field: string,
+  image: DiskImage,
+  roots: readonly string[],
+): Promise<DiskImage> {
+  const path = await pathUnderRoots({ vm, field, path: image.path }, roots);
+  if (image.format === 'qcow2') await checkQcow2({ vm, field, path }, image);
+  if (image.backing === undefined) return { path, format: image.format };
+  const backing = await resolveImage(vm, `${field}.backing`, image.backing, roots);
+  return { path, format: image.format, backing };
+}
+
+/** With a backing file left out the guest would see zeros in its place, and write on top of them. */
+async function checkQcow2({ vm, field, path }: HostFile, { backing }: DiskImage): Promise<void> {
+  const header = await readQcow2Header(path).catch((cause: unknown) => {
+    throw new HypervisorError('usage/disk', `${vm}: ${field}: ${path} cannot be read`, { cause });
+  });
+  if (header?.namesDataFile === true) {
+    throw new HypervisorError('refused/disk-data-file', `${vm}: ${field}: ${path} keeps its data in another file`, {
+      next: 'make it one file with: qemu-img convert -O qcow2',
+    });
+  }
+  if (header?.namesBacking !== true || backing !== undefined) return;
+  throw new HypervisorError(
+    'usage/disk-backing',
+    `${vm}: ${field}: ${path} was made on top of another image, and the spec names none`,
+    {
+      next: `give that image's path and format as ${field}.backing, or make it one file with: qemu-img convert -O qcow2`,
+    },
+  );
 }
 
 /** Gives a VM's writable disk to the VM's own uid, so that its QEMU can open it and no other VM's QEMU can. */

@@ -2,6 +2,7 @@
 
 import { digestOf } from '../../base/digest.ts';
 import { canonicalJson } from '../../base/digest-text.ts';
+import type { DiskImage } from '../../model/disk-image.ts';
 import type { VmId } from '../../model/ids.ts';
 import { HypervisorError } from '../errors.ts';
 import type { AdoptedState, RunningVm, VmEvent } from '../hypervisor.ts';
@@ -19,7 +20,7 @@ import {
   nicDevice,
   SCSI_BUS,
 } from './command-line.ts';
-import { giveTo, pathUnderRoots } from './disk-paths.ts';
+import { giveTo, pathUnderRoots, resolveImage } from './disk-paths.ts';
 import { launch } from './launch.ts';
 import { makeMachine } from './machine.ts';
 import type { Medium } from './media.ts';
@@ -53,7 +54,8 @@ export async function startManaged(spec: ManagedVm, context: ManagedContext): Pr
   try {
     if (uid !== null) await giveDisks(spec, paths, uid);
     const qemuBinary = context.qemuBinary ?? 'qemu-system-x86_64';
-    const command = commandLine({ spec, qemuBinary, accelerator, diskPaths: paths.disks, kernel: paths.kernel });
+    const { disks: diskPaths, backings, kernel } = paths;
+    const command = commandLine({ spec, qemuBinary, accelerator, diskPaths, backings, kernel });
     const taps = tapsOf(spec);
     const qmp = await launch({ vm: spec.vm, namespace, files, taps, uid, accelerator, command, clock: context.clock });
     const machine = await makeManaged(spec, context, files, paths.media, qmp, { kind: 'fresh' });
@@ -157,22 +159,25 @@ async function makeManaged(
 
 type Paths = {
   readonly disks: readonly string[];
+  readonly backings: readonly (DiskImage | undefined)[];
   readonly media: readonly Medium[];
   readonly kernel: CommandLineParts['kernel'];
 };
 
 async function resolvePaths(spec: ManagedVm, roots: readonly string[]): Promise<Paths> {
   const resolve = (field: string, path: string) => pathUnderRoots({ vm: spec.vm, field, path }, roots);
-  const disks: string[] = [];
-  for (const disk of spec.disks) disks.push(await resolve(`disks.${disk.id}`, disk.path));
+  const images: DiskImage[] = [];
+  for (const disk of spec.disks) images.push(await resolveImage(spec.vm, `disks.${disk.id}`, disk, roots));
+  const disks = images.map((image) => image.path);
+  const backings = images.map((image) => image.backing);
   const media: Medium[] = [];
   for (const medium of spec.media ?? []) {
     media.push({ device: mediaDevice(medium.id), path: await resolve(`media.${medium.id}`, medium.path) });
   }
-  if (spec.kernel === undefined) return { disks, media, kernel: null };
+  if (spec.kernel === undefined) return { disks, backings, media, kernel: null };
   const image = await resolve('kernel.image', spec.kernel.image);
   const initrd = spec.kernel.initrd === undefined ? null : await resolve('kernel.initrd', spec.kernel.initrd);
-  return { disks, media, kernel: { image, initrd, commandLine: spec.kernel.commandLine } };
+  return { disks, backings, media, kernel: { image, initrd, commandLine: spec.kernel.commandLine } };
 }
 
 async function giveDisks(spec: ManagedVm, paths: Paths, uid: number): Promise<void> {

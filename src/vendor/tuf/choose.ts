@@ -1,24 +1,14 @@
-// Which releases one VM should have: the newest that fit it, with what they require. Pure.
-import { compareBuild, parse as parseSemver, satisfies } from 'semver';
-import type { Inventory } from '../../model/inventory.ts';
+// Which releases one VM should have: the newest that fit it and go together, and why newer ones do not. Pure.
+import { parse as parseSemver } from 'semver';
+import type { InstalledProduct, Inventory } from '../../model/inventory.ts';
 import type { Release } from '../../model/release.ts';
-import { VendorError } from '../errors.ts';
-import { isVersion, type Offer } from './offer.ts';
+import type { Offered } from '../vendor.ts';
+import { type Choice, choiceOf, explainLeftOut, keyOf, type Subject } from './explain.ts';
+import type { Offer } from './offer.ts';
+import { compareSemver, isNewerVersion, severestKind, severityOf } from './order.ts';
+import { groupsOf, isWithin, resolve } from './resolve.ts';
 
-/**
- * Compares two semantic versions. Build metadata, which has no precedence of its own (semver.org 10), decides last, so
- * that a rebuilt release is newer than what it replaces. Throws VendorError `usage/version` on anything else.
- */
-export function compareSemver(a: string, b: string): number {
-  for (const version of [a, b]) {
-    if (!isVersion(version)) {
-      throw new VendorError('usage/version', `"${version}" is not a semantic version`, {
-        next: 'versions of bundles have the form 1.2.3',
-      });
-    }
-  }
-  return compareBuild(a, b);
-}
+export { compareSemver } from './order.ts';
 
 /** The newest release of every product and architecture, sorted by product. */
 export function newestOfAll(offers: readonly Offer[]): readonly Release[] {
@@ -32,20 +22,35 @@ export function newestOfAll(offers: readonly Offer[]): readonly Release[] {
 }
 
 /**
- * The newest release of each installed product and of all they require, as one consistent set: a release whose
- * requirements nothing on offer can meet is passed over for the next older one. Pre-releases are for VMs that already
- * run a pre-release of that product.
+ * The newest release of each installed product and of all they require, as one consistent set. Where not all can be the
+ * newest, the product with the most severe pending update goes first, then by name; what is installed and works is never
+ * broken for another one's sake. Every newer version that is done without is in `leftOut` with its reason.
+ * Pre-releases are for VMs that already run a pre-release of that product.
  */
-export function chooseReleases(offers: readonly Offer[], inventory: Inventory): readonly Release[] {
+export function chooseReleases(offers: readonly Offer[], inventory: Inventory): Offered {
   const candidates = candidatesFor(offers, inventory);
-  const banned = new Set<Release>();
-  // Each round without a set bans one release, so the rounds are bounded by the offers.
-  for (let round = 0; round <= offers.length; round += 1) {
-    const result = tryChoose(candidates, inventory, banned);
-    if (result.kind === 'chosen') return sorted(result.releases);
-    banned.add(result.release);
+  const subjects = subjectsOf(candidates, inventory);
+  const options = new Map<string, readonly Choice[]>();
+  for (const [key, list] of candidates) if (!subjects.has(key)) options.set(key, list.map(choiceOf));
+  for (const [key, subject] of subjects) options.set(key, choicesOf(subject, subjects));
+  const wanted = [...subjects.values()].sort(byImportance).map(({ key }) => key);
+  const chosen = new Map<string, Choice>();
+  const entangled = new Set<string>();
+  for (const group of groupsOf({ options, wanted })) {
+    const solution = resolve(group);
+    if (solution.kind === 'solved') {
+      for (const [key, choice] of solution.chosen) chosen.set(key, choice);
+      continue;
+    }
+    // All products as they are is always a solution, so this is a puzzle too large to be honest: nothing of it changes.
+    for (const key of group.wanted) {
+      entangled.add(key);
+      const stays = group.options.get(key)?.at(-1);
+      if (stays !== undefined) chosen.set(key, stays);
+    }
   }
-  return [];
+  const leftOut = explainLeftOut({ chosen, options, subjects, entangled });
+  return { releases: sorted(withKinds(chosen, subjects)), leftOut };
 }
 
 type Candidates = ReadonlyMap<string, readonly Release[]>;
@@ -74,50 +79,69 @@ function isPreview(version: string): boolean {
   return (parseSemver(version)?.prerelease.length ?? 0) > 0;
 }
 
-type Attempt =
-  | { readonly kind: 'chosen'; readonly releases: Iterable<Release> }
-  /** This release cannot be had, because something it requires cannot. */
-  | { readonly kind: 'impossible'; readonly release: Release };
-
-type Requirement = { readonly range: string; readonly by: Release };
-
-function tryChoose(candidates: Candidates, inventory: Inventory, banned: ReadonlySet<Release>): Attempt {
-  const chosen = new Map<string, Release>();
-  const requirements = new Map<string, Requirement[]>();
+/** The VM's products, also those of which nothing is on offer: others may require them. */
+function subjectsOf(candidates: Candidates, inventory: Inventory): ReadonlyMap<string, Subject> {
   // Every guest that reports has an agent, though it lists none among its products.
-  const agents = [...candidates.keys()].filter((key) => key.startsWith('agent/'));
-  const waiting = [...inventory.products.map(keyOf).filter((key) => candidates.has(key)), ...agents];
-  for (let key = waiting.pop(); key !== undefined; key = waiting.pop()) {
-    const needs = requirements.get(key) ?? [];
-    const release = candidates
-      .get(key)
-      ?.find((one) => !banned.has(one) && needs.every(({ range }) => isWithin(one.version, range)));
-    if (release === undefined) {
-      const last = needs.at(-1);
-      // Installed, not required by anybody, and every release of it impossible: this VM keeps what it has.
-      if (last === undefined) continue;
-      return { kind: 'impossible', release: last.by };
-    }
-    const before = chosen.get(key);
-    if (before === release) continue;
-    // Another product rules out what was chosen before, so what that one required is moot: begin again without it.
-    if (before !== undefined) return { kind: 'impossible', release: before };
-    chosen.set(key, release);
-    for (const { product, range } of release.requires) {
-      const required = `bundle/${product}`;
-      requirements.set(required, [...(requirements.get(required) ?? []), { range, by: release }]);
-      waiting.push(required);
+  const agents = [...candidates].flatMap(([key, [release]]): InstalledProduct[] =>
+    key.startsWith('agent/') && release !== undefined
+      ? [{ ecosystem: 'agent', product: release.product, version: inventory.agent.version, state: 'installed' }]
+      : [],
+  );
+  const subjects = new Map<string, Subject>();
+  for (const installed of [...agents, ...inventory.products.filter(({ ecosystem }) => ecosystem === 'bundle')]) {
+    const key = keyOf(installed);
+    const known = subjects.get(key);
+    // A guest may list a product twice; the oldest of them decides what is newer.
+    if (known !== undefined && !isNewerVersion(known.installed.version, installed.version)) continue;
+    const list = candidates.get(key) ?? [];
+    const newer = list.filter(({ version }) => isNewerVersion(version, installed.version));
+    const same = list.find(({ version }) => version === installed.version) ?? null;
+    // A VM that is ahead of what is on offer is known all the same.
+    const shown = same ?? (newer.length === 0 ? (list[0] ?? null) : null);
+    subjects.set(key, { key, installed, newer, same, shown });
+  }
+  return subjects;
+}
+
+/** What this product may become, the newest first and as it is last. Held products stay. */
+function choicesOf({ installed, newer, same }: Subject, subjects: ReadonlyMap<string, Subject>): readonly Choice[] {
+  const asItIs: Choice = { version: installed.version, needs: [], release: null };
+  const upgrades = installed.held === true ? [] : newer.map(choiceOf);
+  if (same === null) return [...upgrades, asItIs];
+  const stays = choiceOf(same);
+  // What works on this VM goes on working: its requirements bind the others. What lacks something already is mended if
+  // that is possible, and does not stand in the way if it is not.
+  const isMet = stays.needs.every(({ key, range }) => isWithin(subjects.get(key)?.installed.version ?? '', range));
+  return isMet ? [...upgrades, stays] : [...upgrades, stays, asItIs];
+}
+
+function byImportance(a: Subject, b: Subject): number {
+  return severityOf(a.newer) - severityOf(b.newer) || (a.key < b.key ? -1 : 1);
+}
+
+/** The chosen releases, each as severe as the most severe one it brings; what a security update requires is part of it. */
+function withKinds(chosen: ReadonlyMap<string, Choice>, subjects: ReadonlyMap<string, Subject>): readonly Release[] {
+  const urgent: string[] = [];
+  const releases = new Map<string, Release>();
+  for (const [key, choice] of chosen) {
+    const release = choice.release ?? subjects.get(key)?.shown ?? null;
+    if (release === null) continue;
+    const skipped = subjects.get(key)?.newer.filter(({ version }) => !isNewerVersion(version, release.version)) ?? [];
+    const kind = severestKind([...skipped, release]) ?? release.kind;
+    releases.set(key, { ...release, kind });
+    if (kind === 'security' && subjects.get(key)?.installed.version !== release.version) urgent.push(key);
+  }
+  // The list grows on the way; each product comes in once.
+  for (const key of urgent) {
+    for (const need of chosen.get(key)?.needs ?? []) {
+      const release = releases.get(need.key);
+      if (release === undefined || urgent.includes(need.key)) continue;
+      if (isWithin(subjects.get(need.key)?.installed.version ?? '', need.range)) continue;
+      releases.set(need.key, { ...release, kind: 'security' });
+      urgent.push(need.key);
     }
   }
-  return { kind: 'chosen', releases: chosen.values() };
-}
-
-function isWithin(version: string, range: string): boolean {
-  return satisfies(version, range, { includePrerelease: true });
-}
-
-function keyOf(product: { readonly ecosystem: string; readonly product: string }): string {
-  return `${product.ecosystem}/${product.product}`;
+  return [...releases.values()];
 }
 
 function sorted(releases: Iterable<Release>): readonly Release[] {

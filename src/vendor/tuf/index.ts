@@ -9,8 +9,9 @@ import type { Artifact, Release } from '../../model/release.ts';
 import { readArchive } from '../archive.ts';
 import { VendorError } from '../errors.ts';
 import type { ByteStream, Vendor, VendorStatus } from '../vendor.ts';
-import { chooseReleases, compareSemver, newestOfAll } from './choose.ts';
+import { chooseReleases, newestOfAll } from './choose.ts';
 import { type Offer, readOffer } from './offer.ts';
+import { compareSemver } from './order.ts';
 import { loadTrust, type Trust, type VerifiedMetadata } from './trust.ts';
 
 export type TufVendorDeps = {
@@ -63,7 +64,7 @@ export async function makeTufVendor(deps: TufVendorDeps): Promise<Vendor> {
       return status();
     },
     status,
-    latest: async (inventory) => ({ releases: chooseReleases(offers, inventory), leftOut: [] }),
+    latest: async (inventory) => chooseReleases(offers, inventory),
     offers: async () => newestOfAll(offers),
     compareVersions: compareSemver,
     open: async (artifact, offsetBytes, signal) => await openArtifact(deps, artifact, offsetBytes, signal),
