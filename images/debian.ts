@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { removeTree } from './cache.ts';
 import { fetchDebianBase } from './debian-base.ts';
 import { installGuestSystem, unpackBase, writeExt4, writeInitrd } from './guest-system.ts';
+import { seedHello } from './hello-product.ts';
 import { unpackKernel } from './kernel.ts';
 import type { DirectBootInputs, DirectBootRecipe } from './recipe.ts';
 
@@ -43,6 +44,7 @@ async function buildDebian(inputs: DirectBootInputs): Promise<void> {
     inputs.report('making the system disk');
     await installGuestSystem({ root, kernel, agentPath: inputs.agentPath });
     await addDebianFiles(root);
+    await seedHello(root);
     await writeExt4({ root, path: join(outFolder, 'root.raw'), sizeMiB: DISK_MIB, owners: 'all' });
     await writeInitrd({ kernel, busyboxPath: join(root, 'bin/busybox'), path: join(outFolder, 'initrd') });
   } finally {

@@ -30,7 +30,7 @@ async function makeImage(vmDisk: 'copy' | 'overlay'): Promise<GuestImage> {
   await writeFile(path, Buffer.alloc(65_536, 7));
   const files = { kernel: '/k', initrd: '/i', commandLine: 'console=ttyS0' };
   const disks = [{ id: 'root', path, format: 'raw' as const }];
-  return { name: 'tiny', ...files, disks, vmDisk, memoryMiB: 128, digest: digestOf('') };
+  return { name: 'tiny', ...files, disks, vmDisk, memoryMiB: 128, digest: digestOf(''), debian: null };
 }
 
 test('without an agent nothing is built, and the message says what to do', async () => {

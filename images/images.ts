@@ -1,11 +1,12 @@
 // Builds the guest images of the demo and the tests, once per set of inputs, and gives each VM a disk of its own.
-import { access, mkdir, mkdtemp, readdir, rename } from 'node:fs/promises';
+import { access, mkdir, mkdtemp, readdir, readFile, rename } from 'node:fs/promises';
 import { join, relative } from 'node:path';
-import type { Static } from 'typebox';
+import { type Static, Type } from 'typebox';
 import { type Digest, digestOf, digestOfFile } from '../src/base/digest.ts';
 import { canonicalJson } from '../src/base/digest-text.ts';
 import { syncFolder, writeDurably } from '../src/base/durable-file.ts';
 import type { Log } from '../src/base/log.ts';
+import { makeParser, parseJson } from '../src/base/parse.ts';
 import { runCommand } from '../src/base/run-command.ts';
 import type { DiskSchema } from '../src/hypervisor/vm-spec.ts';
 import type { VmId } from '../src/model/ids.ts';
@@ -29,6 +30,11 @@ const RECIPES: Readonly<Record<ImageName, ImageRecipe>> = {
   'debian-systemd': debianSystemdRecipe,
 };
 
+export type ImageDebian = {
+  readonly suite: string;
+  readonly packages: readonly { readonly name: string; readonly version: string; readonly arch: string }[];
+};
+
 type CommonImage = {
   readonly name: ImageName;
   /** The shared disks, to be turned into a VM's own with `makeVmDisk`. */
@@ -38,6 +44,8 @@ type CommonImage = {
   readonly memoryMiB: number;
   /** Of all inputs: equal digests, equal images. */
   readonly digest: Digest;
+  /** What it is made of; null for the tiny one. */
+  readonly debian: ImageDebian | null;
 };
 /** An image as it stands in the cache, started by kernel; its files are shared by all VMs and never written. */
 export type GuestImage = CommonImage & {
@@ -47,7 +55,11 @@ export type GuestImage = CommonImage & {
   readonly commandLine: string;
 };
 /** An image whose disk boots by itself. */
-export type DiskBootImage = CommonImage & { readonly kernel: null };
+export type DiskBootImage = CommonImage & {
+  readonly kernel: null;
+  /** The kernel that its boot loader starts, as `uname -r` says it. */
+  readonly kernelRelease: string;
+};
 export type AnyImage = GuestImage | DiskBootImage;
 
 export type BuildOptions<Name extends ImageName = ImageName> = {
@@ -97,7 +109,7 @@ export async function buildImage(options: BuildOptions): Promise<AnyImage> {
     await pruneCache({ folder: imagesFolder, pattern, keep: IMAGES_KEPT });
   });
   report('ready');
-  return describeImage(recipe, folder, digest);
+  return await describeImage(recipe, folder, digest);
 }
 
 /** What a build that was killed has left behind; nobody else builds this image now. */
@@ -167,17 +179,45 @@ async function buildInto(
   await writeDurably(join(outFolder, 'inputs.json'), `${JSON.stringify(job.record, null, 2)}\n`, 0o644);
 }
 
-function describeImage(recipe: ImageRecipe, folder: string, digest: Digest): AnyImage {
+async function describeImage(recipe: ImageRecipe, folder: string, digest: Digest): Promise<AnyImage> {
   const common = {
     name: recipe.name,
     disks: [{ id: 'root', path: join(folder, 'root.raw'), format: 'raw' }],
     vmDisk: recipe.vmDisk,
     memoryMiB: recipe.memoryMiB,
     digest,
+    debian: await readDebian(folder),
   } as const;
-  if (recipe.boot === 'disk') return { ...common, kernel: null };
+  if (recipe.boot === 'disk') return { ...common, kernel: null, kernelRelease: kernelReleaseOf(common.debian) };
   const commandLine = kernelCommandLine();
   return { ...common, kernel: join(folder, 'kernel'), initrd: join(folder, 'initrd'), commandLine };
+}
+
+const parseInputs = makeParser(
+  Type.Object({
+    further: Type.Optional(Type.Object({ suite: Type.String(), basePackages: Type.Array(Type.String()) })),
+  }),
+  'host-fault/image-inputs',
+);
+
+/** The packages of the base system, from the record of the image's inputs. */
+async function readDebian(folder: string): Promise<ImageDebian | null> {
+  const path = join(folder, 'inputs.json');
+  const { further } = parseInputs(parseJson(await readFile(path, 'utf8'), path, 'host-fault/image-inputs'), path);
+  if (further === undefined) return null;
+  const packages = further.basePackages.map((line) => {
+    const [name = '', version = '', arch = ''] = line.split(' ');
+    return { name, version, arch };
+  });
+  return { suite: further.suite, packages };
+}
+
+function kernelReleaseOf(debian: ImageDebian | null): string {
+  for (const { name } of debian?.packages ?? []) {
+    const release = /^linux-image-([0-9].*)$/.exec(name)?.[1];
+    if (release !== undefined) return release;
+  }
+  throw new ImageError('internal/image', 'the image that boots by itself has no kernel package');
 }
 
 /** What one VM's guest is to do: told on its kernel's command line and read by images/guest/boot, or told on a disk and read by images/guest-systemd/wishes. */

@@ -1,12 +1,12 @@
 // pratique serve and pratique demo: the two commands that run a host themselves.
 import { type Command, Option } from 'commander';
 import { printable } from '../../src/base/printable.ts';
-import { SCENARIOS, type ScenarioName } from '../demo/scenarios.ts';
+import { DEMO_GUESTS, type DemoGuest, SCENARIOS, type ScenarioName } from '../demo/scenarios.ts';
 import { type Build, completeCommand } from './context.ts';
 import { safeJson } from './output.ts';
 
 type DemoOptions = {
-  readonly guest: 'tiny' | 'debian';
+  readonly guest: DemoGuest;
   readonly scenario: ScenarioName;
   readonly keep?: boolean;
 };
@@ -43,7 +43,7 @@ export function addDemoCommand(program: Command, build: Build): void {
   const command = program
     .command('demo')
     .description('a stale VM from power-on to plugged in, on this machine, with nothing left behind')
-    .addOption(new Option('--guest <guest>', 'which guest').choices(['tiny', 'debian']).default('tiny'))
+    .addOption(new Option('--guest <guest>', 'which guest').choices([...DEMO_GUESTS]).default('tiny'))
     .addOption(new Option('--scenario <name>', 'what happens').choices([...SCENARIOS]).default('ok'))
     .option('--keep', 'leave the folders of the run for a look');
   completeCommand<DemoOptions>(

@@ -1,10 +1,11 @@
 // The main job, for real: a stale VM from power-on to plugged in, with the frames counted where they would arrive.
 import { access, mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { buildAgent } from '../../guest-agent/build.ts';
 import { HELLO_SEEDED_VERSION } from '../../images/hello-product.ts';
-import { buildImage, type GuestImage, guestCommandLine, makeVmDisk } from '../../images/images.ts';
+import { type AnyImage, buildImage } from '../../images/images.ts';
+import { makeVmParts } from '../../images/vm-parts.ts';
 import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, PratiqueError } from '../../src/base/errors.ts';
@@ -12,6 +13,7 @@ import { makeLog } from '../../src/base/log.ts';
 import { runCommand } from '../../src/base/run-command.ts';
 import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
 import type { VmId } from '../../src/model/ids.ts';
+import type { Release } from '../../src/model/release.ts';
 import type { VendorConfig } from '../../src/vendor/registry.ts';
 import type { Service, VmEventRecord } from '../service.ts';
 import { makeDemoDaemon } from './demo-daemon.ts';
@@ -19,10 +21,13 @@ import { DEMO_BRIDGE, type DemoNetwork, makeDemoNetwork, waitUntil } from './dem
 import { type DemoVendor, startDemoVendor } from './demo-vendor.ts';
 import { type DemoDocument, writeDocument } from './document.ts';
 import { followRun } from './follow-run.ts';
-import { SCENARIO_TABLE, type Scenario, type ScenarioName } from './scenarios.ts';
+import { debianVendor, pendingUpdates } from './pending.ts';
+import { brokenPromises } from './promises.ts';
+import { type DemoGuest, SCENARIO_TABLE, type Scenario, type ScenarioName } from './scenarios.ts';
+import { askGuest } from './served.ts';
 
 export type DemoOptions = {
-  readonly guest: 'tiny' | 'debian';
+  readonly guest: DemoGuest;
   readonly scenario: ScenarioName;
   /** Keep the folder with disks, logs and capture. */
   readonly keep: boolean;
@@ -43,7 +48,9 @@ const CONTROL = { vm: 'control' as VmId, mac: '52:54:00:77:00:03', address: '10.
 type Guest = typeof SUBJECT;
 
 /** Milliseconds for the whole run: a Debian guest under emulation installs for minutes. */
-const RUN_TIMEOUT_MS = { tiny: 180_000, debian: 1_200_000 } as const;
+const RUN_TIMEOUT_MS = { tiny: 180_000, debian: 1_200_000, 'debian-systemd': 1_800_000 } as const;
+/** Real security updates that a Debian run should have at least; what is missing, a product of our own signing completes. */
+const DEBIAN_UPDATES_MIN = 3;
 /** Frames that prove the control's point; one would do, a few show that it goes on. */
 const CONTROL_FRAMES = 3;
 const CONTROL_TIMEOUT_MS = 90_000;
@@ -51,6 +58,15 @@ const CONTROL_TIMEOUT_MS = 90_000;
 /** Runs one scenario. Throws when it could not be run at all; a broken promise is exit code 1 with the document. */
 export async function runDemo(options: DemoOptions): Promise<DemoResult> {
   const scenario = SCENARIO_TABLE[options.scenario];
+  if (!scenario.guests.includes(options.guest)) {
+    throw new PratiqueError(
+      'usage/scenario',
+      `the guest ${options.guest} cannot show the scenario ${options.scenario}`,
+      {
+        next: `add --guest ${scenario.guests.join(' or ')}`,
+      },
+    );
+  }
   options.say(`${options.scenario}: ${scenario.title}`);
   await setUpHost(options.say);
   const image = await prepareImage(options, scenario);
@@ -78,16 +94,17 @@ async function setUpHost(say: (line: string) => void): Promise<void> {
   if (said.trim() !== '') say(said.trim());
 }
 
-async function prepareImage({ guest, say }: DemoOptions, scenario: Scenario): Promise<GuestImage> {
+async function prepareImage({ guest, say }: DemoOptions, scenario: Scenario): Promise<AnyImage> {
   const log = makeLog('warn');
   const cacheFolder = defaultCacheFolder();
   await mkdir(cacheFolder, { recursive: true });
   say('building the guest agent (once; cached)');
   const entry = scenario.agent === 'forging' ? { entry: FORGING_AGENT } : {};
   const agent = await buildAgent({ cacheFolder, log, ...entry });
-  say(`building the ${guest} image (once; cached)`);
+  const name = scenario.bootsNewKernel ? 'debian-systemd' : guest;
+  say(`building the ${name} image (once; cached)`);
   return await buildImage({
-    name: guest,
+    name,
     agentPath: agent.path,
     cacheFolder,
     log,
@@ -96,48 +113,64 @@ async function prepareImage({ guest, say }: DemoOptions, scenario: Scenario): Pr
 }
 
 type Stage = DemoOptions & {
-  readonly image: GuestImage;
+  readonly image: AnyImage;
   readonly folder: string;
   readonly network: DemoNetwork;
   readonly plan: Scenario;
 };
 
+/** Who offers the updates of a run, and what has to be said about that. */
+type Vendors = {
+  readonly configs: readonly VendorConfig[];
+  readonly remarks: readonly string[];
+  readonly close: () => Promise<void>;
+};
+
 async function runScenario(stage: Stage): Promise<DemoResult> {
   const { folder, plan, say } = stage;
-  const vendor = stage.guest === 'tiny' ? await startHelloVendor(folder, plan) : null;
+  const vendors = await prepareVendors(stage);
+  for (const remark of vendors.remarks) say(remark);
   // A unix socket's path is short; the run folder is not below the long temporary folder.
   const runFolder = await mkdtemp(join(process.getuid?.() === 0 ? '/run' : tmpdir(), 'pq'));
   const daemon = await makeDemoDaemon({
     folder,
     runFolder,
     clock: systemClock,
-    configuration: configure(stage, vendor),
+    configuration: configure(stage, vendors),
   });
   try {
     await daemon.start();
     const { service } = daemon;
     say('checking the vendor');
     await service.checkVendor(null);
-    await service.addVm(await makeSpec(stage, SUBJECT), {});
+    await service.addVm(await makeSpec(stage, SUBJECT), plan.policy);
     const run = await followRun({
       daemon,
       vm: SUBJECT.vm,
       clock: systemClock,
-      timeoutMs: RUN_TIMEOUT_MS[stage.guest],
+      timeoutMs: RUN_TIMEOUT_MS[stage.image.name],
       killDaemonIn: plan.killDaemonIn,
       signal: stage.signal,
       onEvent: stage.onEvent ?? (() => {}),
     });
-    const served = run.state === 'connected' ? await askVersion(stage) : null;
+    const isConnected = run.state === 'connected';
+    const served = isConnected
+      ? await askGuest({ network: stage.network, image: stage.image.name, address: SUBJECT.address })
+      : null;
     const frames = await stage.network.framesFrom(SUBJECT.mac);
+    const { guest, scenario, image } = stage;
+    const { remarks } = vendors;
     const seen = await writeDocument({
       vm: SUBJECT.vm,
-      guest: stage.guest,
-      scenario: stage.scenario,
+      guest,
+      scenario,
+      plan,
+      image,
       run,
       service,
       frames,
       served,
+      remarks,
     });
     await service.stopVm(SUBJECT.vm, { force: true });
     say('positive control: the same guest with the gate overridden');
@@ -145,10 +178,49 @@ async function runScenario(stage: Stage): Promise<DemoResult> {
   } finally {
     await stopAll(daemon.service);
     await daemon.stop();
-    await vendor?.close();
+    await vendors.close();
     if (stage.keep) say(`kept: ${runFolder}`);
     else await rm(runFolder, { recursive: true, force: true });
   }
+}
+
+/** The tiny guest's product is signed here. A Debian guest's updates are Debian's own, counted first. */
+async function prepareVendors(stage: Stage): Promise<Vendors> {
+  const { image, folder, plan, say } = stage;
+  if (image.debian === null) return vendorsOf([], await startHelloVendor(folder, plan), []);
+  say('asking the Debian archive what is pending');
+  const pending = await pendingUpdates({
+    debian: image.debian,
+    dataFolder: join(folder, 'data'),
+    clock: systemClock,
+    log: makeLog('warn'),
+  });
+  const debian = debianVendor(image.debian);
+  const remarks = remarksOn(pending, stage);
+  // The image with a boot loader has no such product; its scenario lives on Debian's kernel alone.
+  const isCompleted = remarks.length > 0 && !plan.bootsNewKernel;
+  return vendorsOf([debian], isCompleted ? await startHelloVendor(folder, plan) : null, remarks);
+}
+
+function vendorsOf(others: readonly VendorConfig[], own: DemoVendor | null, remarks: readonly string[]): Vendors {
+  return {
+    configs: own === null ? others : [...others, own.config],
+    remarks,
+    close: async () => await own?.close(),
+  };
+}
+
+/** What a day with few updates makes of the run, in words; nothing on other days. */
+function remarksOn(pending: readonly Release[], { plan }: Stage): readonly string[] {
+  if (plan.bootsNewKernel) {
+    const hasKernel = pending.some(({ product }) => product.startsWith('linux-image-'));
+    return hasKernel ? [] : ['the Debian archive has no newer kernel for this image today: no reboot can be shown'];
+  }
+  const names = pending.filter(({ kind }) => kind === 'security').map(({ product }) => product);
+  if (names.length >= DEBIAN_UPDATES_MIN) return [];
+  const real =
+    names.length === 0 ? 'no security update' : `only ${names.length} security updates (${names.join(', ')})`;
+  return [`the Debian archive has ${real} for this image today; the signed product hello completes the run`];
 }
 
 async function startHelloVendor(folder: string, plan: Scenario): Promise<DemoVendor> {
@@ -161,45 +233,29 @@ async function startHelloVendor(folder: string, plan: Scenario): Promise<DemoVen
   });
 }
 
-/** The daemon's configuration: the vendor, where disks lie, and a short wait for an agent that will never come. */
-function configure({ folder, image, plan }: Stage, vendor: DemoVendor | null): Record<string, unknown> {
-  const debian: VendorConfig = { kind: 'debian-apt', name: 'debian', suites: ['bookworm', 'bookworm-security'] };
+/** The daemon's configuration: the vendors, where disks lie, and a short wait for an agent that will never come. */
+function configure({ folder, image, plan }: Stage, vendors: Vendors): Record<string, unknown> {
   return {
-    vendors: [vendor === null ? debian : vendor.config],
-    diskRoots: [folder, join(image.kernel, '..'), defaultCacheFolder()],
+    vendors: vendors.configs,
+    diskRoots: [folder, ...image.disks.map(({ path }) => dirname(path)), defaultCacheFolder()],
     ...(plan.agent === 'absent' ? { deadlines: { booting: 15 } } : {}),
   };
 }
 
 async function makeSpec(stage: Stage, guest: Guest): Promise<VmSpec> {
   const { image, folder, network, plan } = stage;
-  const disk = await makeVmDisk({ image, folder: join(folder, 'disks'), vm: guest.vm });
-  const mode = plan.agent === 'absent' || guest === CONTROL ? 'no-agent' : undefined;
+  const isSilent = plan.agent === 'absent' || guest === CONTROL;
+  const wishes = { address: `${guest.address}/24`, chatter: true, ...(isSilent ? { mode: 'no-agent' as const } : {}) };
   return {
     format: 'pratique.vm/1',
     kind: 'managed',
     vm: guest.vm,
     machine: 'q35',
-    memoryMiB: image.memoryMiB,
     cpus: 1,
-    kernel: {
-      image: image.kernel,
-      initrd: image.initrd,
-      commandLine: guestCommandLine(image, {
-        address: `${guest.address}/24`,
-        chatter: true,
-        ...(mode === undefined ? {} : { mode }),
-      }),
-    },
-    disks: [disk],
+    ...(await makeVmParts({ image, folder: join(folder, 'disks'), vm: guest.vm, wishes })),
     nics: [{ id: 'net0', model: 'virtio-net-pci', mac: guest.mac, bridge: DEMO_BRIDGE }],
     namespace: network.namespace,
   };
-}
-
-async function askVersion({ network, guest }: Stage): Promise<string | null> {
-  if (guest === 'debian') return null; // The Debian image serves no page; its packages are its proof.
-  return await network.fetchPage(`http://${SUBJECT.address}/version`, 20_000);
 }
 
 /** The same guest, admitted from the start by an audited override: its frames must arrive, or the count of zero says nothing. */
@@ -222,7 +278,7 @@ async function runControl(stage: Stage, service: Service): Promise<number> {
 
 function conclude(stage: Stage, document: DemoDocument): DemoResult {
   const { plan, say } = stage;
-  const broken = brokenPromises(stage, document);
+  const broken = brokenPromises(plan, document);
   for (const promise of broken) say(`BROKEN: ${promise}`);
   if (broken.length > 0) return { document, exitCode: EXIT_FAILED };
   say(
@@ -231,26 +287,6 @@ function conclude(stage: Stage, document: DemoDocument): DemoResult {
       : 'kept its promise: stayed unplugged, no frame left',
   );
   return { document, exitCode: plan.ends === 'connected' ? EXIT_DONE : EXIT_QUARANTINED };
-}
-
-/** Every promise of the scenario that the findings break, in words. */
-function brokenPromises({ plan, guest }: Stage, document: DemoDocument): readonly string[] {
-  const isStale = Object.entries(document.latest).some(([product, version]) => document.installed[product] !== version);
-  const isOpen = plan.ends === 'connected';
-  const checks: readonly (readonly [boolean, string])[] = [
-    [document.state === plan.ends, `it ended ${document.state}, not ${plan.ends}: ${document.why.reason}`],
-    [document.framesBeforePlug === 0, `${document.framesBeforePlug} frames reached the peer before the plug`],
-    [document.framesControl > 0, 'the positive control sent no frame, so the count says nothing'],
-    [!isOpen || !isStale, 'installed is not the latest'],
-    [!isOpen || Object.keys(document.latest).length > 0, 'no product was compared'],
-    [
-      !isOpen || guest === 'debian' || document.served === document.latest.hello,
-      `the service answers ${document.served}`,
-    ],
-    [isOpen || document.gate.linkUpAtMs === null, 'the gate opened'],
-    [plan.reason === null || plan.reason.test(document.why.reason), `the reason is: ${document.why.reason}`],
-  ];
-  return checks.filter(([isKept]) => !isKept).map(([, words]) => words);
 }
 
 async function stopAll(service: Service): Promise<void> {

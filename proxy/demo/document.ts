@@ -1,8 +1,12 @@
 // The one JSON document with which a demonstration ends (contracts.md).
+import type { AnyImage } from '../../images/images.ts';
 import type { EvidenceFacts } from '../../src/model/evidence.ts';
 import type { VmId } from '../../src/model/ids.ts';
+import { matchesProduct } from '../../src/model/policy.ts';
 import type { AuditEntry, Service, VmEventRecord, Why } from '../service.ts';
 import type { FollowedRun } from './follow-run.ts';
+import type { Scenario } from './scenarios.ts';
+import type { Served } from './served.ts';
 
 export type DemoDocument = {
   readonly vm: string;
@@ -23,8 +27,14 @@ export type DemoDocument = {
   /** The audit record that opened the gate; null if it stayed closed. */
   readonly evidence: unknown;
   readonly why: Pick<Why, 'reason' | 'next'>;
-  /** What the product answered over the network after the plug; null where it was not asked. */
-  readonly served: string | null;
+  /** Versions of those products as the guest's own page lists them over the network after the plug; null where it was not asked. */
+  readonly served: Readonly<Record<string, string>> | null;
+  /** The kernel that the boot loader started first, and the one that the guest's page tells in the end; null for other guests. */
+  readonly kernel: { readonly before: string; readonly after: string | null } | null;
+  /** Milliseconds after power-on at which the guest's application started, by the guest's clock; null where its page does not tell. */
+  readonly applicationStartedMs: number | null;
+  /** What has to be known about this run: an archive with few updates on this day. */
+  readonly remarks: readonly string[];
   readonly daemonKilled: boolean;
 };
 
@@ -32,18 +42,21 @@ export type DocumentInput = {
   readonly vm: VmId;
   readonly guest: string;
   readonly scenario: string;
+  readonly plan: Scenario;
+  readonly image: AnyImage;
   readonly run: FollowedRun;
   readonly service: Service;
   readonly frames: readonly { readonly atMs: number }[];
-  readonly served: string | null;
+  readonly served: Served | null;
+  readonly remarks: readonly string[];
 };
 
 /** Puts the document together while the VM still runs; the positive control comes after it. From the run's events, the audit chain and the frames at the peer. */
 export async function writeDocument(input: DocumentInput): Promise<DemoDocument> {
-  const { vm, service, run } = input;
+  const { vm, service, run, image, served } = input;
   const entries = await service.auditEntries({ vm, afterSeq: 0, limit: 1000 });
   const opened = entries.find((entry) => entry.record.kind === 'gate-opened' || entry.record.kind === 'override');
-  const products = await productVersions(service, vm, opened);
+  const products = await productVersions(input, opened);
   const why = await service.whyVm(vm);
   const since = (atMs: number | undefined) => (atMs === undefined ? null : atMs - run.startedAtMs);
   return {
@@ -61,9 +74,19 @@ export async function writeDocument(input: DocumentInput): Promise<DemoDocument>
     timelineMs: timeline(run.events, run.startedAtMs),
     evidence: evidenceOf(opened),
     why: { reason: why.reason, next: why.next },
-    served: input.served,
+    served: served === null ? null : pick(served.versions, Object.keys(products.installed)),
+    kernel: image.kernel === null ? { before: image.kernelRelease, after: served?.kernel ?? null } : null,
+    applicationStartedMs: since(served?.startedAtMs ?? undefined),
+    remarks: input.remarks,
     daemonKilled: run.wasKilled,
   };
+}
+
+function pick(
+  versions: Readonly<Record<string, string>>,
+  products: readonly string[],
+): Readonly<Record<string, string>> {
+  return Object.fromEntries(Object.entries(versions).filter(([product]) => products.includes(product)));
 }
 
 function timeline(events: readonly VmEventRecord[], startedAtMs: number): Readonly<Record<string, number>> {
@@ -81,8 +104,7 @@ function evidenceOf(opened: AuditEntry | undefined): unknown {
 
 /** Installed versions as last confirmed or reported, and the vendor's latest: of what the run was about, what is behind, and what a TUF vendor offers. */
 async function productVersions(
-  service: Service,
-  vm: VmId,
+  { service, vm, plan }: DocumentInput,
   opened: AuditEntry | undefined,
 ): Promise<Pick<DemoDocument, 'installed' | 'latest'>> {
   const { products } = await service.showVm(vm);
@@ -92,12 +114,19 @@ async function productVersions(
     for (const release of await service.vendorOffers(vendor)) newest.set(release.product, release.version);
   }
   for (const { item, version } of evidenceItems(opened)) newest.set(productOfItem(item), version);
-  for (const row of await service.drift()) if (row.vm === vm) newest.set(row.product, row.latest);
+  for (const row of await service.drift()) {
+    if (row.vm === vm && isAskedFor(plan, row.product)) newest.set(row.product, row.latest);
+  }
   const concerned = products.filter(({ product }) => newest.has(product));
   return {
     installed: Object.fromEntries(concerned.map(({ product, version }) => [product, version])),
     latest: Object.fromEntries(concerned.map(({ product }) => [product, newest.get(product) ?? ''])),
   };
+}
+
+/** Where the policy lists products, the others stay behind by the operator's own word. */
+function isAskedFor({ policy }: Scenario, product: string): boolean {
+  return policy.install !== 'listed' || matchesProduct(policy.packages ?? [], product);
 }
 
 function evidenceItems(opened: AuditEntry | undefined): EvidenceFacts['items'] {

@@ -1,5 +1,6 @@
 // What each scenario of the demonstration changes, and what it promises.
 import type { HelloBehaviour } from '../../images/hello-product.ts';
+import type { Policy } from '../../src/model/policy.ts';
 import type { RunStateName } from '../service.ts';
 
 export const SCENARIOS = [
@@ -9,37 +10,51 @@ export const SCENARIOS = [
   'forged-confirm',
   'agent-silent',
   'daemon-killed',
+  'kernel',
 ] as const;
 export type ScenarioName = (typeof SCENARIOS)[number];
+
+export const DEMO_GUESTS = ['tiny', 'debian'] as const;
+export type DemoGuest = (typeof DEMO_GUESTS)[number];
 
 export type Scenario = {
   /** One line for people. */
   readonly title: string;
+  /** The guests on which it can be shown. */
+  readonly guests: readonly DemoGuest[];
   readonly ends: Extract<RunStateName, 'connected' | 'quarantined'>;
-  /** How the vendor's newest release behaves; null: nothing newer than what is installed. */
+  /** How the newest release of the product hello behaves; null: nothing newer than what is installed. */
   readonly release: HelloBehaviour | null;
   readonly agent: 'honest' | 'forging' | 'absent';
   /** Kill the daemon with SIGKILL when this state is reached, then start it again. */
   readonly killDaemonIn: RunStateName | null;
   /** The word that must stand in the reason of the quarantine. */
   readonly reason: RegExp | null;
+  /** The VM's policy, where it is not the default. */
+  readonly policy: Partial<Policy>;
+  /** The guest starts by its own boot loader, and in the end another kernel runs than in the beginning. */
+  readonly bootsNewKernel: boolean;
 };
 
 const OK: Scenario = {
   title: 'a stale VM is updated unplugged and plugged in after its confirmation',
+  guests: ['tiny', 'debian'],
   ends: 'connected',
   release: 'ok',
   agent: 'honest',
   killDaemonIn: null,
   reason: null,
+  policy: {},
+  bootsNewKernel: false,
 };
 
 export const SCENARIO_TABLE: Readonly<Record<ScenarioName, Scenario>> = {
   ok: OK,
-  uptodate: { ...OK, title: 'an up-to-date VM is plugged in without an install', release: null },
+  uptodate: { ...OK, title: 'an up-to-date VM is plugged in without an install', guests: ['tiny'], release: null },
   'install-fails': {
     ...OK,
     title: 'an update that does not install keeps the VM unplugged',
+    guests: ['tiny'],
     ends: 'quarantined',
     release: 'install-fails',
     reason: /failed/,
@@ -47,6 +62,7 @@ export const SCENARIO_TABLE: Readonly<Record<ScenarioName, Scenario>> = {
   'forged-confirm': {
     ...OK,
     title: 'a well-formed but false confirmation is not believed',
+    guests: ['tiny'],
     ends: 'quarantined',
     agent: 'forging',
     reason: /not believed/,
@@ -62,5 +78,13 @@ export const SCENARIO_TABLE: Readonly<Record<ScenarioName, Scenario>> = {
     ...OK,
     title: 'the daemon is killed in the middle of the install; the run goes on by itself',
     killDaemonIn: 'installing',
+  },
+  kernel: {
+    ...OK,
+    title: 'a Debian kernel and nginx are updated unplugged, the VM reboots into the new kernel and is then plugged in',
+    guests: ['debian'],
+    // A whole Debian's worth of updates would show nothing more, and take an emulated processor ten minutes.
+    policy: { install: 'listed', packages: ['linux-image-*', 'nginx*'] },
+    bootsNewKernel: true,
   },
 };
