@@ -1,7 +1,7 @@
 // The configuration file's schema: every key with its meaning. proxy/pratique.schema.json is generated from it.
 import { type Static, type TInteger, type TOptional, Type } from 'typebox';
-import { STATE_DEADLINES_MS } from '../src/base/limits.ts';
-import { PolicySchema } from '../src/model/policy.ts';
+import { NAME_CHARS_MAX, STATE_DEADLINES_MS } from '../src/base/limits.ts';
+import { PolicySchema, PRODUCT_PATTERN } from '../src/model/policy.ts';
 import { DURATION_PATTERN } from './duration.ts';
 
 const GROUP_NAME_PATTERN = '^[a-z0-9][a-z0-9._-]{0,63}$';
@@ -28,6 +28,33 @@ const TufVendorSchema = Type.Object(
   strict,
 );
 
+const DebianPinSchema = Type.Object(
+  {
+    packages: Type.Optional(
+      Type.Array(Type.String({ minLength: 1, maxLength: NAME_CHARS_MAX, pattern: PRODUCT_PATTERN }), {
+        minItems: 1,
+        maxItems: 1000,
+        description: 'Names, or their beginnings with a `*`; absent: every package of the suite',
+      }),
+    ),
+    suite: Type.Optional(Type.String({ minLength: 1, maxLength: 64, description: 'One of the suites; absent: any' })),
+    version: Type.Optional(
+      Type.String({
+        minLength: 1,
+        maxLength: NAME_CHARS_MAX,
+        pattern: PRODUCT_PATTERN,
+        description: 'A version, or its beginning with a `*`; needs `packages`',
+      }),
+    ),
+    priority: Type.Integer({
+      minimum: -32_768,
+      maximum: 32_767,
+      description: 'As in apt_preferences(5); below 0: never',
+    }),
+  },
+  strict,
+);
+
 const DebianVendorSchema = Type.Object(
   {
     kind: Type.Literal('debian-apt', { description: 'A Debian archive' }),
@@ -40,7 +67,38 @@ const DebianVendorSchema = Type.Object(
     url: Type.Optional(
       Type.String({ ...httpUrl, description: "Archive; absent: the one in the host's own apt sources" }),
     ),
-    keyring: Type.Optional(Type.String({ ...absolutePath, description: 'Keyring file that signs the archive' })),
+    keyring: Type.Optional(
+      Type.String({
+        ...absolutePath,
+        description: "Keyring file that signs the archive; absent: as the host's apt has it",
+      }),
+    ),
+    fingerprints: Type.Optional(
+      Type.Array(Type.String({ pattern: '^[0-9A-Fa-f ]{40,90}$' }), {
+        minItems: 1,
+        maxItems: 32,
+        description: 'Primary keys that may sign; absent: those of the first verified InRelease are pinned',
+      }),
+    ),
+    components: Type.Optional(
+      Type.Array(Type.String({ minLength: 1, maxLength: 64, pattern: '^[a-z0-9][a-z0-9./-]*$' }), {
+        minItems: 1,
+        maxItems: 16,
+        description: "Components; absent: those of the host's apt sources, or main with `url`",
+      }),
+    ),
+    arch: Type.Optional(
+      Type.String({
+        pattern: '^[a-z0-9][a-z0-9-]{0,31}$',
+        description: "Architecture of the guests; absent: the host's",
+      }),
+    ),
+    pins: Type.Optional(
+      Type.Array(DebianPinSchema, {
+        maxItems: 200,
+        description: "apt's priorities where they differ from its defaults",
+      }),
+    ),
   },
   strict,
 );

@@ -132,6 +132,16 @@ export const KEYRING_BYTES_MAX = 4 * 1024 * 1024;
 export const ARCHIVE_DATE_AHEAD_MAX_MS = 60 * 60_000;
 /** Rounds in which updates that do not fit together are left out; a chain of packages that block each other is a few long. */
 export const SELECT_ROUNDS_MAX = 100;
+/** Bytes of a package's changelog that are read, unpacked; the newest entries stand first, and 4 MiB reach back many years. */
+export const CHANGELOG_BYTES_MAX = 4 * 1024 * 1024;
+/** Bytes of a package's files that are unpacked to find its changelog: a kernel with its modules has 400 MiB. */
+export const CHANGELOG_SEARCH_BYTES_MAX = 1024 * 1024 * 1024;
+/** Advisories taken from one changelog; the kernel's newest entries have several thousand. */
+export const ADVISORIES_PER_CHANGELOG_MAX = 20_000;
+/** Advisories one release names; more says no more to people. */
+export const RELEASE_ADVISORIES_MAX = 200;
+/** Packages whose changelogs wait to be read; what comes beyond is passed over. */
+export const CHANGELOGS_WAITING_MAX = 1_000;
 /** Other releases that one release names as installed together with it; a kernel needs one, a compiler a dozen. */
 export const RELEASE_REQUIRES_MAX = 100;
 /** Characters of one line of a package index; the longest Provides line of Debian main has about 100,000. */
@@ -298,6 +308,24 @@ export const AGENT_STATE_BYTES_MAX = 16 * 1024 * 1024;
 export const DPKG_STATUS_BYTES_MAX = 64 * 1024 * 1024;
 /** Bytes of the kernel's list of modules: Debian's generic kernel has 0.6 MB of them. */
 export const MODULE_LIST_BYTES_MAX = 8 * 1024 * 1024;
+/** Milliseconds for the guest's init to end or start services: systemd itself gives a service 90 s to end. */
+export const AGENT_SERVICES_TIMEOUT_MS = 120_000;
+/** Bytes of the agent's notes on services that packages want restarted: a thousand of them. */
+export const AGENT_SERVICE_NOTES_BYTES_MAX = 256 * 1024;
+/** Milliseconds an asked-for inventory waits for dpkg to be repaired; the host gives the guest 60 s to report. */
+export const AGENT_REPAIR_WAIT_MS = 30_000;
+/** Bytes that stay free beside what packages take: dpkg's own records, logs, caches. */
+export const AGENT_SPACE_RESERVE_BYTES = 32 * 1024 * 1024;
+/** What a package takes on the disk, in its own sizes, where it does not say: xz packs programs to about a fourth. */
+export const AGENT_PACKAGE_GROWTH_FACTOR = 5;
+/** Bytes of a kernel, its symbols and its configuration in /boot; Debian 12's take 12 MB. */
+export const AGENT_BOOT_BYTES_MIN = 16 * 1024 * 1024;
+/** Bytes of an initramfs where there is none yet to go by; Debian 12's generic ones have 30 to 50 MB. */
+export const AGENT_INITRD_BYTES = 64 * 1024 * 1024;
+/** Processes looked at for programs that were replaced; a busy server has a few hundred. */
+export const PROCESSES_LOOKED_AT_MAX = 10_000;
+/** Bytes of one process' list of mapped files; a browser has about 1 MB. */
+export const PROCESS_MAPS_BYTES_MAX = 8 * 1024 * 1024;
 /** Products with a record of their own in one guest. */
 export const AGENT_PRODUCTS_MAX = 1_000;
 /** Bytes the agent reads, hashes or copies before it looks at the channel again. */
@@ -353,3 +381,6 @@ export const INSPECT_PARTITIONS_MAX = 128;
 export const INSPECT_DISKS_MAX = 4;
 /** Names of products told in one difference between disk and agent; the record has the counts of all. */
 export const INSPECT_NAMES_TOLD_MAX = 5;
+
+/** Left-out versions named in the timeline and in reasons: a page of a terminal; the plan has them all. */
+export const REMARKS_MAX = 5;

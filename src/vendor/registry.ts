@@ -8,7 +8,7 @@ import { VENDORS_MAX } from '../base/limits.ts';
 import type { Log } from '../base/log.ts';
 import { printable } from '../base/printable.ts';
 import type { Inventory } from '../model/inventory.ts';
-import { makeDebianVendor } from './debian-apt/index.ts';
+import { type DebianVendorConfig, makeDebianVendor } from './debian-apt/index.ts';
 import { VendorError } from './errors.ts';
 import { makeTufVendor } from './tuf/index.ts';
 import type { Offered, Vendor, VendorStatus } from './vendor.ts';
@@ -22,13 +22,7 @@ export type VendorConfig =
       readonly targetsUrl: string;
       readonly rootPath: string;
     }
-  | {
-      readonly kind: 'debian-apt';
-      readonly name: string;
-      readonly suites: readonly string[];
-      readonly url?: string;
-      readonly keyring?: string;
-    };
+  | ({ readonly kind: 'debian-apt' } & DebianVendorConfig);
 
 /** What every vendor is made with. */
 export type VendorDeps = {

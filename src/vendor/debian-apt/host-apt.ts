@@ -3,6 +3,7 @@ import { readdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { runCommand, tryCommand } from '../../base/run-command.ts';
 import { VendorError } from '../errors.ts';
+import { parseSignedBy, type TrustedKeys } from './keyrings.ts';
 import { readStanzas, type Stanza } from './stanzas.ts';
 
 /** One suite of one archive. */
@@ -11,8 +12,7 @@ export type Source = {
   /** The archive's root, ending in a slash. */
   readonly repoUri: string;
   readonly components: readonly string[];
-  /** Binary keyring files; any key in them may sign. */
-  readonly keyrings: readonly string[];
+  readonly keys: TrustedKeys;
 };
 
 type Target = { readonly repoUri: string; readonly suite: string; readonly component: string };
@@ -54,7 +54,7 @@ type Entry = {
   readonly components: readonly string[];
   /** Empty: every architecture. */
   readonly archs: readonly string[];
-  readonly signedBy: readonly string[];
+  readonly signedBy: string;
 };
 
 /** `deb [arch=amd64 signed-by=/path] URI SUITE COMPONENT…` */
@@ -62,13 +62,12 @@ function entryOfLine(line: string): Entry | undefined {
   const [, options, rest] = /^\s*deb\s+(?:\[([^\]]*)\]\s*)?([^#]+)/.exec(line) ?? [];
   const [uri, suite, ...components] = wordsOf(rest);
   if (uri === undefined || suite === undefined) return undefined;
-  const option = (name: string): readonly string[] =>
-    wordsOf(new RegExp(`(?:^|\\s)${name}=(\\S+)`).exec(options ?? '')?.[1]);
+  const option = (name: string): string => new RegExp(`(?:^|\\s)${name}=(\\S+)`).exec(options ?? '')?.[1] ?? '';
   return {
     repoUris: [withSlash(uri)],
     suites: [suite],
     components,
-    archs: option('arch'),
+    archs: wordsOf(option('arch')),
     signedBy: option('signed-by'),
   };
 }
@@ -83,7 +82,7 @@ function entriesOfStanzas(text: string, path: string): readonly Entry[] {
       suites: wordsOf(stanza.get('suites')),
       components: wordsOf(stanza.get('components')),
       archs: wordsOf(stanza.get('architectures')),
-      signedBy: wordsOf(stanza.get('signed-by')),
+      signedBy: stanza.get('signed-by') ?? '',
     }));
 }
 
@@ -134,36 +133,37 @@ async function isFile(path: string): Promise<boolean> {
 }
 
 /** The keys apt trusts for every source; Debian's own keyring where apt has none. */
-export async function defaultKeyrings(): Promise<readonly string[]> {
+export async function defaultKeys(): Promise<TrustedKeys> {
   const folder = join(APT_FOLDER, 'trusted.gpg.d');
   const names = await readdir(folder).catch(() => []);
   const candidates = [join(APT_FOLDER, 'trusted.gpg'), ...names.sort().map((name) => join(folder, name))];
-  const found: string[] = [];
+  const paths: string[] = [];
   for (const path of candidates) {
-    if (path.endsWith('.gpg') && (await isFile(path)) && (await stat(path)).size > 0) found.push(path);
+    if (/\.(gpg|asc)$/.test(path) && (await isFile(path)) && (await stat(path)).size > 0) paths.push(path);
   }
-  if (await isFile(DEBIAN_KEYRING)) found.push(DEBIAN_KEYRING);
-  return found;
+  if (await isFile(DEBIAN_KEYRING)) paths.push(DEBIAN_KEYRING);
+  return { paths, embedded: [], fingerprints: [] };
 }
 
-/** Keyring files named by Signed-By. Fingerprints and embedded keys are no files; then apt's default keys must do. */
-async function keyringsOf(target: Target, entries: readonly Entry[]): Promise<readonly string[]> {
+/** What Signed-By says; fingerprints alone mean those among apt's default keys. */
+async function keysOf(target: Target, entries: readonly Entry[]): Promise<TrustedKeys> {
   const entry = entries.find(
     ({ repoUris, suites }) => repoUris.includes(target.repoUri) && suites.includes(target.suite),
   );
-  const paths = (entry?.signedBy ?? []).filter((word) => word.startsWith('/'));
-  return paths.length > 0 ? paths : await defaultKeyrings();
+  const keys = parseSignedBy(entry?.signedBy ?? '');
+  if (keys.paths.length > 0 || keys.embedded.length > 0) return keys;
+  return { ...(await defaultKeys()), fingerprints: keys.fingerprints };
 }
 
-/**
- * The sources of the wanted suites as this host's apt has them. Throws VendorError `host-unfit/no-apt-source` that names
- * the suites apt does not know.
- */
+/** What the host's apt knows of the wanted suites, and an error that names those that it does not. */
+export type AptSources = { readonly sources: readonly Source[]; readonly missing: VendorError | null };
+
+/** The sources of the wanted suites as this host's apt has them. Throws VendorError `host-unfit/no-apt-source` where apt cannot be asked. */
 export async function readAptSources(
   suites: readonly string[],
   arch: string,
   components: readonly string[] | undefined,
-): Promise<readonly Source[]> {
+): Promise<AptSources> {
   const entries = await readEntries();
   const targets = [...(await readTargets(arch)), ...targetsOfEntries(entries, arch)];
   const sources: Source[] = [];
@@ -174,17 +174,13 @@ export async function readAptSources(
     const same = targets.filter((target) => target.suite === suite && target.repoUri === first.repoUri);
     const offered = [...new Set(same.map((target) => target.component))];
     const wanted = offered.filter((component) => components?.includes(component) ?? true);
-    sources.push({ suite, repoUri: first.repoUri, components: wanted, keyrings: await keyringsOf(first, entries) });
+    sources.push({ suite, repoUri: first.repoUri, components: wanted, keys: await keysOf(first, entries) });
   }
-  const missing = suites.filter((suite) => !sources.some((source) => source.suite === suite));
-  if (missing.length === 0) return sources;
-  throw new VendorError(
-    'host-unfit/no-apt-source',
-    `this host's apt has no source for ${missing.join(', ')} (${arch})`,
-    {
-      next: "add it to the host's apt sources, or give this vendor a `url` and a `keyring` of its own",
-    },
-  );
+  const lost = suites.filter((suite) => !sources.some((source) => source.suite === suite));
+  if (lost.length === 0) return { sources, missing: null };
+  const message = `this host's apt has no source for ${lost.join(', ')} (${arch})`;
+  const next = "add it to the host's apt sources, or give this vendor a `url` and a `keyring` of its own";
+  return { sources, missing: new VendorError('host-unfit/no-apt-source', message, { next }) };
 }
 
 /** The architecture of this host in Debian's words. Throws VendorError. */

@@ -1,7 +1,9 @@
 // Which of gpgv's status lines make a signature good. The lines are gpgv 2.2.40's, key ids shortened (GnuPG doc/DETAILS).
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { goodFingerprints } from './in-release.ts';
+import { goodSignatures } from './in-release.ts';
+
+const goodFingerprints = (status: string): readonly string[] => goodSignatures(status).map(({ primary }) => primary);
 
 const good = (key: string): string =>
   `[GNUPG:] NEWSIG\n[GNUPG:] KEY_CONSIDERED ${key} 0\n[GNUPG:] GOODSIG ${key} Archive Key\n[GNUPG:] VALIDSIG ${key}SUB 2026-01-10 1767952800 0 4 0 1 8 01 ${key}\n`;

@@ -6,31 +6,41 @@ import { METADATA_BYTES_MAX } from '../../base/limits.ts';
 import { printable, printableBlock } from '../../base/printable.ts';
 import { type CommandResult, tryCommand } from '../../base/run-command.ts';
 import { VendorError } from '../errors.ts';
+import type { Automatic } from './package-index.ts';
 import { readStanzas } from './stanzas.ts';
 
+/** One good signature: the key that made it, and the primary key it belongs to (often the same). */
+export type Signature = { readonly key: string; readonly primary: string };
+
 export type VerifiedText = {
-  /** What was signed, without whatever the file had around it. */
+  /** The signed message alone, as it stood in the file, without whatever was around it. */
+  readonly message: Uint8Array;
+  /** What was signed. */
   readonly body: string;
-  /** Fingerprints of the primary keys whose signature is good. */
-  readonly fingerprints: readonly string[];
+  readonly signatures: readonly Signature[];
 };
 
 export type IndexEntry = { readonly digest: Digest; readonly sizeBytes: number };
 
 export type SuiteRelease = {
+  /** `bookworm` also for the suite `stable`; the suite's own name where the archive gives none. */
+  readonly codename: string;
   readonly dateMs: number;
   readonly validUntilMs: number | null;
   readonly isByHash: boolean;
+  readonly automatic: Automatic;
+  /** Whether packages for all architectures have an index of their own instead of standing in each architecture's. */
+  readonly hasIndexOfAll: boolean;
   /** Index files by their path below the suite's folder. */
   readonly entries: ReadonlyMap<string, IndexEntry>;
 };
 
 /**
- * The primary-key fingerprints of the good signatures in gpgv's status lines (GnuPG doc/DETAILS). A signature is good
- * when it says GOODSIG (not by an expired or revoked key) and VALIDSIG; one BADSIG spoils the file.
+ * The good signatures in gpgv's status lines (GnuPG doc/DETAILS). A signature is good when it says GOODSIG (not by an
+ * expired or revoked key) and VALIDSIG; one BADSIG spoils the file.
  */
-export function goodFingerprints(statusText: string): readonly string[] {
-  const fingerprints: string[] = [];
+export function goodSignatures(statusText: string): readonly Signature[] {
+  const signatures: Signature[] = [];
   let isGood = false;
   for (const line of statusText.split('\n')) {
     const [prefix, keyword, ...words] = line.split(' ');
@@ -38,10 +48,11 @@ export function goodFingerprints(statusText: string): readonly string[] {
     if (keyword === 'BADSIG') return [];
     if (keyword === 'NEWSIG') isGood = false;
     if (keyword === 'GOODSIG') isGood = true;
-    const primary = words.at(-1);
-    if (keyword === 'VALIDSIG' && isGood && primary !== undefined) fingerprints.push(primary);
+    const [key, primary] = [words[0], words.at(-1)];
+    if (keyword === 'VALIDSIG' && isGood && key !== undefined && primary !== undefined)
+      signatures.push({ key, primary });
   }
-  return fingerprints;
+  return signatures;
 }
 
 async function runGpgv(input: string, output: string, keyrings: readonly string[]): Promise<CommandResult> {
@@ -56,14 +67,28 @@ async function runGpgv(input: string, output: string, keyrings: readonly string[
   }
 }
 
-/** How many clear-signed messages start in the text: two validly signed ones in one file are a mix, not a release. */
-function countMessages(text: string): number {
-  return text.split(/\r?\n/).filter((line) => line.trimEnd() === '-----BEGIN PGP SIGNED MESSAGE-----').length;
+const BEGIN = /^-----BEGIN PGP SIGNED MESSAGE-----[ \t]*\r?$/gm;
+const END = /^-----END PGP SIGNATURE-----[ \t]*\r?$/m;
+
+/** The one clear-signed message of a file. Two validly signed ones in one file are a mix, not a release. Throws VendorError. */
+export function extractMessage(bytes: Uint8Array, what: string): Uint8Array {
+  const text = Buffer.from(bytes).toString('latin1');
+  const begins = [...text.matchAll(BEGIN)];
+  const start = begins[0]?.index;
+  const end = start === undefined ? null : END.exec(text.slice(start));
+  if (start !== undefined && end !== null && begins.length === 1) {
+    return Buffer.from(`${text.slice(start, start + end.index + end[0].length)}\n`, 'latin1');
+  }
+  throw new VendorError(
+    'vendor-ill/signature',
+    begins.length > 1 ? `${what} holds ${begins.length} signed messages instead of one` : `${what} is not signed`,
+    { next: 'check the mirror: this is not what an archive serves' },
+  );
 }
 
 /**
- * Verifies a clear-signed file. Bytes before and after the signed block do not spoil the signature, so nothing is ever
- * read from the file itself: gpgv writes out what it verified. Throws VendorError `vendor-ill/signature`, `host-unfit/no-gpgv`.
+ * Verifies a clear-signed file. Bytes before and after the signed message do not spoil the signature, so only the message is
+ * looked at and kept, and its body is what gpgv writes out. Throws VendorError `vendor-ill/signature`, `host-unfit/no-gpgv`.
  */
 export async function verifyClearSigned(
   bytes: Uint8Array,
@@ -71,19 +96,20 @@ export async function verifyClearSigned(
   keyrings: readonly string[],
   scratchFolder: string,
 ): Promise<VerifiedText> {
+  const message = extractMessage(bytes, what);
   const folder = await mkdtemp(join(scratchFolder, 'verify-'));
   try {
     const [input, output] = [join(folder, 'InRelease'), join(folder, 'body')];
-    await writeFile(input, bytes);
+    await writeFile(input, message);
     const result = await runGpgv(input, output, keyrings);
-    const fingerprints = goodFingerprints(result.stdout);
-    if (fingerprints.length === 0 || countMessages(Buffer.from(bytes).toString('latin1')) !== 1) {
+    const signatures = goodSignatures(result.stdout);
+    if (signatures.length === 0) {
       const said = printableBlock(result.stderr.trim(), 400);
       throw new VendorError('vendor-ill/signature', `${what} carries no good signature by a trusted key: ${said}`, {
         next: 'check the keyring configured for this vendor, and the mirror',
       });
     }
-    return { body: await readFile(output, 'utf8'), fingerprints };
+    return { message, body: await readFile(output, 'utf8'), signatures };
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
@@ -121,10 +147,16 @@ export function parseSuiteRelease(body: string, suite: string, what: string): Su
   }
   const dateMs = readTime(stanza?.get('date'), what);
   if (dateMs === null) throw new VendorError('vendor-ill/malformed', `${what} has no date`);
+  const isSaid = (field: string): boolean => stanza?.get(field)?.toLowerCase() === 'yes';
+  const architectures = stanza?.get('architectures')?.split(/\s+/) ?? [];
   return {
+    codename: stanza?.get('codename') ?? suite,
     dateMs,
     validUntilMs: readTime(stanza?.get('valid-until'), what),
-    isByHash: stanza?.get('acquire-by-hash')?.toLowerCase() === 'yes',
+    isByHash: isSaid('acquire-by-hash'),
+    automatic: !isSaid('notautomatic') ? 'yes' : isSaid('butautomaticupgrades') ? 'upgrades' : 'no',
+    hasIndexOfAll:
+      architectures.includes('all') && stanza?.get('no-support-for-architecture-all')?.toLowerCase() !== 'packages',
     entries: readEntries(stanza?.get('sha256') ?? '', what),
   };
 }

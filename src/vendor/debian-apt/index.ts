@@ -1,29 +1,33 @@
 // The vendor "a Debian archive": Debian's own chain of trust from the archive's keys to each package, for the suites of one release.
-import { createHash } from 'node:crypto';
-import { mkdir, mkdtemp, open, rm } from 'node:fs/promises';
+import { mkdir, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { Clock } from '../../base/clock.ts';
 import { describeError, PratiqueError } from '../../base/errors.ts';
 import { bytesFrom, type HttpFetch, makeHttpFetch } from '../../base/http-fetch.ts';
-import { INDEX_BYTES_MAX, INDEX_UNPACKED_BYTES_MAX, METADATA_BYTES_MAX } from '../../base/limits.ts';
+import {
+  CHANGELOGS_WAITING_MAX,
+  FREE_TEXT_CHARS_MAX,
+  NAME_CHARS_MAX,
+  RELEASE_ADVISORIES_MAX,
+} from '../../base/limits.ts';
 import type { Log } from '../../base/log.ts';
-import type { Inventory } from '../../model/inventory.ts';
+import { printable } from '../../base/printable.ts';
+import type { InstalledProduct, Inventory } from '../../model/inventory.ts';
 import type { Artifact, Kind, Release } from '../../model/release.ts';
 import { VendorError } from '../errors.ts';
 import type { ByteStream, Offered, Vendor, VendorStatus } from '../vendor.ts';
+import { type Catalog, isSecuritySuite, makeCatalog, type Pin } from './catalog.ts';
+import { readChangelog } from './changelog.ts';
 import { inspectDeb } from './deb-file.ts';
-import { defaultKeyrings, readAptProxy, readAptSources, readHostArch, type Source } from './host-apt.ts';
-import { type IndexEntry, parseSuiteRelease, type SuiteRelease, verifyClearSigned } from './in-release.ts';
-import {
-  type Compression,
-  type IndexFile,
-  type OfferedPackage,
-  openPackageIndex,
-  type PackageIndex,
-  type SuiteState,
-} from './package-index.ts';
-import { newestOf, selectPackages } from './select.ts';
-import { compareDebianVersions } from './version.ts';
+import { defaultKeys, readAptProxy, readAptSources, readHostArch, type Source } from './host-apt.ts';
+import { type KeptFiles, openKeptFiles } from './kept-files.ts';
+import type { TrustedKeys } from './keyrings.ts';
+import { openPackageIndex, type PackageIndex, type SuiteState } from './package-index.ts';
+import type { OfferedPackage } from './packages-file.ts';
+import { refreshSuites } from './refresh.ts';
+import { type Chosen, selectPackages } from './select.ts';
+import { signedArchivesOf } from './signed-archives.ts';
+import { compareDebianVersions, isDebianVersion } from './version.ts';
 
 export { compareDebianVersions };
 
@@ -31,9 +35,11 @@ export type DebianVendorConfig = {
   readonly name: string;
   /** For example bookworm, bookworm-updates, bookworm-security. */
   readonly suites: readonly string[];
+  /** apt's priorities where they differ from the default; the first that matches a version decides. */
+  readonly pins?: readonly Pin[];
   /** The archive's root; absent: the archives of the host's own apt configuration. */
   readonly url?: string;
-  /** Binary keyring file; absent: what the host's apt trusts for the source. */
+  /** Keyring file, binary or armored; absent: what the host's apt trusts for the source. */
   readonly keyring?: string;
   /** Primary-key fingerprints that may sign; absent: those of the first verified InRelease are pinned. */
   readonly fingerprints?: readonly string[];
@@ -59,17 +65,10 @@ type Debian = {
   readonly deps: DebianVendorDeps;
   readonly arch: string;
   readonly index: PackageIndex;
+  readonly kept: KeptFiles;
   readonly incoming: string;
   readonly fetcherFor: (repoUri: string) => Promise<HttpFetch>;
 };
-
-type WantedIndex = { readonly path: string; readonly entry: IndexEntry; readonly file: Omit<IndexFile, 'path'> };
-
-const SUFFIXES: readonly (readonly [string, Compression])[] = [
-  ['.xz', 'xz'],
-  ['.gz', 'gzip'],
-  ['', 'none'],
-];
 
 const withSlash = (url: string): string => url.replace(/\/*$/, '/');
 
@@ -78,20 +77,25 @@ function urlOf(repoUri: string, path: string): string {
   return new URL(path.split('/').map(encodeURIComponent).join('/'), repoUri).href;
 }
 
-async function findSources({ config, arch }: Debian): Promise<readonly Source[]> {
-  const own = config.keyring === undefined ? undefined : [config.keyring];
+type Found = {
+  readonly sources: readonly Source[];
+  readonly missing: readonly { readonly suite: string; readonly error: unknown }[];
+};
+
+async function findSources({ config, arch }: Debian): Promise<Found> {
+  const own: TrustedKeys | undefined =
+    config.keyring === undefined ? undefined : { paths: [config.keyring], embedded: [], fingerprints: [] };
   if (config.url === undefined) {
-    const sources = await readAptSources(config.suites, arch, config.components);
-    return sources.map((source) => ({
-      ...source,
-      keyrings: own ?? source.keyrings,
-      repoUri: withSlash(source.repoUri),
-    }));
+    const { sources, missing } = await readAptSources(config.suites, arch, config.components);
+    return {
+      sources: sources.map((source) => ({ ...source, keys: own ?? source.keys })),
+      missing: missing === null ? [] : [{ suite: "the host's apt", error: missing }],
+    };
   }
   const repoUri = withSlash(config.url);
   const components = config.components ?? ['main'];
-  const keyrings = own ?? (await defaultKeyrings());
-  return config.suites.map((suite) => ({ suite, repoUri, components, keyrings }));
+  const keys = own ?? (await defaultKeys());
+  return { sources: config.suites.map((suite) => ({ suite, repoUri, components, keys })), missing: [] };
 }
 
 /** Fingerprints are written with spaces and in lower case by people, without and in upper case by gpgv. */
@@ -99,183 +103,38 @@ function configuredPins(config: DebianVendorConfig): readonly string[] | undefin
   return config.fingerprints?.map((fingerprint) => fingerprint.replace(/\s+/g, '').toUpperCase());
 }
 
-/** The keys that may sign from now on. Throws VendorError when none of the known ones did. */
-function checkPins(found: readonly string[], pinned: readonly string[] | undefined, what: string): readonly string[] {
-  if (pinned === undefined) return found;
-  if (found.some((fingerprint) => pinned.includes(fingerprint))) {
-    // A known key vouches for what the new one signed too: that is how an archive changes its keys.
-    return [...new Set([...pinned, ...found])];
-  }
-  throw new VendorError(
-    'vendor-ill/key-changed',
-    `${what} is signed by ${found.join(', ')}, not by a key pinned for it`,
-    {
-      next: 'ask the vendor whether its keys changed; then remove this vendor and add it again',
-    },
-  );
-}
-
-/** Refuses what is older than what we have, or past its own date. */
-function checkAge(release: SuiteRelease, known: SuiteState | undefined, nowMs: number, what: string): void {
-  if (known !== undefined && release.dateMs < known.dateMs) {
-    const dates = `${new Date(release.dateMs).toISOString()}, we have ${new Date(known.dateMs).toISOString()}`;
-    throw new VendorError('vendor-ill/rollback', `${what} is validly signed but old: ${dates}`, {
-      next: 'wait for the mirror to catch up, or use another one',
-    });
-  }
-  if (release.validUntilMs === null || nowMs <= release.validUntilMs) return;
-  const ended = new Date(release.validUntilMs).toISOString();
-  throw new VendorError('vendor-ill/expired', `${what} was valid until ${ended}`, {
-    next: "check this host's clock; if it is right, the mirror is no longer updated",
-  });
-}
-
-function findIndexes(release: SuiteRelease, source: Source, arch: string): readonly WantedIndex[] {
-  return source.components.map((component) => {
-    const plainPath = `${component}/binary-${arch}/Packages`;
-    for (const [suffix, compression] of SUFFIXES) {
-      const entry = release.entries.get(plainPath + suffix);
-      if (entry === undefined) continue;
-      if (entry.sizeBytes > INDEX_BYTES_MAX) {
-        throw new VendorError(
-          'vendor-ill/too-large',
-          `the index ${plainPath} of ${source.suite} is larger than ${INDEX_BYTES_MAX} bytes`,
-        );
-      }
-      const unpackedBytesMax = release.entries.get(plainPath)?.sizeBytes ?? INDEX_UNPACKED_BYTES_MAX;
-      return { path: plainPath + suffix, entry, file: { compression, unpackedBytesMax } };
-    }
-    throw new VendorError('vendor-ill/no-index', `${source.suite} offers no packages of ${component} for ${arch}`, {
-      next: 'check the components and the architecture configured for this vendor',
-    });
-  });
-}
-
-/** By hash where the archive offers it: the plain name may already be the next version's while a mirror is updated. */
-function indexUrl(source: Source, release: SuiteRelease, wanted: WantedIndex): string {
-  const suiteUrl = `${source.repoUri}dists/${source.suite}/`;
-  if (!release.isByHash) return suiteUrl + wanted.path;
-  return `${suiteUrl}${wanted.path.replace(/[^/]*$/, '')}by-hash/SHA256/${wanted.entry.digest}`;
-}
-
-/** Downloads one index to a file and verifies it against the signed Release. */
-async function fetchIndex(
-  http: HttpFetch,
-  url: string,
-  wanted: WantedIndex,
-  path: string,
-  signal?: AbortSignal,
-): Promise<void> {
-  const { digest, sizeBytes } = wanted.entry;
-  const download = await http.open(url, { sizeBytesMax: sizeBytes, ...(signal === undefined ? {} : { signal }) });
-  const hash = createHash('sha256');
-  const file = await open(path, 'wx', 0o600);
-  try {
-    for await (const piece of download.bytes) {
-      hash.update(piece);
-      await file.write(piece);
-    }
-  } finally {
-    await file.close();
-  }
-  const found = hash.digest('hex');
-  if (found === digest) return;
-  throw new VendorError(
-    'vendor-ill/digest-mismatch',
-    `${wanted.path} has the digest ${found}, its Release says ${digest}`,
-    {
-      next: 'try again later: the mirror may be in the middle of an update',
-    },
-  );
-}
-
-async function importSuite(
-  debian: Debian,
-  source: Source,
-  release: SuiteRelease,
-  state: SuiteState,
-  wanted: readonly WantedIndex[],
-  signal?: AbortSignal,
-): Promise<void> {
-  const folder = await mkdtemp(join(debian.incoming, 'index-'));
-  try {
-    const http = await debian.fetcherFor(source.repoUri);
-    const files: IndexFile[] = [];
-    for (const [number, one] of wanted.entries()) {
-      const path = join(folder, String(number));
-      await fetchIndex(http, indexUrl(source, release, one), one, path, signal);
-      files.push({ ...one.file, path });
-    }
-    const packages = await debian.index.replace(state, files, signal);
-    debian.deps.log.info({ vendor: debian.config.name, suite: source.suite, packages }, 'package index replaced');
-  } finally {
-    await rm(folder, { recursive: true, force: true });
+/** Throws VendorError `usage/pins` for a pin that can never mean anything. */
+function checkPriorities({ name, pins = [], suites }: DebianVendorConfig): void {
+  for (const [number, pin] of pins.entries()) {
+    const refuse = (what: string): never => {
+      throw new VendorError('usage/pins', `pin ${number + 1} of the vendor ${name} ${what}`, {
+        next: 'docs/vendor-debian.md says what a pin can be',
+      });
+    };
+    if (pin.packages === undefined && pin.suite === undefined) refuse('names neither packages nor a suite');
+    if (pin.packages === undefined && pin.version !== undefined) refuse('names a version without packages');
+    if (pin.suite !== undefined && !suites.includes(pin.suite))
+      refuse(`names ${pin.suite}, which is none of its suites`);
+    if (pin.priority === 0) refuse('has the priority 0, which means nothing');
   }
 }
 
-/** Whether the packages we have come from the components that are wanted now; "not modified" says nothing about others. */
-function coversComponents(state: SuiteState, source: Source): boolean {
-  const present = state.indexKey.split(' ').map((key) => key.replace(/\/binary-.*$/, ''));
-  return present.join(' ') === source.components.join(' ');
+/** The states of the configured suites that have packages; others were verified once and only forbid going back. */
+function statesOf({ config, index }: Debian): ReadonlyMap<string, SuiteState> {
+  const states = index.suites().filter(({ suite, indexKey }) => config.suites.includes(suite) && indexKey !== '');
+  return new Map(states.map((state) => [state.suite, state]));
 }
 
-/** Brings one suite up to date; on any error its last verified state stays as it was. */
-async function refreshSuite(debian: Debian, source: Source, signal?: AbortSignal): Promise<void> {
-  const { config, deps, index } = debian;
-  const what = `the InRelease of ${source.suite}`;
-  const known = index.suites().find((state) => state.suite === source.suite && state.repoUri === source.repoUri);
-  const anyKnown = known ?? index.suites().find((state) => state.suite === source.suite);
-  const http = await debian.fetcherFor(source.repoUri);
-  const fetched = await http.fetchBytes(`${source.repoUri}dists/${source.suite}/InRelease`, {
-    sizeBytesMax: METADATA_BYTES_MAX,
-    ...(known?.etag == null || !coversComponents(known, source) ? {} : { ifNoneMatch: known.etag }),
-    ...(signal === undefined ? {} : { signal }),
-  });
-  const checkedAtMs = deps.clock.nowMs();
-  if (fetched.status === 'not-modified' && known !== undefined) {
-    checkAge({ ...known, isByHash: false, entries: new Map() }, known, checkedAtMs, what);
-    index.setState({ ...known, checkedAtMs });
-    return;
-  }
-  const verified = await verifyClearSigned(fetched.bytes, what, source.keyrings, debian.incoming);
-  const fingerprints = checkPins(verified.fingerprints, configuredPins(config) ?? anyKnown?.fingerprints, what);
-  const release = parseSuiteRelease(verified.body, source.suite, what);
-  checkAge(release, anyKnown, checkedAtMs, what);
-  const wanted = findIndexes(release, source, debian.arch);
-  const indexKey = wanted.map(({ path, entry }) => `${path}=${entry.digest}`).join(' ');
-  const { suite, repoUri } = source;
-  const { dateMs, validUntilMs } = release;
-  const state: SuiteState = {
-    suite,
-    repoUri,
-    dateMs,
-    validUntilMs,
-    checkedAtMs,
-    etag: fetched.etag,
-    fingerprints,
-    indexKey,
-  };
-  if (anyKnown?.indexKey === indexKey) index.setState(state);
-  else await importSuite(debian, source, release, state, wanted, signal);
+function catalogOf(debian: Debian): Catalog {
+  const { config, index, arch } = debian;
+  const suites = new Map([...statesOf(debian).values()].map(({ suite, automatic }) => [suite, automatic]));
+  return makeCatalog(index, { arch, suites, pins: config.pins ?? [] });
 }
 
-/** All suites, also after one of them failed; then the first failure is told. */
-async function refreshAll(debian: Debian, signal?: AbortSignal): Promise<void> {
-  const failures: unknown[] = [];
-  for (const source of await findSources(debian)) {
-    try {
-      await refreshSuite(debian, source, signal);
-    } catch (error) {
-      signal?.throwIfAborted();
-      failures.push(error);
-    }
-  }
-  if (failures.length > 0) throw failures[0];
-}
-
-function statusOf({ config, deps, index }: Debian, trouble: Trouble): VendorStatus {
-  const states = index.suites().filter(({ suite }) => config.suites.includes(suite));
-  const isComplete = config.suites.every((suite) => states.some((state) => state.suite === suite));
+function statusOf(debian: Debian, trouble: Trouble): VendorStatus {
+  const { config, deps } = debian;
+  const states = [...statesOf(debian).values()];
+  const isComplete = states.length === new Set(config.suites).size;
   const checkedAtMs = isComplete ? Math.min(...states.map((state) => state.checkedAtMs)) : null;
   const nowMs = deps.clock.nowMs();
   const isValid = states.every(({ validUntilMs }) => validUntilMs === null || nowMs <= validUntilMs);
@@ -283,7 +142,9 @@ function statusOf({ config, deps, index }: Debian, trouble: Trouble): VendorStat
   return { vendor: config.name, checkedAtMs, isFresh: isValid && isYoung, trouble };
 }
 
-function releaseOf(vendor: string, offer: OfferedPackage, kind: Kind): Release {
+type ReleaseParts = Pick<Chosen, 'offer' | 'kind' | 'requires'> & { readonly advisories: readonly string[] };
+
+function releaseOf(vendor: string, { offer, kind, requires, advisories }: ReleaseParts): Release {
   const isKernel = offer.name.startsWith('linux-image-');
   return {
     vendor,
@@ -292,8 +153,8 @@ function releaseOf(vendor: string, offer: OfferedPackage, kind: Kind): Release {
     version: offer.version,
     arch: offer.arch,
     kind,
-    requires: [],
-    advisories: [],
+    requires: requires.map(({ product, range }) => ({ product, range: printable(range, NAME_CHARS_MAX) })),
+    advisories: [...advisories],
     ...(offer.summary === '' ? {} : { summary: offer.summary }),
     artifact: {
       name: basename(offer.filename),
@@ -306,54 +167,115 @@ function releaseOf(vendor: string, offer: OfferedPackage, kind: Kind): Release {
   };
 }
 
-/** Whether the suites are those of the guest's Debian release: `bookworm` and `bookworm-…`. */
-function fitsGuest({ config, arch }: Debian, { os }: Inventory): boolean {
+/** Whether the suites are those of the guest's Debian release: `bookworm`, `bookworm-…`, or `stable` as long as that is it. */
+function fitsGuest({ config, arch, index }: Debian, { os }: Inventory): boolean {
   if (os.id !== 'debian' || os.arch !== arch || os.codename === undefined) return false;
-  const { codename } = os;
-  return config.suites.every(
-    (suite) => suite === codename || suite.startsWith(`${codename}-`) || suite.startsWith(`${codename}/`),
-  );
+  const states = new Map(index.suites().map((state) => [state.suite, state]));
+  return config.suites.every((suite) => {
+    const codename = states.get(suite)?.codename || suite;
+    return codename.replace(/[-/].*$/, '') === os.codename;
+  });
+}
+
+/** A source package and its version, as written in a package's Source field or by the agent; its own where there is none. */
+function sourceOf({ name, version, source }: { name: string; version: string; source: string | undefined }) {
+  const [sourceName, sourceVersion] = (source ?? '').split(' ');
+  const isTold = sourceName !== undefined && sourceName !== '';
+  return { name: isTold ? sourceName : name, version: (isTold ? sourceVersion : undefined) ?? version };
+}
+
+/** What the changelogs read so far say was mended above the installed version, up to the offered one. */
+function advisoriesFor(
+  index: PackageIndex,
+  offer: OfferedPackage,
+  installed: InstalledProduct | undefined,
+): readonly string[] {
+  if (installed === undefined) return [];
+  const [to, from] = [
+    sourceOf(offer),
+    sourceOf({ name: installed.product, version: installed.version, source: installed.source }),
+  ];
+  if (!isDebianVersion(from.version)) return [];
+  const between = index
+    .advisoriesOf(to.name)
+    .filter(({ version }) => compareDebianVersions(version, from.version) > 0)
+    .filter(({ version }) => compareDebianVersions(version, to.version) <= 0);
+  return [...new Set(between.map(({ advisory }) => advisory))].sort().slice(0, RELEASE_ADVISORIES_MAX);
+}
+
+/** What the guest says is installed is no fault of the vendor's. Throws VendorError `guest-fault/version`. */
+function checkVersions({ products }: Inventory): void {
+  const odd = products.find(({ ecosystem, version }) => ecosystem === 'debian' && !isDebianVersion(version));
+  if (odd === undefined) return;
+  const what = printable(`${odd.product} at "${odd.version}"`);
+  throw new VendorError('guest-fault/version', `the guest reports ${what}, which is no Debian version`, {
+    next: 'look at the dpkg status of the guest',
+  });
 }
 
 function latestFor(debian: Debian, inventory: Inventory): Offered {
-  const { config, index, arch } = debian;
+  const { config, index } = debian;
   if (!fitsGuest(debian, inventory)) return { releases: [], leftOut: [] };
   if (statusOf(debian, null).checkedAtMs === null) {
     // An empty answer would read as "nothing newer", and the VM would be plugged in.
     throw new VendorError(
       'vendor-ill/never-checked',
       `the metadata of ${config.name} has never been fetched completely`,
-      {
-        next: `run \`pratique vendor check ${config.name}\``,
-      },
+      { next: `run \`pratique vendor check ${config.name}\`` },
     );
   }
-  const { chosen, leftOut } = selectPackages(inventory.products, index, arch);
+  checkVersions(inventory);
+  const { chosen, leftOut } = selectPackages(inventory.products, catalogOf(debian));
+  const installed = new Map(inventory.products.map((product) => [product.product, product]));
   return {
-    releases: chosen.map(({ offer, kind }) => releaseOf(config.name, offer, kind)),
-    leftOut: leftOut.map(({ name, ...rest }) => ({
+    releases: chosen.map((one) =>
+      releaseOf(config.name, { ...one, advisories: advisoriesFor(index, one.offer, installed.get(one.offer.name)) }),
+    ),
+    leftOut: leftOut.map(({ name, reason, ...rest }) => ({
       vendor: config.name,
       ecosystem: 'debian',
       product: name,
       ...rest,
+      reason: printable(reason, FREE_TEXT_CHARS_MAX),
     })),
   };
 }
 
-function allOffers({ config, index, arch }: Debian): readonly Release[] {
-  const releases: Release[] = [];
+/** Each package's candidate for a VM that does not have it. */
+function* candidatesOf(debian: Debian): Generator<OfferedPackage> {
+  const { config, index, arch } = debian;
+  const suites = new Map([...statesOf(debian).values()].map(({ suite, automatic }) => [suite, automatic]));
   let same: OfferedPackage[] = [];
-  const flush = (): void => {
-    const newest = newestOf(same, arch);
-    if (newest !== undefined)
-      releases.push(releaseOf(config.name, newest, /-security$/.test(newest.suite) ? 'security' : 'fix'));
-    same = [];
+  const candidate = (): readonly OfferedPackage[] => {
+    const lookup = { byName: () => same, mentioning: () => [] };
+    const found = makeCatalog(lookup, { arch, suites, pins: config.pins ?? [] }).candidate(
+      same[0]?.name ?? '',
+      undefined,
+    );
+    return found === undefined ? [] : [found];
   };
   for (const offer of index.all()) {
-    if (same[0] !== undefined && same[0].name !== offer.name) flush();
+    if (same[0] !== undefined && same[0].name !== offer.name) {
+      yield* candidate();
+      same = [];
+    }
     same.push(offer);
   }
-  flush();
+  yield* candidate();
+}
+
+function allOffers(debian: Debian): readonly Release[] {
+  const { config, index } = debian;
+  const advised = new Set(index.advisedSources());
+  const releases: Release[] = [];
+  for (const offer of candidatesOf(debian)) {
+    const source = sourceOf(offer);
+    const known = advised.has(source.name) ? index.advisoriesOf(source.name) : [];
+    const advisories = known.filter(({ version }) => version === source.version).map(({ advisory }) => advisory);
+    const kind: Kind = isSecuritySuite(offer.suite) ? 'security' : 'fix';
+    const parts = { offer, kind, requires: [], advisories: advisories.slice(0, RELEASE_ADVISORIES_MAX) };
+    releases.push(releaseOf(config.name, parts));
+  }
   return releases;
 }
 
@@ -394,24 +316,73 @@ function makeFetchers(config: DebianVendorConfig, deps: DebianVendorDeps) {
   };
 }
 
+/** Reads the changelogs of downloaded packages one after the other, beside everything else: nobody waits for what is for people only. */
+function makeChangelogReader({ config, deps, index }: Debian, inTurn: (write: () => void) => Promise<void>) {
+  let waiting = 0;
+  let isClosed = false;
+  let last: Promise<void> = Promise.resolve();
+  const read = async (name: string, path: string): Promise<void> => {
+    try {
+      const changelog = isClosed ? undefined : await readChangelog(path, name);
+      if (changelog !== undefined) await inTurn(() => index.addAdvisories(changelog.source, changelog.entries));
+    } catch (error) {
+      deps.log.warn(
+        { vendor: config.name, package: name, problem: describeError(error) },
+        'a changelog cannot be read',
+      );
+    } finally {
+      waiting -= 1;
+    }
+  };
+  return {
+    push: (name: string, path: string): void => {
+      if (waiting >= CHANGELOGS_WAITING_MAX) return;
+      waiting += 1;
+      last = last.then(() => read(name, path));
+    },
+    close: async (): Promise<void> => {
+      isClosed = true;
+      await last;
+    },
+  };
+}
+
 /**
  * Makes the vendor over the metadata verified earlier, if there is any; nothing is fetched before `refresh`.
- * Throws VendorError `host-unfit/…` when the host's architecture cannot be told.
+ * Throws VendorError `host-unfit/…` when the host's architecture cannot be told, `usage/pins` for pins that mean nothing.
  */
 export async function makeDebianVendor(config: DebianVendorConfig, deps: DebianVendorDeps): Promise<Vendor> {
+  checkPriorities(config);
   const arch = config.arch ?? (await readHostArch());
   const incoming = join(deps.folder, 'incoming');
   await rm(incoming, { recursive: true, force: true }); // What a crash left half fetched.
   await mkdir(incoming, { recursive: true, mode: 0o700 });
   const fetchers = makeFetchers(config, deps);
+  const kept = await openKeptFiles(join(deps.folder, 'signed'), incoming);
   const index = openPackageIndex(join(deps.folder, `packages-${arch}.sqlite`));
-  const debian: Debian = { config, deps, arch, index, incoming, fetcherFor: fetchers.fetcherFor };
+  const debian: Debian = { config, deps, arch, index, kept, incoming, fetcherFor: fetchers.fetcherFor };
   let trouble: Trouble = null;
+  // What writes to the index does so in turn: an import is one long transaction.
   let turn: Promise<unknown> = Promise.resolve();
+  const inTurn = <T>(work: () => T | Promise<T>): Promise<T> => {
+    const mine = turn.then(work);
+    turn = mine.catch(() => {});
+    return mine;
+  };
+  const changelogs = makeChangelogReader(debian, inTurn);
 
   const refresh = async (signal?: AbortSignal): Promise<VendorStatus> => {
+    const { fetcherFor } = fetchers;
+    const { clock, log } = deps;
+    const pinned = configuredPins(config);
     try {
-      await refreshAll(debian, signal);
+      const { sources, missing } = await findSources(debian);
+      await refreshSuites(
+        { vendor: config.name, arch, pinned, index, kept, scratchFolder: incoming, fetcherFor, clock, log },
+        sources,
+        missing,
+        signal,
+      );
       trouble = null;
     } catch (error) {
       const code = error instanceof PratiqueError ? error.code : 'internal/bug';
@@ -426,19 +397,19 @@ export async function makeDebianVendor(config: DebianVendorConfig, deps: DebianV
     kind: 'debian-apt',
     ecosystem: 'debian',
     // One at a time; the second finds everything unchanged.
-    refresh: ({ signal }) => {
-      const mine = turn.then(() => refresh(signal));
-      turn = mine.catch(() => {});
-      return mine;
-    },
+    refresh: ({ signal }) => inTurn(() => refresh(signal)),
     status: () => statusOf(debian, trouble),
     latest: async (inventory) => latestFor(debian, inventory),
     offers: async () => allOffers(debian),
     compareVersions: compareDebianVersions,
     open: (artifact, offsetBytes, signal) => openArtifact(debian, artifact, offsetBytes, signal),
-    inspect: (release, path) =>
-      inspectDeb(path, { name: release.product, version: release.version, arch: release.arch ?? '' }),
+    inspect: async (release, path) => {
+      await inspectDeb(path, { name: release.product, version: release.version, arch: release.arch ?? '' });
+      changelogs.push(release.product, path);
+    },
+    signedArchives: (releases) => signedArchivesOf(releases, { index, kept, suites: statesOf(debian) }),
     close: async () => {
+      await changelogs.close();
       await turn;
       await fetchers.close();
       index.close();

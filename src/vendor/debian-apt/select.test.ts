@@ -3,28 +3,44 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { digestOf } from '../../base/digest.ts';
 import type { InstalledProduct } from '../../model/inventory.ts';
-import type { OfferedPackage } from './package-index.ts';
-import { type Lookup, selectPackages } from './select.ts';
+import { type Catalog, makeCatalog, type Pin } from './catalog.ts';
+import type { OfferedPackage } from './packages-file.ts';
+import { selectPackages } from './select.ts';
 
 type Offer = Partial<OfferedPackage> & { readonly name: string; readonly version: string };
 
-function lookupOf(...offers: readonly Offer[]): Lookup {
+/** What these offers are to a VM of amd64; backports and experimental have the priorities that apt gives them. */
+function lookupOf(...offers: readonly Offer[]): Catalog {
+  return pinned([], ...offers);
+}
+
+function pinned(pins: readonly Pin[], ...offers: readonly Offer[]): Catalog {
   const all = offers.map((offer) => ({
     suite: 'bookworm',
+    component: 'main',
     arch: 'amd64',
+    source: '',
     sizeBytes: 1,
     filename: `pool/${offer.name}.deb`,
     digest: digestOf(`${offer.name} ${offer.version}`),
     depends: '',
     breaks: '',
+    replaces: '',
     provides: '',
     summary: '',
     ...offer,
   }));
-  return {
-    byName: (name) => all.filter((offer) => offer.name === name),
-    mentioning: (name) => all.filter((offer) => offer.provides.includes(name)),
+  const index = {
+    byName: (name: string) => all.filter((offer) => offer.name === name),
+    mentioning: (name: string) => all.filter((offer) => offer.provides.includes(name)),
   };
+  const suites = new Map([
+    ['bookworm', 'yes'],
+    ['bookworm-security', 'yes'],
+    ['bookworm-backports', 'upgrades'],
+    ['experimental', 'no'],
+  ] as const);
+  return makeCatalog(index, { arch: 'amd64', suites, pins });
 }
 
 function installed(
@@ -36,8 +52,8 @@ function installed(
   });
 }
 
-function select(products: readonly InstalledProduct[], lookup: Lookup) {
-  const { chosen, leftOut } = selectPackages(products, lookup, 'amd64');
+function select(products: readonly InstalledProduct[], catalog: Catalog) {
+  const { chosen, leftOut } = selectPackages(products, catalog);
   return {
     chosen: chosen.map(({ offer, kind }) => `${offer.name} ${offer.version} ${kind}`).sort(),
     leftOut: leftOut.map(({ name, reason }) => `${name}: ${reason}`),
@@ -68,7 +84,7 @@ test('a version that both suites have is taken from the security suite', () => {
     { name: 'a', version: '2' },
   ];
   for (const lookup of [lookupOf(security, main), lookupOf(main, security)]) {
-    const { chosen } = selectPackages(installed({ a: '1' }), lookup, 'amd64');
+    const { chosen } = selectPackages(installed({ a: '1' }), lookup);
     assert.equal(chosen[0]?.offer.suite, 'bookworm-security');
   }
 });
@@ -94,7 +110,7 @@ test('an update whose dependency nobody can meet is left out with the reason, an
   const { chosen, leftOut } = select(installed({ app: '1', lib: '1', free: '1' }), lookup);
   assert.deepEqual(chosen, ['free 2 fix']);
   assert.deepEqual(leftOut.sort(), [
-    'app: it needs lib (>= 2), which is not on offer',
+    'app: it needs lib (>= 2), but lib 2 cannot be installed: it needs missing (>= 1:3) | gone, which is not on offer',
     'lib: it needs missing (>= 1:3) | gone, which is not on offer',
   ]);
 });
@@ -128,7 +144,10 @@ test('an update that takes from a held package what it needs is left out', () =>
     { name: 'lib-dev', version: '2', depends: 'lib (= 2)' },
   );
   const products = [...installed({ lib: '1' }), ...installed({ 'lib-dev': '1' }, { held: true })];
-  assert.deepEqual(select(products, lookup).leftOut, ['lib: lib-dev 1 stays and needs lib (= 1)']);
+  assert.deepEqual(select(products, lookup).leftOut, [
+    'lib-dev: it is held at 1',
+    'lib: lib-dev 1 stays and needs lib (= 1)',
+  ]);
   assert.deepEqual(select(installed({ lib: '1', 'lib-dev': '1' }), lookup).chosen, ['lib 2 fix', 'lib-dev 2 fix']);
 });
 

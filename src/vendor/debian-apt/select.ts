@@ -1,170 +1,124 @@
-// Which of the offered packages one VM should have: the newest of each it has, as far as their dependencies can be met.
+// Which of the offered packages one VM should have: apt's candidate of each it has, as far as their relations can be met.
+import { SELECT_ROUNDS_MAX } from '../../base/limits.ts';
 import type { InstalledProduct } from '../../model/inventory.ts';
 import type { Kind } from '../../model/release.ts';
-import type { OfferedPackage } from './package-index.ts';
-import {
-  type Alternatives,
-  isVersionWanted,
-  type Providing,
-  parseRelations,
-  type Relation,
-  satisfies,
-} from './relations.ts';
+import { type Catalog, isSecuritySuite, type Member } from './catalog.ts';
+import type { OfferedPackage } from './packages-file.ts';
+import type { Alternatives } from './relations.ts';
+import { type Requirement, requirementsOf } from './requires.ts';
 import { compareDebianVersions } from './version.ts';
+import { World } from './world.ts';
 
-export type Lookup = {
-  readonly byName: (name: string) => readonly OfferedPackage[];
-  readonly mentioning: (name: string) => readonly OfferedPackage[];
+export type Chosen = {
+  readonly offer: OfferedPackage;
+  readonly kind: Kind;
+  /** Other chosen packages that must be installed together with it. */
+  readonly requires: readonly Requirement[];
 };
-
-export type Chosen = { readonly offer: OfferedPackage; readonly kind: Kind };
 export type LeftOut = {
   readonly name: string;
   readonly version: string;
+  readonly arch: string;
   readonly kind: Kind;
   readonly why: 'unsatisfiable' | 'held';
   readonly reason: string;
 };
 export type Selection = { readonly chosen: readonly Chosen[]; readonly leftOut: readonly LeftOut[] };
 
-const isSecuritySuite = (suite: string): boolean => /-security$|\/updates$/.test(suite);
-
-/** The highest version on offer for the architecture; of equal ones the security suite's, which says what it is for. */
-export function newestOf(offers: readonly OfferedPackage[], arch: string): OfferedPackage | undefined {
-  let best: OfferedPackage | undefined;
-  for (const offer of offers) {
-    if (offer.arch !== arch && offer.arch !== 'all') continue;
-    const order = best === undefined ? 1 : compareDebianVersions(offer.version, best.version);
-    if (order > 0 || (order === 0 && isSecuritySuite(offer.suite))) best = offer;
-  }
-  return best;
-}
-
-/** Security if any version between the installed one and the newest came through a security suite: a point release includes it. */
-function kindOf(offers: readonly OfferedPackage[], installedVersion: string): Kind {
+/** Security if any version above the installed one, up to the offered one, came through a security suite: a point release includes it. */
+function kindOf(offers: readonly OfferedPackage[], installedVersion: string, offeredVersion: string): Kind {
   const isSecurity = offers.some(
-    (offer) => isSecuritySuite(offer.suite) && compareDebianVersions(offer.version, installedVersion) > 0,
+    ({ suite, version }) =>
+      isSecuritySuite(suite) &&
+      compareDebianVersions(version, installedVersion) > 0 &&
+      compareDebianVersions(version, offeredVersion) <= 0,
   );
   return isSecurity ? 'security' : 'fix';
 }
 
-/** One package of the VM as it would be: what it is, and what it needs. */
-type Member = Providing & { readonly depends: string; readonly breaks: string };
-
-/** The packages of a VM, by name, and by what they provide. */
-class World {
-  readonly #members = new Map<string, Member>();
-  readonly #providers = new Map<string, Set<string>>();
-
-  set(member: Member): void {
-    this.#members.set(member.name, member);
-    for (const { name } of member.provides) {
-      const providers = this.#providers.get(name) ?? new Set();
-      this.#providers.set(name, providers.add(member.name));
-    }
-  }
-
-  get(name: string): Member | undefined {
-    return this.#members.get(name);
-  }
-
-  meets(alternatives: Alternatives): boolean {
-    return alternatives.some((relation) => this.#meetsOne(relation));
-  }
-
-  #meetsOne(relation: Relation): boolean {
-    const names = [relation.name, ...(this.#providers.get(relation.name) ?? [])];
-    return names.some((name) => {
-      const member = this.#members.get(name);
-      return member !== undefined && satisfies(relation, member);
-    });
-  }
-}
-
-function memberOf(offer: OfferedPackage): Member {
-  const provides = parseRelations(offer.provides).flat();
-  return { name: offer.name, version: offer.version, provides, depends: offer.depends, breaks: offer.breaks };
-}
-
 /**
  * An installed package, with the relations the archive knows for exactly its version. Of one that the archive no longer
- * has, only the names it provides are guessed from another version; its needs are unknown and not held against others.
+ * has, only what another version of it tells: the names it provides, and that it is bound to the version of its siblings.
  */
-function installedMember(product: InstalledProduct, lookup: Lookup): Member {
-  const offers = lookup.byName(product.product);
-  const same = offers.find((offer) => offer.version === product.version);
-  if (same !== undefined) return memberOf(same);
-  const provides = parseRelations(offers[0]?.provides ?? '').flat();
-  return { name: product.product, version: product.version, provides, depends: '', breaks: '' };
+function installedMember(product: InstalledProduct, catalog: Catalog): Member {
+  const { product: name, version } = product;
+  const offers = catalog.byName(name);
+  const same = offers.find((offer) => offer.version === version);
+  if (same !== undefined) return catalog.memberOf(same);
+  const other = offers[0] === undefined ? undefined : catalog.memberOf(offers[0]);
+  const siblings = (other?.depends ?? [])
+    .filter(([first, ...rest]) => rest.length === 0 && first?.operator === '=' && first.version === other?.version)
+    .map((alternatives) => alternatives.map((relation) => ({ ...relation, version })));
+  return { name, version, provides: other?.provides ?? [], depends: siblings, breaks: [], replaces: [] };
 }
 
-type Update = {
-  readonly installed: Member;
-  readonly offer: OfferedPackage;
-  readonly offers: readonly OfferedPackage[];
-};
+type Update = { readonly installed: Member; readonly offer: OfferedPackage; readonly kind: Kind };
+
+type Bans = ReadonlyMap<string, string>;
 
 type Round = {
   readonly world: World;
   readonly additions: ReadonlyMap<string, OfferedPackage>;
   /** What cannot be in this round's world, and why; the next round goes without it. */
-  readonly banned: ReadonlyMap<string, string>;
+  readonly banned: Map<string, string>;
 };
 
-const keyOf = (offer: { readonly name: string; readonly version: string }): string => `${offer.name} ${offer.version}`;
+const keyOf = ({ name, version }: { readonly name: string; readonly version: string }): string => `${name} ${version}`;
 
 const showAlternatives = (alternatives: Alternatives): string =>
   alternatives
     .map(({ name, operator, version }) => (operator === undefined ? name : `${name} (${operator} ${version})`))
     .join(' | ');
 
-/** A package that is not installed and could be, to meet the requirement. */
+/** A package that is not installed and could be, to meet the requirement: apt's candidate of the first alternative that fits. */
 function findAddition(
   alternatives: Alternatives,
   world: World,
-  banned: ReadonlyMap<string, string>,
-  lookup: Lookup,
-  arch: string,
+  banned: Bans,
+  catalog: Catalog,
 ): OfferedPackage | undefined {
-  const isFree = (offer: OfferedPackage | undefined): offer is OfferedPackage =>
-    offer !== undefined && world.get(offer.name) === undefined && !banned.has(keyOf(offer));
+  const isFree = (offer: OfferedPackage): boolean => world.get(offer.name) === undefined && !banned.has(keyOf(offer));
   for (const relation of alternatives) {
-    const fitting = lookup.byName(relation.name).filter((offer) => isVersionWanted(relation, offer.version));
-    const real = newestOf(fitting, arch);
-    if (isFree(real)) return real;
+    const real = catalog.candidate(relation.name, undefined);
+    if (real !== undefined && isFree(real) && catalog.satisfies(relation, real)) return real;
   }
   for (const relation of alternatives) {
-    const providers = lookup.mentioning(relation.name).filter((offer) => satisfies(relation, memberOf(offer)));
-    const provider = newestOf(providers.filter(isFree), arch);
+    const provider = catalog.providers(relation).find(isFree);
     if (provider !== undefined) return provider;
   }
   return undefined;
 }
 
+/** Why a need cannot be met: nobody offers it, or what does cannot be installed itself. */
+function explainUnmet(alternatives: Alternatives, banned: Bans, catalog: Catalog): string {
+  const need = `it needs ${showAlternatives(alternatives)}`;
+  for (const relation of alternatives) {
+    const candidates = [catalog.candidate(relation.name, undefined), ...catalog.providers(relation)];
+    for (const offer of candidates) {
+      const why = offer === undefined ? undefined : banned.get(keyOf(offer));
+      if (offer !== undefined && why !== undefined) return `${need}, but ${keyOf(offer)} cannot be installed: ${why}`;
+    }
+  }
+  return `${need}, which is not on offer`;
+}
+
 /** Builds the world with all updates that are not banned, adds what they need, and notes what cannot be met. */
-function buildWorld(
-  installed: readonly Member[],
-  updates: readonly Update[],
-  alreadyBanned: ReadonlyMap<string, string>,
-  lookup: Lookup,
-  arch: string,
-): Round {
-  const world = new World();
-  for (const member of installed) world.set(member);
-  const wanted = updates.map(({ offer }) => offer).filter((offer) => !alreadyBanned.has(keyOf(offer)));
-  for (const offer of wanted) world.set(memberOf(offer));
+function buildWorld(installed: readonly Member[], updates: readonly Update[], known: Bans, catalog: Catalog): Round {
+  const world = new World(installed);
+  const wanted = updates.map(({ offer }) => offer).filter((offer) => !known.has(keyOf(offer)));
+  for (const offer of wanted) world.set(catalog.memberOf(offer));
   const additions = new Map<string, OfferedPackage>();
-  const banned = new Map(alreadyBanned);
+  const banned = new Map(known);
   const queue = [...wanted];
   for (let offer = queue.shift(); offer !== undefined; offer = queue.shift()) {
-    for (const alternatives of parseRelations(offer.depends)) {
+    for (const alternatives of catalog.memberOf(offer).depends) {
       if (world.meets(alternatives)) continue;
-      const addition = findAddition(alternatives, world, banned, lookup, arch);
+      const addition = findAddition(alternatives, world, banned, catalog);
       if (addition === undefined) {
-        banned.set(keyOf(offer), `it needs ${showAlternatives(alternatives)}, which is not on offer`);
+        banned.set(keyOf(offer), explainUnmet(alternatives, banned, catalog));
         break;
       }
-      world.set(memberOf(addition));
+      world.set(catalog.memberOf(addition));
       additions.set(addition.name, addition);
       queue.push(addition);
     }
@@ -172,18 +126,31 @@ function buildWorld(
   return { world, additions, banned };
 }
 
-/** The newcomer that breaks or conflicts with something that stays. */
-function banBreakers(newcomers: readonly OfferedPackage[], world: World, banned: Map<string, string>): void {
-  for (const offer of newcomers) {
-    for (const relation of parseRelations(offer.breaks).flat()) {
-      const victim = world.get(relation.name);
-      if (victim === undefined || victim.name === offer.name || !isVersionWanted(relation, victim.version)) continue;
-      banned.set(keyOf(offer), `it breaks ${victim.name} ${victim.version}`);
+/** The newcomers that break or conflict with something, and those that something that stays breaks or conflicts with. */
+function banBreakers(newcomers: readonly Member[], world: World, banned: Map<string, string>): void {
+  const ban = (member: Member, reason: string): void =>
+    void (banned.has(keyOf(member)) || banned.set(keyOf(member), reason));
+  const names = new Set(newcomers.map(({ name }) => name));
+  for (const member of newcomers) {
+    for (const relation of member.breaks) {
+      for (const victim of world.victims(member, relation)) {
+        const takesOver = member.replaces.some(({ name }) => name === victim.name);
+        const note = takesOver ? ', whose place it takes, and no package is removed' : '';
+        ban(member, `it breaks ${keyOf(victim)}${note}`);
+      }
+    }
+  }
+  for (const staying of world.members()) {
+    if (names.has(staying.name)) continue;
+    for (const relation of staying.breaks) {
+      for (const victim of world.victims(staying, relation)) {
+        if (names.has(victim.name)) ban(victim, `${keyOf(staying)} stays and does not work beside it`);
+      }
     }
   }
 }
 
-/** An update that takes away what a package that stays as it is needs. */
+/** The updates that take away what a package that stays as it is needs. */
 function banRobbers(
   installed: readonly Member[],
   updates: readonly Update[],
@@ -191,59 +158,48 @@ function banRobbers(
   world: World,
   banned: Map<string, string>,
 ): void {
+  const byName = new Map(updates.map((update) => [update.offer.name, update.offer]));
   for (const member of installed) {
     if (world.get(member.name) !== member) continue;
-    for (const alternatives of parseRelations(member.depends)) {
-      if (world.meets(alternatives) || !before.meets(alternatives)) continue;
-      const names = new Set(alternatives.map(({ name }) => name));
-      for (const { offer, installed: old } of updates) {
-        const isRobber = names.has(offer.name) || old.provides.some(({ name }) => names.has(name));
-        if (isRobber)
-          banned.set(
-            keyOf(offer),
-            `${member.name} ${member.version} stays and needs ${showAlternatives(alternatives)}`,
-          );
+    for (const alternatives of member.depends) {
+      if (world.meets(alternatives)) continue;
+      for (const provider of before.meeting(alternatives)) {
+        const robber = byName.get(provider.name);
+        if (robber === undefined || banned.has(keyOf(robber))) continue;
+        banned.set(keyOf(robber), `${keyOf(member)} stays and needs ${showAlternatives(alternatives)}`);
       }
     }
   }
 }
 
-/** Rounds until nothing new is banned. Each round bans at least one of finitely many offers, so it ends. */
-function settle(installed: readonly Member[], updates: readonly Update[], lookup: Lookup, arch: string): Round {
-  const before = new World();
-  for (const member of installed) before.set(member);
-  let known: ReadonlyMap<string, string> = new Map();
-  for (;;) {
-    const round = buildWorld(installed, updates, known, lookup, arch);
-    const banned = new Map(round.banned);
-    const newcomers = [...updates.map(({ offer }) => offer), ...round.additions.values()];
-    const present = newcomers.filter((offer) => !banned.has(keyOf(offer)));
-    banBreakers(present, round.world, banned);
-    banRobbers(
-      installed,
-      updates.filter(({ offer }) => !banned.has(keyOf(offer))),
-      before,
-      round.world,
-      banned,
+/** Rounds until nothing new is banned. Each bans at least one of finitely many offers; a guest that needs too many gets nothing. */
+function settle(installed: readonly Member[], updates: readonly Update[], catalog: Catalog): Round {
+  const before = new World(installed);
+  let known: Bans = new Map();
+  for (let number = 0; number < SELECT_ROUNDS_MAX; number += 1) {
+    const { world, additions, banned } = buildWorld(installed, updates, known, catalog);
+    const present = [...updates.map(({ offer }) => offer), ...additions.values()].filter(
+      (offer) => !banned.has(keyOf(offer)),
     );
-    if (banned.size === known.size) return round;
+    banBreakers(present.map(catalog.memberOf), world, banned);
+    const left = updates.filter(({ offer }) => !banned.has(keyOf(offer)));
+    banRobbers(installed, left, before, world, banned);
+    if (banned.size === known.size) return { world, additions, banned };
     known = banned;
   }
+  const reason = 'its relations to the other packages of this VM are too entangled to be resolved';
+  const banned = new Map(updates.map(({ offer }) => [keyOf(offer), known.get(keyOf(offer)) ?? reason]));
+  return { world: before, additions: new Map(), banned };
 }
 
 /** A security update drags along what it needs: that is then for security too, or a security-only run could not install it. */
-function spreadSecurity(kinds: Map<string, Kind>, offers: ReadonlyMap<string, OfferedPackage>, before: World): void {
+function spreadSecurity(kinds: Map<string, Kind>, requirements: ReadonlyMap<string, readonly Requirement[]>): void {
   const queue = [...kinds].filter(([, kind]) => kind === 'security').map(([name]) => name);
   for (let name = queue.shift(); name !== undefined; name = queue.shift()) {
-    for (const alternatives of parseRelations(offers.get(name)?.depends ?? '')) {
-      if (before.meets(alternatives)) continue;
-      for (const [needed, offer] of offers) {
-        const isNeeded =
-          kinds.get(needed) !== 'security' && alternatives.some((one) => satisfies(one, memberOf(offer)));
-        if (!isNeeded) continue;
-        kinds.set(needed, 'security');
-        queue.push(needed);
-      }
+    for (const { product } of requirements.get(name) ?? []) {
+      if (kinds.get(product) === 'security') continue;
+      kinds.set(product, 'security');
+      queue.push(product);
     }
   }
 }
@@ -254,70 +210,106 @@ type Sorted = {
   readonly leftOut: readonly LeftOut[];
 };
 
-/** Splits the VM's packages into those that are up to date, those with an update, and those we cannot speak for. */
+const newestOf = (offers: readonly OfferedPackage[]): OfferedPackage | undefined =>
+  offers.reduce<OfferedPackage | undefined>(
+    (best, offer) => (best === undefined || compareDebianVersions(offer.version, best.version) > 0 ? offer : best),
+    undefined,
+  );
+
+/** A security update that the pins keep away from the VM is a known hole, and somebody has to see it. */
+function pinnedAway(
+  { product, version }: InstalledProduct,
+  candidate: OfferedPackage | undefined,
+  offers: readonly OfferedPackage[],
+): LeftOut | undefined {
+  const known = candidate === undefined ? version : candidate.version;
+  const reach = compareDebianVersions(known, version) > 0 ? known : version;
+  const hidden = newestOf(
+    offers.filter(({ suite, version: one }) => isSecuritySuite(suite) && compareDebianVersions(one, reach) > 0),
+  );
+  if (hidden === undefined) return undefined;
+  const reason = `the pins of this vendor keep it at ${reach}, not at the version of ${hidden.suite}`;
+  return { name: product, version: hidden.version, arch: hidden.arch, kind: 'security', why: 'held', reason };
+}
+
+/** Splits the VM's packages into those that are up to date, those with an update, and those that must do without one. */
 function sortProducts(
   products: readonly InstalledProduct[],
   members: ReadonlyMap<InstalledProduct, Member>,
-  lookup: Lookup,
-  arch: string,
+  catalog: Catalog,
 ): Sorted {
   const current: Chosen[] = [];
   const updates: Update[] = [];
   const leftOut: LeftOut[] = [];
-  const foreign = new Set(
-    products
-      .filter((one) => one.arch !== undefined && one.arch !== arch && one.arch !== 'all')
-      .map((one) => one.product),
-  );
+  const foreign = products.filter((product) => !members.has(product));
+  const foreignNames = new Set(foreign.map(({ product }) => product));
   for (const [product, installed] of members) {
-    const offers = lookup.byName(product.product);
-    const offer = newestOf(offers, arch);
-    if (offer === undefined || product.held === true) continue;
-    if (compareDebianVersions(offer.version, product.version) <= 0) {
-      current.push({ offer, kind: 'fix' });
-    } else if (foreign.has(product.product)) {
-      const reason = 'it is also installed for another architecture, whose packages this vendor does not offer';
-      const kind = kindOf(offers, installed.version);
-      leftOut.push({ name: offer.name, version: offer.version, kind, why: 'unsatisfiable', reason });
-    } else {
-      updates.push({ installed, offer, offers });
+    const { product: name, version } = product;
+    const offers = catalog.byName(name);
+    const offer = catalog.candidate(name, version);
+    const hidden = pinnedAway(product, offer, offers);
+    if (hidden !== undefined) leftOut.push(hidden);
+    if (offer === undefined || compareDebianVersions(offer.version, version) <= 0) {
+      const known = offer ?? newestOf(offers.filter((one) => compareDebianVersions(one.version, version) <= 0));
+      if (known !== undefined) current.push({ offer: known, kind: 'fix', requires: [] });
+      continue;
     }
+    const kind = kindOf(offers, version, offer.version);
+    const refuse = (why: LeftOut['why'], reason: string): void =>
+      void leftOut.push({ name, version: offer.version, arch: offer.arch, kind, why, reason });
+    if (product.held === true) refuse('held', `it is held at ${version}`);
+    else if (foreignNames.has(name)) {
+      refuse(
+        'unsatisfiable',
+        'it is also installed for another architecture, whose packages this vendor does not offer',
+      );
+    } else updates.push({ installed, offer, kind });
   }
-  return { current, updates, leftOut };
+  return {
+    current,
+    updates,
+    leftOut: [...leftOut, ...foreign.flatMap((product) => leaveOutForeign(product, catalog))],
+  };
+}
+
+/** We have no index of its architecture; that ours has something newer is what can be said. */
+function leaveOutForeign(product: InstalledProduct, catalog: Catalog): readonly LeftOut[] {
+  const { product: name, version, arch = '' } = product;
+  const offer = catalog.candidate(name, version);
+  if (offer === undefined || compareDebianVersions(offer.version, version) <= 0) return [];
+  const kind = kindOf(catalog.byName(name), version, offer.version);
+  const reason = `it is installed for ${arch}, and this vendor offers packages for ${catalog.arch} only`;
+  return [{ name, version: offer.version, arch, kind, why: 'unsatisfiable', reason }];
 }
 
 /**
- * The newest offer of each installed package that is not held, and the new packages that these need. An update whose
- * dependencies can be met neither by what the VM has, nor by the other updates, nor by new packages, is left out.
+ * apt's candidate of each installed package, and the new packages that these need. An update whose relations can be met
+ * neither by what the VM has, nor by the other updates, nor by new packages, is left out with the reason; so are held ones.
  */
-export function selectPackages(products: readonly InstalledProduct[], lookup: Lookup, arch: string): Selection {
+export function selectPackages(products: readonly InstalledProduct[], catalog: Catalog): Selection {
   const debian = products.filter((product) => product.ecosystem === 'debian');
-  const native = debian.filter(({ arch: own }) => own === undefined || own === arch || own === 'all');
-  const members = new Map(native.map((product) => [product, installedMember(product, lookup)] as const));
-  const { current, updates, leftOut } = sortProducts(debian, members, lookup, arch);
+  const isNative = ({ arch }: InstalledProduct): boolean =>
+    arch === undefined || arch === catalog.arch || arch === 'all';
+  const native = debian.filter(isNative);
+  const members = new Map(native.map((product) => [product, installedMember(product, catalog)] as const));
+  const { current, updates, leftOut } = sortProducts(debian, members, catalog);
   const installed = [...members.values()];
-  const { additions, banned } = settle(installed, updates, lookup, arch);
+  const { world, additions, banned } = settle(installed, updates, catalog);
 
   const accepted = updates.filter(({ offer }) => !banned.has(keyOf(offer)));
   const offers = new Map([...accepted.map(({ offer }) => [offer.name, offer] as const), ...additions]);
+  const requirements = requirementsOf(new World(installed), world, new Set(offers.keys()));
   const kinds = new Map<string, Kind>([...additions.keys()].map((name) => [name, 'fix']));
-  for (const update of accepted) kinds.set(update.offer.name, kindOf(update.offers, update.installed.version));
-  const before = new World();
-  for (const member of installed) before.set(member);
-  spreadSecurity(kinds, offers, before);
+  for (const { offer, kind } of accepted) kinds.set(offer.name, kind);
+  spreadSecurity(kinds, requirements);
 
-  const refused = updates.filter(({ offer }) => banned.has(keyOf(offer)));
-  return {
-    chosen: [...current, ...[...offers].map(([name, offer]) => ({ offer, kind: kinds.get(name) ?? 'fix' }) as const)],
-    leftOut: [
-      ...leftOut,
-      ...refused.map(({ offer, offers: all, installed: old }) => ({
-        name: offer.name,
-        version: offer.version,
-        kind: kindOf(all, old.version),
-        why: 'unsatisfiable' as const,
-        reason: banned.get(keyOf(offer)) ?? '',
-      })),
-    ],
-  };
+  const chosen = [...offers].map(([name, offer]): Chosen => {
+    return { offer, kind: kinds.get(name) ?? 'fix', requires: requirements.get(name) ?? [] };
+  });
+  const refused = updates
+    .filter(({ offer }) => banned.has(keyOf(offer)))
+    .map(({ offer: { name, version, arch }, offer, kind }): LeftOut => {
+      return { name, version, arch, kind, why: 'unsatisfiable', reason: banned.get(keyOf(offer)) ?? '' };
+    });
+  return { chosen: [...current, ...chosen], leftOut: [...leftOut, ...refused] };
 }

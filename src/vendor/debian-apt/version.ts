@@ -1,16 +1,27 @@
 // Orders Debian versions: [epoch:]upstream[-revision], deb-version(7).
+import { printable } from '../../base/printable.ts';
 import { VendorError } from '../errors.ts';
 
 type DebianVersion = { readonly epoch: string; readonly upstream: string; readonly revision: string };
 
 const FORM = /^(?:(\d+):)?([A-Za-z0-9.+:~-]+?)(?:-([A-Za-z0-9.+~]+))?$/;
 
-function parseVersion(text: string): DebianVersion {
+function tryParse(text: string): DebianVersion | undefined {
   const parts = FORM.exec(text);
-  if (parts?.[2] === undefined || (parts[1] === undefined && text.includes(':')) || text.endsWith('-')) {
-    throw new VendorError('vendor-ill/version', `"${text.slice(0, 100)}" is no Debian version`);
-  }
+  if (parts?.[2] === undefined || (parts[1] === undefined && text.includes(':')) || text.endsWith('-'))
+    return undefined;
   return { epoch: parts[1] ?? '0', upstream: parts[2], revision: parts[3] ?? '0' };
+}
+
+function parseVersion(text: string): DebianVersion {
+  const version = tryParse(text);
+  if (version !== undefined) return version;
+  throw new VendorError('vendor-ill/version', `"${printable(text, 100)}" is no Debian version`);
+}
+
+/** Whether the text can be ordered as a Debian version at all. */
+export function isDebianVersion(text: string): boolean {
+  return tryParse(text) !== undefined;
 }
 
 const ZERO = 48;
