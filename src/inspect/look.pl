@@ -1,0 +1,215 @@
+#!/usr/bin/perl
+# Shows one disk image to debugfs inside namespaces of its own, and answers what is asked about it on stdin. Perl, because
+# Debian always has it (perl-base) and because the mounts have to be made from inside. All of it ends with this process,
+# which ends with its stdin: nothing stays mounted, whatever happens to the one who asked.
+#
+#   look.pl outer UID NEXT...   (as root, in a mount namespace of its own) makes /dev/fuse usable, becomes UID and runs NEXT
+#   look.pl inner NODE FILE...  (first process of user, mount, pid and net namespaces) shows FILE... as /disk/0, /disk/1, …
+#                               and the image of the block node NODE (JSON), which is made of them, as /disk/image
+#
+# It says `ready SIZE`, or `fail WORDS`; then, for each request, `ok LENGTH FLAG` and that many bytes, or `error WORDS`:
+#   read OFFSET LENGTH           bytes of the image
+#   debugfs OFFSET MAX LENGTH    runs the LENGTH bytes that follow as debugfs commands on the filesystem at OFFSET;
+#                                FLAG is 1 if more than MAX bytes came of it, and then it was cut there
+use strict;
+use warnings;
+use Fcntl qw(O_RDONLY O_CREAT O_WRONLY O_TRUNC S_ISCHR);
+use POSIX ();
+
+use constant { MS_NOSUID => 2, MS_NODEV => 4, MS_BIND => 4096, MS_REC => 16384, MNT_DETACH => 2 };
+use constant { AT_FDCWD => -100, CHARACTER_DEVICE => 0020600, FUSE_DEVICE => 10 << 8 | 229 };
+# Where both stages mount a tmpfs in their own namespace: it exists everywhere, and no disk lies there.
+use constant STAGE => '/sys';
+
+my %numbers = (
+    x86_64  => { mount => 165, umount2 => 166, pivot_root => 155, mknodat => 259 },
+    aarch64 => { mount => 40,  umount2 => 39,  pivot_root => 41,  mknodat => 33 },
+);
+my $call = $numbers{ ( POSIX::uname() )[4] } or fail('this machine is neither x86_64 nor aarch64');
+
+umask 0022;
+$ENV{PATH} = '/usr/sbin:/usr/bin:/sbin:/bin';
+my $stage = shift @ARGV // '';
+if    ( $stage eq 'outer' ) { outer(@ARGV) }
+elsif ( $stage eq 'inner' ) { inner(@ARGV) }
+else                        { fail('no stage was named') }
+
+sub fail {
+    my ($words) = @_;
+    $words =~ s/[^\x20-\x7e]+/ /g;
+    syswrite STDOUT, 'fail ' . substr( $words, 0, 800 ) . "\n";
+    exit 1;
+}
+
+# A system call takes its strings from variables only: it might write into them.
+sub mount_at {
+    my ( $source, $target, $type, $flags, $words ) = @_;
+    syscall( $call->{mount}, $source, $target, $type, $flags, $words ) == 0 or fail("mount $target: $!");
+}
+
+sub outer {
+    my ( $uid, @next ) = @_;
+    mount_at( 'pratique', STAGE, 'tmpfs', MS_NOSUID, 'size=64k,mode=755' );
+    mkdir STAGE . '/root' or fail("making a folder: $!");
+    my @facts = stat '/dev/fuse';
+    fail('fuse: /dev/fuse is not there') unless @facts && S_ISCHR( $facts[2] );
+    # The device may be root's alone. A node of its own, which nobody else sees, lets this one user in.
+    my $fuse = STAGE . '/fuse';
+    syscall( $call->{mknodat}, AT_FDCWD, $fuse, CHARACTER_DEVICE, FUSE_DEVICE ) == 0 or fail("fuse: mknod: $!");
+    chown $uid, $uid, $fuse or fail("fuse: chown: $!");
+    my @drop = ( 'setpriv', "--reuid=$uid", "--regid=$uid", '--clear-groups', '--no-new-privs', '--inh-caps=-all' );
+    exec { $drop[0] } @drop, '--bounding-set=-all', @next or fail("running setpriv: $!");
+}
+
+sub inner {
+    my ( $node, @files ) = @_;
+    my $root = -d STAGE . '/root' ? STAGE . '/root' : STAGE;
+    my $fuse = -e STAGE . '/fuse' ? STAGE . '/fuse' : '/dev/fuse';
+    sysopen( my $device, $fuse, O_RDONLY ) or fail("fuse: opening $fuse: $!");
+    close $device;
+    my $base = $root;
+    mount_at( 'pratique', $base, 'tmpfs', MS_NOSUID | MS_NODEV, 'size=2m,mode=755' );
+    mkdir "$base/$_" or fail("making $_: $!") for qw(dev disk old usr);
+    mount_at( '/usr', "$base/usr", '', MS_BIND | MS_REC, '' );
+    show_system_folder( $base, $_ ) for grep { -e "/$_" } qw(bin sbin lib lib64);
+    show_file( $base, '/dev/null', 'dev/null' );
+    show_file( $base, $fuse,       'dev/fuse' );
+    show_file( $base, $files[$_],  "disk/$_" ) for 0 .. $#files;
+    make_file("$base/disk/image");
+    chdir $base or fail("chdir: $!");
+    my ( $new, $old ) = ( '.', 'old' );
+    syscall( $call->{pivot_root}, $new, $old ) == 0 or fail("pivot_root: $!");
+    chdir '/' or fail("chdir: $!");
+    syscall( $call->{umount2}, $old, MNT_DETACH ) == 0 or fail("umount: $!");
+    show_image($node);
+    serve();
+}
+
+# A system whose /bin is a link into /usr needs the link only.
+sub show_system_folder {
+    my ( $base, $name ) = @_;
+    if ( defined( my $target = readlink "/$name" ) ) { symlink $target, "$base/$name" or fail("linking $name: $!"); return }
+    mkdir "$base/$name" or fail("making $name: $!");
+    mount_at( "/$name", "$base/$name", '', MS_BIND | MS_REC, '' );
+}
+
+sub make_file {
+    my ($path) = @_;
+    sysopen( my $file, $path, O_CREAT | O_WRONLY, 0600 ) or fail("making $path: $!");
+    close $file;
+}
+
+sub show_file {
+    my ( $base, $source, $name ) = @_;
+    make_file("$base/$name");
+    mount_at( $source, "$base/$name", '', MS_BIND, '' );
+}
+
+sub show_image {
+    my ($node) = @_;
+    my $export = 'type=fuse,id=image,node-name=image,mountpoint=/disk/image,writable=off';
+    my $pid = fork // fail("fork: $!");
+    if ( $pid == 0 ) {
+        redirect( '/disk/words', 2 );
+        my @command = ( 'qemu-storage-daemon', '--daemonize', '--blockdev', $node, '--export', $export );
+        exec { $command[0] } @command or POSIX::_exit(127);
+    }
+    waitpid $pid, 0;
+    return if $? == 0;
+    fail('qemu-storage-daemon is not installed') if $? >> 8 == 127;
+    fail( 'image: ' . words_of('/disk/words') );
+}
+
+sub redirect {
+    my ( $path, $fd ) = @_;
+    my $target = POSIX::open( $path, &POSIX::O_WRONLY | &POSIX::O_CREAT | &POSIX::O_TRUNC, 0600 ) // POSIX::_exit(126);
+    POSIX::dup2( $target, $fd ) // POSIX::_exit(126);
+}
+
+sub words_of {
+    my ($path) = @_;
+    open( my $file, '<', $path ) or return 'no reason was given';
+    read( $file, my $words, 600 );
+    return $words // '';
+}
+
+sub serve {
+    sysopen( my $image, '/disk/image', O_RDONLY ) or fail("opening the image: $!");
+    my $size = ( stat $image )[7];
+    say_all("ready $size\n");
+    while ( defined( my $line = next_line() ) ) {
+        if    ( $line =~ /^read (\d{1,16}) (\d{1,8})$/ )                { read_range( $image, $1, $2 ) }
+        elsif ( $line =~ /^debugfs (\d{1,16}) (\d{1,9}) (\d{1,7})$/ ) { run_debugfs( $1, $2, $3 ) }
+        else                                                          { exit 1 }
+    }
+    exit 0;
+}
+
+sub next_line {
+    my $line = '';
+    while ( sysread STDIN, my $byte, 1 ) {
+        return $line if $byte eq "\n";
+        $line .= $byte;
+        return if length $line > 200;
+    }
+    return;
+}
+
+sub say_all {
+    my ($text) = @_;
+    my $done = 0;
+    while ( $done < length $text ) { $done += syswrite( STDOUT, $text, length($text) - $done, $done ) // exit 1 }
+}
+
+sub answer {
+    my ( $bytes, $flag ) = @_;
+    say_all( 'ok ' . length($bytes) . " $flag\n" );
+    say_all($bytes);
+}
+
+sub read_range {
+    my ( $image, $offset, $length ) = @_;
+    my $bytes = '';
+    sysseek( $image, $offset, 0 ) // return say_all("error seeking: $!\n");
+    while ( length $bytes < $length ) {
+        my $count = sysread( $image, $bytes, $length - length $bytes, length $bytes ) // return say_all("error reading: $!\n");
+        last if $count == 0;
+    }
+    answer( $bytes, 0 );
+}
+
+sub run_debugfs {
+    my ( $offset, $max, $length ) = @_;
+    my $commands = '';
+    while ( length $commands < $length ) { sysread( STDIN, $commands, $length - length $commands, length $commands ) or exit 0 }
+    open( my $script, '>', '/disk/commands' ) or return say_all("error writing: $!\n");
+    print {$script} $commands;
+    close $script or return say_all("error writing: $!\n");
+    # -c: neither bitmaps nor group descriptors need to be in order for what we read.
+    my $pid = open( my $output, '-|' ) // return say_all("error fork: $!\n");
+    if ( $pid == 0 ) {
+        redirect( '/dev/null', 2 );
+        my @command = ( 'debugfs', '-c', '-f', '/disk/commands', "/disk/image?offset=$offset" );
+        exec { $command[0] } @command or POSIX::_exit(127);
+    }
+    my $bytes = collect( $output, $max );
+    kill 'KILL', $pid if length $bytes > $max;
+    close $output;
+    return say_all("error debugfs is not installed\n") if $? >> 8 == 127;
+    return say_all( 'error debugfs was ended by signal ' . ( $? & 127 ) . "\n" ) if ( $? & 127 ) && length $bytes <= $max;
+    answer( substr( $bytes, 0, $max ), length $bytes > $max ? 1 : 0 );
+}
+
+# Until it ends or has said too much. Nobody writes to stdin meanwhile: it becomes readable only when whoever asked is gone.
+sub collect {
+    my ( $output, $max ) = @_;
+    my $bytes = '';
+    for ( ; ; ) {
+        my $wanted = '';
+        vec( $wanted, fileno($_), 1 ) = 1 for $output, *STDIN;
+        select( my $ready = $wanted, undef, undef, undef );
+        exit 0 if vec( $ready, fileno(STDIN), 1 );
+        my $count = sysread( $output, $bytes, 65536, length $bytes ) // return $bytes;
+        return $bytes if $count == 0 || length $bytes > $max;
+    }
+}
