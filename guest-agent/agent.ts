@@ -5,6 +5,7 @@ import {
   AGENT_FLUSH_TIMEOUT_MS,
   AGENT_INIT_REBOOT_TIMEOUT_MS,
   AGENT_KEEP_BOOT_DELAY_MS,
+  AGENT_REPAIR_WAIT_MS,
   AGENT_REQUESTS_MAX,
   FREE_TEXT_CHARS_MAX,
 } from '../src/base/limits.ts';
@@ -20,12 +21,14 @@ import {
   requireReboot,
 } from './boot-state.ts';
 import { type Channel, fitsChannel, type HostRequest, openChannel } from './channel.ts';
-import { announce, clearOldAnnouncement } from './console.ts';
+import { announce, clearOldAnnouncement, isAdmittedBefore } from './console.ts';
 import { Drive, type VerifiedDrive } from './drive.ts';
 import { digestOfFile } from './durable.ts';
 import { installManifest } from './install.ts';
+import { isReplaced } from './installers/agent-update.ts';
 import { recoverBundle } from './installers/bundle.ts';
-import { restorePolicy } from './installers/debian.ts';
+import { repairPackages } from './installers/debian.ts';
+import { restorePolicy, startDeferred } from './installers/service-starts.ts';
 import { type AgentIdentity, findProgram, listInstalled, readBootId, takeInventory } from './inventory.ts';
 import { type Paths, runFolder } from './paths.ts';
 import { AgentError, type Platform } from './platform/platform.ts';
@@ -63,6 +66,10 @@ class Agent {
   readonly #channel: Channel;
   readonly #identity: Promise<AgentIdentity>;
   readonly #jobs: Job[] = [];
+  /** Ends once dpkg has ended what a power cut broke off; at once when there was nothing. */
+  readonly #repaired: Promise<void>;
+  /** Whether the host has admitted this boot, so that services may come back at once. */
+  #isAdmitted: boolean;
   #isWorking = false;
   #isEnding = false;
   /** The offer at work, and the session that waits for its answer. */
@@ -77,6 +84,7 @@ class Agent {
     if (this.#boot === '')
       throw new AgentError('no-proc', 'the boot id cannot be read; mount /proc before the agent starts');
     this.#recover();
+    this.#isAdmitted = isAdmittedBefore(platform, paths, this.#boot);
     this.#bootState = readBootState(platform, paths, this.#boot);
     this.#store = new RunStore(platform, paths);
     this.#drive = new Drive(platform, paths);
@@ -91,6 +99,7 @@ class Agent {
       },
     });
     this.#identity = this.#identify(version);
+    this.#repaired = this.#repair();
     platform.onTerminate(() => void this.#shutDown());
     platform.clock.after(AGENT_KEEP_BOOT_DELAY_MS, () =>
       this.#guard(() => keepBootState(platform, paths, this.#bootState)),
@@ -103,6 +112,16 @@ class Agent {
     this.#guard(() => recoverBundle(this.#platform, this.#paths));
     this.#guard(() => restorePolicy(this.#platform, this.#paths));
     this.#guard(() => clearOldAnnouncement(this.#platform, this.#paths, this.#boot));
+  }
+
+  async #repair(): Promise<void> {
+    try {
+      // After the first hello, which need not wait for it.
+      await this.#platform.clock.sleep(0);
+      await repairPackages(this.#platform, this.#paths, this.#isAdmitted);
+    } catch (error) {
+      this.#platform.log(textOf(error));
+    }
   }
 
   /** Runs a step whose failure must not end the agent. */
@@ -138,9 +157,12 @@ class Agent {
         void this.#answerInventory();
         return;
       case 'admitted':
+        this.#isAdmitted = true;
         this.#guard(() => announce(this.#platform, this.#paths, { word: 'admitted', boot: this.#boot, text: [] }));
+        startDeferred(this.#platform, this.#paths).catch((error) => this.#platform.log(textOf(error)));
         return;
       case 'hold': {
+        this.#isAdmitted = false;
         const text = [request.code, printable(request.detail, FREE_TEXT_CHARS_MAX)];
         this.#guard(() => announce(this.#platform, this.#paths, { word: 'hold', boot: this.#boot, text }));
         return;
@@ -180,6 +202,7 @@ class Agent {
 
   async #work(): Promise<void> {
     this.#isWorking = true;
+    await this.#repaired;
     for (let job = this.#jobs.shift(); job !== undefined; job = this.#jobs.shift()) {
       try {
         await this.#do(job);
@@ -215,6 +238,8 @@ class Agent {
 
   async #answerInventory(): Promise<void> {
     try {
+      // What is being repaired would be reported as broken; but a report must not come too late either.
+      await Promise.race([this.#repaired, this.#platform.clock.sleep(AGENT_REPAIR_WAIT_MS)]);
       const inventory = await this.#takeInventory();
       this.#sendFitting(inventory, (fitting) => ({ type: 'inventory', inventory: fitting }));
     } catch (error) {
@@ -254,14 +279,10 @@ class Agent {
     this.#channel.send({ type: 'drive', run: offer.run, manifestDigest: offer.manifestDigest, ...answer });
   }
 
-  #sendInstalled(record: RunRecord): void {
-    this.#channel.send({
-      type: 'installed',
-      run: record.run,
-      manifestDigest: record.manifestDigest,
-      results: record.results,
-      rebootRequired: isRebootRequired(this.#platform, this.#paths, this.#boot),
-    });
+  #sendInstalled({ run, manifestDigest, results }: RunRecord): void {
+    const products = listInstalled(this.#platform, this.#paths);
+    const rebootRequired = isRebootRequired(this.#platform, this.#paths, this.#boot, products);
+    this.#channel.send({ type: 'installed', run, manifestDigest, results, rebootRequired });
   }
 
   // ---- Installing -------------------------------------------------------------------------------------------------
@@ -283,6 +304,7 @@ class Agent {
       this.#sendDrive(offer, { state: 'verified' });
       await this.#installFrom(drive, offer);
       const record = this.#store.finish();
+      await this.#giveWayIfReplaced();
       if (this.#channel.session()?.nonce === offered.nonce) this.#sendInstalled(record);
     } finally {
       this.#offered = null;
@@ -301,6 +323,17 @@ class Agent {
       const detail = printable(error.message, FREE_TEXT_CHARS_MAX);
       this.#sendDrive(offer, { state: 'refused', code: error.word, detail });
       return null;
+    }
+  }
+
+  /** A package has put another agent in this one's place: it goes on from here, with all results on disk. */
+  async #giveWayIfReplaced(): Promise<void> {
+    const { digest } = await this.#identity;
+    if (digest === null || !(await isReplaced(this.#platform, digest))) return;
+    try {
+      await this.#restartAgent();
+    } catch (error) {
+      this.#platform.log(textOf(error)); // It cannot be started; its item has failed for that already.
     }
   }
 
@@ -331,6 +364,8 @@ class Agent {
         });
       },
       restartAgent: () => this.#restartAgent(),
+      isAdmitted: this.#isAdmitted,
+      requireReboot: () => requireReboot(this.#platform, this.#paths, this.#boot),
     });
   }
 

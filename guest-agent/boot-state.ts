@@ -1,6 +1,7 @@
 // What the agent remembers from boot to boot: versions at the last shutdown, and whether a reboot is due.
 import type { InstalledProduct } from '../src/model/inventory.ts';
 import { readRecord, removeDurably, writeRecord } from './durable.ts';
+import { isKernelDue, noteKernelTried } from './kernel-state.ts';
 import { type Paths, runFolder } from './paths.ts';
 import type { Platform } from './platform/platform.ts';
 import { type BootRecord, EMBEDDED, type RebootRecord, type ShutdownRecord } from './schemas.ts';
@@ -41,6 +42,7 @@ export function recordShutdown(
 ): void {
   const record: ShutdownRecord = { boot, wallTimeMs: Math.max(0, platform.clock.nowMs()), products: [...products] };
   writeRecord(platform, shutdownPath(paths), record);
+  noteKernelTried(platform, paths, products);
 }
 
 /** Remembers that something was installed in this boot that takes effect in the next. */
@@ -49,9 +51,14 @@ export function requireReboot(platform: Platform, paths: Paths, boot: string): v
   writeRecord(platform, rebootPath(paths), record);
 }
 
-/** Whether a reboot is due: for an item of ours installed in this boot, or because Debian's own mark says so. */
-export function isRebootRequired(platform: Platform, paths: Paths, boot: string): boolean {
+/** Whether a reboot is due: for what was installed in this boot, for a newer kernel, or because Debian's own mark says so. */
+export function isRebootRequired(
+  platform: Platform,
+  paths: Paths,
+  boot: string,
+  products: readonly InstalledProduct[],
+): boolean {
   const record = readRecord<RebootRecord>(platform, rebootPath(paths), EMBEDDED.rebootRecord);
   const debianMark = `${runFolder(paths)}/reboot-required`;
-  return record?.boot === boot || platform.files.stat(debianMark) !== null;
+  return record?.boot === boot || platform.files.stat(debianMark) !== null || isKernelDue(platform, paths, products);
 }

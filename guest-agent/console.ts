@@ -29,6 +29,12 @@ export function announce(platform: Platform, paths: Paths, announcement: Announc
   files.rename(`${path}.new`, path);
 }
 
+/** Whether this boot was admitted before this agent started. */
+export function isAdmittedBefore(platform: Platform, paths: Paths, boot: string): boolean {
+  const text = readText(platform, `${paths.runtime}/state`, STATE_BYTES_MAX) ?? '';
+  return text.split('\n', 1)[0] === `admitted ${boot}`;
+}
+
 /** What an earlier boot was told says nothing about this one. */
 export function clearOldAnnouncement(platform: Platform, paths: Paths, boot: string): void {
   const before = readText(platform, `${paths.runtime}/state`, STATE_BYTES_MAX);

@@ -25,6 +25,20 @@ export function readDpkgStatus(platform: Platform, path: string): readonly Insta
   return products;
 }
 
+/** Bytes that each installed package takes by its own word (deb-control: Installed-Size); of several architectures the smallest. */
+export function readInstalledSizes(platform: Platform, path: string): ReadonlyMap<string, number> {
+  const sizes = new Map<string, number>();
+  if (platform.files.stat(path) === null) return sizes;
+  let product = '';
+  eachPiece(platform, path, (text) => {
+    for (const [, field, value = ''] of text.matchAll(/^(Package|Installed-Size): (.*)$/gm)) {
+      if (field === 'Package') product = value;
+      else sizes.set(product, Math.min(Number(value) * 1024 || 0, sizes.get(product) ?? Number.POSITIVE_INFINITY));
+    }
+  });
+  return sizes;
+}
+
 /** Text of a file in pieces that end at a line's end, so that no character is cut. */
 function eachPiece(platform: Platform, path: string, use: (text: string) => void): void {
   const file = platform.files.open(path);

@@ -2,7 +2,7 @@
 import type { Manifest, ManifestItem } from '../src/model/manifest.ts';
 import type { ItemResult } from '../src/model/result.ts';
 import { digestOfFile } from './durable.ts';
-import { type AgentUpdate, updateAgent } from './installers/agent-update.ts';
+import { AGENT_PACKAGE, type AgentUpdate, findUnfitAgent, updateAgent } from './installers/agent-update.ts';
 import { installBundle } from './installers/bundle.ts';
 import { failure, type InstallContext, type Outcome, type Phase } from './installers/context.ts';
 import { installDebianPackages } from './installers/debian.ts';
@@ -22,6 +22,9 @@ export type Installation = {
   readonly keep: (results: readonly ItemResult[], items: readonly ManifestItem[]) => void;
   readonly progress: (item: ManifestItem, phase: Phase, itemsDone: number) => void;
   readonly restartAgent: AgentUpdate['restart'];
+  readonly isAdmitted: boolean;
+  /** Remembers that processes run something that is no longer on the disk, until the next boot. */
+  readonly requireReboot: () => void;
 };
 
 /** Installs what has no result yet. After the first failure the rest is skipped: later items may rest on earlier ones. */
@@ -38,7 +41,7 @@ export async function installManifest(installation: Installation): Promise<void>
   };
   if (!isFailed) {
     // Nothing is installed unless everything on the drive is as the manifest says.
-    const broken = await verifyItems(context, pending);
+    const broken = (await verifyItems(context, pending)) ?? (await verifyArchives(context, manifest, pending));
     if (broken !== null) keepAll([broken.item], [broken.result]);
   }
   for (const group of groupsOf(pending)) {
@@ -50,8 +53,9 @@ export async function installManifest(installation: Installation): Promise<void>
 }
 
 function contextOf(installation: Installation, finished: ReadonlySet<string>): InstallContext {
-  const { platform, paths, drive, progress } = installation;
-  return { platform, paths, drive, report: (item, phase) => progress(item, phase, finished.size) };
+  const { platform, paths, drive, manifest, isAdmitted, progress } = installation;
+  const report: InstallContext['report'] = (item, phase) => progress(item, phase, finished.size);
+  return { platform, paths, drive, archives: manifest.apt?.archives ?? null, isAdmitted, report };
 }
 
 /** In the manifest's order, but all Debian packages at once, and the agent itself last, because it ends this process. */
@@ -94,7 +98,7 @@ async function installActions(
     case 'bundle':
       return [await installBundle(context, item, install)];
     case 'debian-package':
-      return await installDebianPackages(context, group);
+      return await installPackages(installation, context, group);
     case 'agent': {
       const { ownDigest, restartAgent } = installation;
       return [await updateAgent({ context, item, ownDigest, restart: restartAgent })];
@@ -102,6 +106,19 @@ async function installActions(
     default:
       return install satisfies never;
   }
+}
+
+async function installPackages(
+  { ownDigest, requireReboot }: Installation,
+  context: InstallContext,
+  group: readonly ManifestItem[],
+): Promise<readonly Outcome[]> {
+  const { outcomes, rebootFor } = await installDebianPackages(context, group);
+  if (rebootFor.length > 0) requireReboot();
+  const unfit = await findUnfitAgent(context.platform, ownDigest);
+  if (unfit === null) return outcomes;
+  const named = group.findIndex((item) => item.product === AGENT_PACKAGE);
+  return outcomes.map((outcome, index) => (index === Math.max(0, named) ? unfit : outcome));
 }
 
 /** The first item with a file that is not what the manifest says. */
@@ -118,6 +135,17 @@ async function verifyItems(
     }
   }
   return null;
+}
+
+/** A signed file that is not what the manifest says fails the first of the packages that rest on it. */
+async function verifyArchives(
+  context: InstallContext,
+  manifest: Manifest,
+  items: readonly ManifestItem[],
+): ReturnType<typeof verifyItems> {
+  const item = items.find(({ install }) => install.action === 'debian-package');
+  if (manifest.apt === undefined || item === undefined) return null;
+  return await verifyItems(context, [{ ...item, files: manifest.extraFiles }]);
 }
 
 async function verifyFile({ platform, drive }: InstallContext, file: ManifestItem['files'][number]): Promise<void> {

@@ -5,6 +5,7 @@ import { readOsRelease } from '../src/model/os-release.ts';
 import { type BootState, isRebootRequired } from './boot-state.ts';
 import { readDpkgStatus } from './dpkg-status.ts';
 import { readLine, readText } from './durable.ts';
+import { runningKernelVersion } from './kernel-state.ts';
 import { type Paths, runFolder } from './paths.ts';
 import type { Platform } from './platform/platform.ts';
 import { listProducts } from './products.ts';
@@ -22,14 +23,15 @@ export type AgentIdentity = { readonly version: string; readonly digest: Invento
 
 /** The inventory. Throws AgentError if a file it rests on is beyond its limits or cannot be read. */
 export function takeInventory(platform: Platform, paths: Paths, agent: AgentIdentity, boot: BootState): Inventory {
+  const products = [...listInstalled(platform, paths)];
   return {
     os: readOs(platform, paths),
-    products: [...listInstalled(platform, paths)],
+    products,
     config: [],
     agent: { version: agent.version, digest: agent.digest },
     abilities: { drives: [...findDrives(platform, paths)], compressions: [...findCompressions(platform, paths)] },
     freeBytes: platform.files.freeBytes(paths.installRoot),
-    rebootRequired: isRebootRequired(platform, paths, boot.boot),
+    rebootRequired: isRebootRequired(platform, paths, boot.boot, products),
     lastShutdown: boot.lastShutdown,
   };
 }
@@ -41,10 +43,12 @@ export function listInstalled(platform: Platform, paths: Paths): readonly Instal
 
 function readOs(platform: Platform, paths: Paths): Os {
   const { release, machine } = platform.kernel();
+  const kernelVersion = runningKernelVersion(platform, paths);
   return {
     ...readOsRelease(readText(platform, `${paths.etc}/os-release`, 65_536) ?? ''),
     arch: DEBIAN_ARCHES[machine] ?? machine,
     kernel: release,
+    ...(kernelVersion === null ? {} : { kernelVersion }),
   };
 }
 

@@ -38,3 +38,8 @@ export const GUEST_PATHS: Paths = {
 export function runFolder(paths: Paths): string {
   return paths.runtime.slice(0, paths.runtime.lastIndexOf('/'));
 }
+
+/** A path of the guest's own system. */
+export function inRoot(paths: Paths, path: string): string {
+  return paths.installRoot === '/' ? path : `${paths.installRoot}${path}`;
+}

@@ -37,9 +37,13 @@ const BundleJournalSchema = Type.Object(
 /** `<state>/reboot.json`: the boot in which something was installed that needs another one. */
 const RebootRecordSchema = Type.Object({ boot: BootIdSchema }, strict);
 
+/** `<state>/kernel.json`: the kernel for which this guest was restarted. */
+const KernelRecordSchema = Type.Object({ tried: Type.String({ minLength: 1, maxLength: 600 }) }, strict);
+
 export type { BootRecord, ProductRecord, RunRecord, ShutdownRecord };
 export type BundleJournal = Static<typeof BundleJournalSchema>;
 export type RebootRecord = Static<typeof RebootRecordSchema>;
+export type KernelRecord = Static<typeof KernelRecordSchema>;
 
 const plain = (schema: TSchema): JsonSchema => JSON.parse(JSON.stringify(schema));
 
@@ -57,4 +61,5 @@ export const EMBEDDED = {
   bootRecord: plain(BootRecordSchema),
   shutdownRecord: plain(ShutdownRecordSchema),
   rebootRecord: plain(RebootRecordSchema),
+  kernelRecord: plain(KernelRecordSchema),
 };

@@ -1,4 +1,5 @@
 // Replaces the agent's own executable and starts it in this process, so that the run goes on under the new one (X7).
+import { isDigest } from '../../src/base/digest-text.ts';
 import { AGENT_PROBE_TIMEOUT_MS, AGENT_SLICE_BYTES } from '../../src/base/limits.ts';
 import { printable } from '../../src/base/printable.ts';
 import type { ManifestItem } from '../../src/model/manifest.ts';
@@ -46,6 +47,27 @@ export async function updateAgent({ context, item, ownDigest, restart }: AgentUp
   }
 }
 
+/** The Debian package that the agent may come as. */
+export const AGENT_PACKAGE = 'pratique-agent';
+
+/** Whether the executable on the disk is another one than the running agent: a package has replaced it. */
+export async function isReplaced(platform: Platform, ownDigest: string): Promise<boolean> {
+  const { files, selfPath } = platform;
+  if (!isDigest(ownDigest) || files.stat(selfPath)?.kind !== 'file') return false;
+  return (await digestOfFile(platform, selfPath)) !== ownDigest;
+}
+
+/** Why an agent that a package put in place of this one will not do; null when it will, or when it is still this one. */
+export async function findUnfitAgent(platform: Platform, ownDigest: string): Promise<Outcome | null> {
+  if (!(await isReplaced(platform, ownDigest))) return null;
+  try {
+    await probe(platform, platform.selfPath, null);
+    return null;
+  } catch (error) {
+    return failure(error);
+  }
+}
+
 async function copyExecutable(platform: Platform, from: string, to: string): Promise<void> {
   const source = platform.files.open(from);
   const target = platform.files.create(to, 0o755);
@@ -68,12 +90,13 @@ async function copyExecutable(platform: Platform, from: string, to: string): Pro
 }
 
 /** An executable for another machine, or of another version, is found out before it takes over. */
-async function probe(platform: Platform, path: string, version: string): Promise<void> {
+async function probe(platform: Platform, path: string, version: string | null): Promise<void> {
   const result = await platform.run({ argv: [path, '--version'], timeoutMs: AGENT_PROBE_TIMEOUT_MS });
-  if (result.exitCode === 0 && result.output.split(/\s+/).includes(version)) return;
+  const words = result.output.split(/\s+/);
+  if (result.exitCode === 0 && (version === null ? words[0] === AGENT_PACKAGE : words.includes(version))) return;
   throw new AgentError(
     'agent-unfit',
-    `the new agent does not say that it is ${version} but: ${printable(result.output) || 'nothing'}`,
+    `the new agent does not say that it is ${version ?? AGENT_PACKAGE} but: ${printable(result.output) || 'nothing'}`,
   );
 }
 

@@ -1,5 +1,5 @@
 // What every installer is given.
-import type { ManifestItem } from '../../src/model/manifest.ts';
+import type { Manifest, ManifestItem } from '../../src/model/manifest.ts';
 import type { ItemResult } from '../../src/model/result.ts';
 import type { Paths } from '../paths.ts';
 import { AgentError, type Platform, type RunResult } from '../platform/platform.ts';
@@ -11,6 +11,10 @@ export type InstallContext = {
   readonly paths: Paths;
   /** Folder under which the drive's paths stand; every file was verified. */
   readonly drive: string;
+  /** Signed archives on the drive, from which apt verifies the packages by itself; null where the manifest vouches for them. */
+  readonly archives: NonNullable<Manifest['apt']>['archives'] | null;
+  /** Whether the host has admitted this boot to the network already. */
+  readonly isAdmitted: boolean;
   readonly report: (item: ManifestItem, phase: Phase) => void;
 };
 

@@ -142,6 +142,8 @@ export const ADVISORIES_PER_CHANGELOG_MAX = 20_000;
 export const RELEASE_ADVISORIES_MAX = 200;
 /** Packages whose changelogs wait to be read; what comes beyond is passed over. */
 export const CHANGELOGS_WAITING_MAX = 1_000;
+/** Package names whose offers are remembered between two refreshes: about 3 KB each, and a fleet has a few thousand in all. */
+export const CATALOG_NAMES_MAX = 8_000;
 /** Other releases that one release names as installed together with it; a kernel needs one, a compiler a dozen. */
 export const RELEASE_REQUIRES_MAX = 100;
 /** Characters of one line of a package index; the longest Provides line of Debian main has about 100,000. */

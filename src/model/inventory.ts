@@ -38,6 +38,8 @@ export const OsSchema = Type.Object(
     arch: name,
     /** `uname -r` of the running kernel; absent when read from a switched-off disk. */
     kernel: Type.Optional(name),
+    /** The version of the Debian package the running kernel was built as, by its own word; absent where it has none. */
+    kernelVersion: Type.Optional(name),
   },
   { additionalProperties: false },
 );
