@@ -1,6 +1,6 @@
 // The configuration file's schema: every key with its meaning. proxy/pratique.schema.json is generated from it.
 import { type Static, type TInteger, type TOptional, Type } from 'typebox';
-import { NAME_CHARS_MAX, STATE_DEADLINES_MS } from '../src/base/limits.ts';
+import { NAME_CHARS_MAX, STATE_DEADLINES_MS, TUF_MIRRORS_MAX } from '../src/base/limits.ts';
 import { PolicySchema, PRODUCT_PATTERN } from '../src/model/policy.ts';
 import { DURATION_PATTERN } from './duration.ts';
 
@@ -23,6 +23,18 @@ const TufVendorSchema = Type.Object(
     name: VendorNameSchema,
     metadataUrl: Type.String({ ...httpUrl, description: 'Folder of the signed metadata' }),
     targetsUrl: Type.String({ ...httpUrl, description: 'Folder of the bundles' }),
+    mirrors: Type.Optional(
+      Type.Array(
+        Type.Object(
+          {
+            metadataUrl: Type.String({ ...httpUrl, description: 'Folder of the same signed metadata' }),
+            targetsUrl: Type.String({ ...httpUrl, description: 'Folder of the same bundles' }),
+          },
+          strict,
+        ),
+        { maxItems: TUF_MIRRORS_MAX - 1, description: 'Other places of the same repository, tried in this order' },
+      ),
+    ),
     rootPath: Type.String({ ...absolutePath, description: 'The first trusted root.json, obtained by a safe way' }),
   },
   strict,

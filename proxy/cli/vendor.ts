@@ -14,6 +14,7 @@ type AddOptions = {
   readonly kind: VendorConfig['kind'];
   readonly metadataUrl?: string;
   readonly targetsUrl?: string;
+  readonly mirror?: readonly string[];
   readonly root?: string;
   readonly suite?: readonly string[];
   readonly url?: string;
@@ -47,6 +48,7 @@ function addAdd(vendor: Command, build: Build): void {
     .addOption(new Option('--kind <kind>', 'kind of source').choices(['tuf', 'debian-apt']).makeOptionMandatory())
     .option('--metadata-url <url>', 'tuf: folder of the signed metadata')
     .option('--targets-url <url>', 'tuf: folder of the bundles')
+    .option('--mirror <url...>', 'tuf: other places of the repository, folders that hold metadata/ and targets/')
     .option('--root <file>', 'tuf: the first trusted root.json')
     .option('--suite <name...>', 'debian-apt: suites, for example bookworm bookworm-security')
     .option('--url <url>', "debian-apt: archive instead of the host's own")
@@ -66,6 +68,7 @@ function vendorConfig(name: string, options: AddOptions): VendorConfig {
       name,
       metadataUrl: needed(options.metadataUrl, '--metadata-url'),
       targetsUrl: needed(options.targetsUrl, '--targets-url'),
+      ...(options.mirror === undefined ? {} : { mirrors: options.mirror.map(mirrorAt) }),
       rootPath: resolve(needed(options.root, '--root')),
     };
   }
@@ -76,6 +79,12 @@ function vendorConfig(name: string, options: AddOptions): VendorConfig {
     ...(options.url === undefined ? {} : { url: options.url }),
     ...(options.keyring === undefined ? {} : { keyring: resolve(options.keyring) }),
   };
+}
+
+/** A copy of what `vendor publish` makes, served as it is. */
+function mirrorAt(url: string): { readonly metadataUrl: string; readonly targetsUrl: string } {
+  const folder = url.replace(/\/+$/, '');
+  return { metadataUrl: `${folder}/metadata`, targetsUrl: `${folder}/targets` };
 }
 
 function needed<T>(value: T | undefined, option: string): T {

@@ -20,6 +20,8 @@ export type VendorConfig =
       readonly name: string;
       readonly metadataUrl: string;
       readonly targetsUrl: string;
+      /** Other places of the same repository, tried in this order. */
+      readonly mirrors?: readonly { readonly metadataUrl: string; readonly targetsUrl: string }[];
       readonly rootPath: string;
     }
   | ({ readonly kind: 'debian-apt' } & DebianVendorConfig);

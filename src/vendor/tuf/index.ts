@@ -1,18 +1,21 @@
-// The vendor behind a TUF repository of bundles: tuf-js verifies the metadata, our fetch brings them, our guards read the bundles.
+// The vendor behind a TUF repository of bundles: verified metadata become offers, mirrors serve them, our guards read the bundles.
 import { stat } from 'node:fs/promises';
-import type { Clock } from '../../base/clock.ts';
+import { type Clock, isoTime } from '../../base/clock.ts';
 import { describeError, PratiqueError } from '../../base/errors.ts';
-import { bytesFrom, type HttpFetch } from '../../base/http-fetch.ts';
+import type { HttpFetch } from '../../base/http-fetch.ts';
+import { TUF_MIRRORS_MAX } from '../../base/limits.ts';
 import type { Log } from '../../base/log.ts';
 import { printable } from '../../base/printable.ts';
-import type { Artifact, Release } from '../../model/release.ts';
+import type { Release } from '../../model/release.ts';
 import { readArchive } from '../archive.ts';
 import { VendorError } from '../errors.ts';
-import type { ByteStream, Vendor, VendorStatus } from '../vendor.ts';
+import type { Vendor, VendorStatus } from '../vendor.ts';
 import { chooseReleases, newestOfAll } from './choose.ts';
+import { makeMirrors, type TufMirror } from './mirrors.ts';
 import { type Offer, readOffer } from './offer.ts';
 import { compareSemver } from './order.ts';
-import { loadTrust, type Trust, type VerifiedMetadata } from './trust.ts';
+import { loadTrust, type Trust } from './trust.ts';
+import type { VerifiedMetadata } from './trust-state.ts';
 
 export type TufVendorDeps = {
   readonly name: string;
@@ -20,6 +23,8 @@ export type TufVendorDeps = {
   readonly metadataUrl: string;
   /** Folder of the targets. */
   readonly targetsUrl: string;
+  /** Other places of the same repository, for when the first is away or ill. */
+  readonly mirrors?: readonly TufMirror[];
   /** The root.json the operator trusts. */
   readonly rootPath: string;
   /** Where this vendor's trust is kept; made when absent. */
@@ -33,7 +38,16 @@ export type TufVendorDeps = {
 
 /** Opens a TUF vendor from what is on disk, without network. Throws VendorError `usage/tuf-root` or `host-fault/tuf-state`. */
 export async function makeTufVendor(deps: TufVendorDeps): Promise<Vendor> {
-  const trust = await loadTrust(deps);
+  const places = [{ metadataUrl: deps.metadataUrl, targetsUrl: deps.targetsUrl }, ...(deps.mirrors ?? [])];
+  if (places.length > TUF_MIRRORS_MAX) {
+    throw new VendorError('usage/mirrors', `${deps.name} has more than ${TUF_MIRRORS_MAX} mirrors`);
+  }
+  const trust = await loadTrust({ ...deps, metadataUrls: places.map(({ metadataUrl }) => metadataUrl) });
+  const mirrors = makeMirrors({
+    vendor: deps.name,
+    targetsUrls: places.map(({ targetsUrl }) => targetsUrl),
+    http: deps.http,
+  });
   const closing = new AbortController();
   let offers = readOffers(deps, trust.verified());
   let trouble: VendorStatus['trouble'] = null;
@@ -67,7 +81,7 @@ export async function makeTufVendor(deps: TufVendorDeps): Promise<Vendor> {
     latest: async (inventory) => chooseReleases(offers, inventory),
     offers: async () => newestOfAll(offers),
     compareVersions: compareSemver,
-    open: async (artifact, offsetBytes, signal) => await openArtifact(deps, artifact, offsetBytes, signal),
+    open: mirrors.open,
     inspect: inspectRelease,
     close: async () => {
       closing.abort(new VendorError('host-fault/closing', `vendor ${deps.name} is being closed`));
@@ -78,20 +92,37 @@ export async function makeTufVendor(deps: TufVendorDeps): Promise<Vendor> {
 
 function statusOf(deps: TufVendorDeps, trust: Trust, trouble: VendorStatus['trouble']): VendorStatus {
   const verified = trust.verified();
-  if (verified === null) return { vendor: deps.name, checkedAtMs: null, isFresh: false, trouble };
-  const { checkedAtMs, expiresAtMs } = verified;
   const nowMs = deps.clock.nowMs();
-  const isFresh = nowMs < expiresAtMs && nowMs - checkedAtMs <= deps.metadataAgeMaxMs;
-  return { vendor: deps.name, checkedAtMs, isFresh, trouble };
+  const staleness = stalenessOf(verified, nowMs, deps.metadataAgeMaxMs);
+  return {
+    vendor: deps.name,
+    checkedAtMs: verified?.checkedAtMs ?? null,
+    isFresh: staleness === null,
+    // Why it is not fresh, also when nobody asked since the start: what failed last says it better, if something did.
+    trouble: trouble ?? staleness,
+  };
+}
+
+function stalenessOf(verified: VerifiedMetadata | null, nowMs: number, ageMaxMs: number): VendorStatus['trouble'] {
+  if (verified === null) return { code: 'vendor-ill/never-checked', message: 'its metadata were never verified' };
+  const { checkedAtMs, expiresAtMs, firstToExpire } = verified;
+  const since = `verified last at ${isoTime(checkedAtMs)}`;
+  if (nowMs >= expiresAtMs) {
+    const message = `${since}; its ${printable(firstToExpire)} metadata expired at ${isoTime(expiresAtMs)}`;
+    return { code: 'vendor-ill/tuf-expired', message };
+  }
+  if (nowMs - checkedAtMs <= ageMaxMs) return null;
+  const hours = Math.round(ageMaxMs / 360_000) / 10;
+  return { code: 'vendor-ill/stale', message: `${since}; more than ${hours} hours ago` };
 }
 
 /** Every target that can be understood; the others are left out, loudly, and break nothing else. */
 function readOffers(deps: TufVendorDeps, verified: VerifiedMetadata | null): readonly Offer[] {
   if (verified === null) return [];
   const offers: Offer[] = [];
-  for (const target of Object.values(verified.targets.targets)) {
+  for (const { role, target } of verified.targets) {
     try {
-      offers.push(readOffer(deps.name, target, verified.isConsistentSnapshot));
+      offers.push(readOffer(deps.name, target, { isConsistent: verified.isConsistentSnapshot, role }));
     } catch (error) {
       deps.log.warn({ vendor: deps.name, problem: describeError(error) }, 'a target is left out');
     }
@@ -112,27 +143,6 @@ async function abortable<T>(work: Promise<T>, signal: AbortSignal | undefined): 
     // Nobody else may be waiting for the shared round when this caller has left.
     work.catch(() => {});
   }
-}
-
-async function openArtifact(
-  deps: TufVendorDeps,
-  artifact: Artifact,
-  offsetBytes: number,
-  signal: AbortSignal | undefined,
-): Promise<ByteStream> {
-  const base = deps.targetsUrl.endsWith('/') ? deps.targetsUrl : `${deps.targetsUrl}/`;
-  const parts = artifact.location.split('/');
-  // A release may come back from a database: a location that climbs out of the repository is refused here again.
-  if (parts.some((part) => ['', '.', '..'].includes(part))) {
-    throw new VendorError('usage/location', `"${printable(artifact.location)}" is not a place in ${deps.name}`);
-  }
-  const url = new URL(parts.map(encodeURIComponent).join('/'), base).href;
-  const download = await deps.http.open(url, {
-    offsetBytes,
-    sizeBytesMax: artifact.sizeBytes,
-    ...(signal === undefined ? {} : { signal }),
-  });
-  return bytesFrom(download, offsetBytes);
 }
 
 async function inspectRelease(release: Release, path: string): Promise<void> {

@@ -41,9 +41,16 @@ export function isVersion(text: string): boolean {
   return version !== null && /^[0-9]/.test(text) && text === text.trim();
 }
 
+export type OfferTerms = {
+  /** TUF 6.2: the file's name carries its hash. */
+  readonly isConsistent: boolean;
+  /** The role that vouches for the target: `targets`, or a delegated one, which speaks for its own products only. */
+  readonly role: string;
+};
+
 /** Reads one verified target. Throws VendorError or PratiqueError `vendor-ill/tuf-target` naming the target and the field. */
-export function readOffer(vendor: string, target: TargetFile, isConsistent: boolean): Offer {
-  const what = `target "${printable(target.path)}"`;
+export function readOffer(vendor: string, target: TargetFile, { isConsistent, role }: OfferTerms): Offer {
+  const what = `target "${printable(target.path)}"${role === 'targets' ? '' : ` of ${printable(role)}`}`;
   const custom = parseCustom(target.unrecognizedFields.custom, what);
   checkMeaning(custom, what);
   const digest = target.hashes.sha256;
@@ -54,6 +61,7 @@ export function readOffer(vendor: string, target: TargetFile, isConsistent: bool
   const components = target.path.split('/');
   const base = components.at(-1) ?? '';
   if (!components.every(isPlainComponent)) throw unfit(what, 'its path is not a plain relative one');
+  if (role !== 'targets') checkDelegated(custom, components, what);
   // TUF 5.7.3 and 6.2: with consistent snapshots the file's name carries its hash.
   const fileName = isConsistent ? `${digest}.${base}` : base;
   const release: Release = {
@@ -88,6 +96,22 @@ export function checkMeaning(custom: Custom, what: string): void {
   if (custom.install.action === 'debian-package') {
     throw unfit(what, 'install.action "debian-package" belongs to a Debian source, not to a bundle');
   }
+}
+
+/**
+ * A delegation names paths, a release names a product. They are held together here: in a delegated role a target lies in
+ * the folder of its product, so who may sign `hello/…` speaks for hello and for nothing else, and never for the agent,
+ * which is offered to every VM.
+ */
+function checkDelegated(custom: Custom, components: readonly string[], what: string): void {
+  if (components.length < 2 || components[0] !== custom.product) {
+    throw unfit(
+      what,
+      `product "${custom.product}" is not the folder it lies in; a delegated role speaks for its own products`,
+    );
+  }
+  if (custom.install.action === 'agent')
+    throw unfit(what, 'install.action "agent" is for the top-level targets role alone');
 }
 
 function unfit(what: string, problem: string): VendorError {

@@ -148,7 +148,7 @@ async function stageTarget(release: ReleaseFolder, staging: string, compression:
     // The cast holds: Custom is parsed from JSON and holds nothing else.
     const fields = { custom: JSON.parse(JSON.stringify(custom)) as Record<string, never> };
     const target = new TargetFile({ path, length: size, hashes: { sha256: digest }, unrecognizedFields: fields });
-    readOffer('publisher', target, true);
+    readOffer('publisher', target, { isConsistent: true, role: 'targets' });
     return { path, file, digest, target, description };
   } catch (cause) {
     throw new VendorError('usage/bundle', `the release in ${folder} cannot be published`, {
