@@ -28,12 +28,9 @@ function planOf(vendors: readonly string[], action: 'debian-package' | 'agent' =
   const items = vendors.map((vendor, index): PlanItem => {
     const artifact = { name: `p${index}.deb`, digest: digestOf(`p${index}`), sizeBytes: 2, location: 'x' };
     const ecosystem = action === 'agent' ? 'agent' : 'debian';
-    const common = { vendor, ecosystem, product: `p${index}`, version: '1', kind: 'fix', requires: [] } as const;
-    return {
-      id: `p${index}`,
-      fromVersion: null,
-      release: { ...common, advisories: [], artifact, install: { action } },
-    };
+    const common = { vendor, ecosystem, product: `p${index}`, version: '1', kind: 'fix' } as const;
+    const release = { ...common, requires: [], advisories: [], artifact, install: { action } };
+    return { id: `p${index}`, fromVersion: null, release };
   });
   // The casts hold: both texts have the form of their id.
   return { vm: 'web-1' as VmId, run: 'a'.repeat(32) as RunId, items, leftOut: [], vendors: [] };
