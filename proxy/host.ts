@@ -16,8 +16,10 @@ import { makeGate } from '../src/gate/gate.ts';
 import { openGuestChannel } from '../src/guest/session.ts';
 import { type Fence, openFence } from '../src/hypervisor/fence.ts';
 import { namespaceKey } from '../src/hypervisor/namespace.ts';
+import { prepareImage } from '../src/hypervisor/qmp/disk-paths.ts';
 import { makeQmpDriver } from '../src/hypervisor/qmp/driver.ts';
 import type { Namespace, VmSpec } from '../src/hypervisor/vm-spec.ts';
+import { makeInspector } from '../src/inspect/inspector.ts';
 import { INVENTORY_MIGRATIONS, makeInventoryStore } from '../src/inventory/inventory-store.ts';
 import type { VmId } from '../src/model/ids.ts';
 import type { Policy } from '../src/model/policy.ts';
@@ -67,7 +69,12 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
   // Only root may give a QEMU a user of its own; for anybody else it runs as they do.
   const uidFor = async (vm: VmId) => (process.getuid?.() === 0 ? (runs.get(vm)?.uid ?? null) : null);
   const driver = makeQmpDriver({ runFolder, diskRoots, uidFor, fenceFor: fences.fenceFor, clock, log });
-  const deps = makeRunDeps(options, { journal, inventories, audit, store, vendors, gate, driver });
+  const inspector = makeInspector({
+    clock,
+    uidFor,
+    prepare: (vm, disk, uid) => prepareImage(vm, disk, uid, diskRoots),
+  });
+  const deps = makeRunDeps(options, { journal, inventories, audit, store, vendors, gate, driver, inspector });
   const rooms: HostRooms = {
     config,
     clock,
@@ -90,6 +97,7 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     rooms,
     close: async () => {
       await maintenance.close();
+      await inspector.close();
       await Promise.all([...runs.values()].map((run) => run.close()));
       await vendors.close();
       await store.close();
@@ -101,7 +109,7 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
   };
 }
 
-type Parts = Pick<VmRunDeps, 'journal' | 'inventories' | 'audit' | 'store' | 'gate' | 'driver'> & {
+type Parts = Pick<VmRunDeps, 'journal' | 'inventories' | 'audit' | 'store' | 'gate' | 'driver' | 'inspector'> & {
   readonly vendors: VendorBook;
 };
 

@@ -31,6 +31,15 @@ export type AuditRecord =
       readonly code: string;
       readonly detail: string;
     }
+  /** What the agent of a VM reported first is something else than its disk had told before the boot. */
+  | {
+      readonly kind: 'disk-differs';
+      readonly vm: VmId;
+      readonly changed: number;
+      readonly missing: number;
+      readonly added: number;
+      readonly detail: string;
+    }
   | {
       readonly kind: 'quarantine';
       readonly vm: VmId;

@@ -6,6 +6,7 @@ import type { buildDrive, removeDrives } from '../drive/drive.ts';
 import type { Gate } from '../gate/gate.ts';
 import type { openGuestChannel } from '../guest/session.ts';
 import type { HypervisorDriver } from '../hypervisor/hypervisor.ts';
+import type { Inspector } from '../inspect/inspector.ts';
 import type { InventoryStore } from '../inventory/inventory-store.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Vendor } from '../vendor/vendor.ts';
@@ -25,6 +26,8 @@ export type VmRunDeps = {
   readonly inventories: InventoryStore;
   readonly audit: Audit;
   readonly inspections: Inspections;
+  /** Looks into the disks of VMs that are off; absent: no disk is looked into. */
+  readonly inspector?: Inspector;
   readonly openChannel: typeof openGuestChannel;
   readonly drives: { readonly build: typeof buildDrive; readonly remove: typeof removeDrives };
   /** Folder of the drives: one folder a VM, one below it a run. */

@@ -17,6 +17,7 @@ import { newRunId } from './new-run-id.ts';
 import { comparisonOf, makePlan } from './planner.ts';
 import { type Found, recover } from './recover.ts';
 import { type Answer, makeRunner, RunError, type Runner } from './runner.ts';
+import { type Inspection, Staging } from './staging.ts';
 import { isUnderWay, type Run, type RunState, runOf, sessionOf } from './state.ts';
 import { namespaceOf, tapNamesOf } from './taps.ts';
 import { VmDrive } from './vm-drive.ts';
@@ -34,6 +35,7 @@ export class VmRun {
   policy: Policy;
   readonly #deps: VmRunDeps;
   readonly #drive: VmDrive;
+  readonly #staging: Staging;
   #running: RunningVm | null = null;
   #untold: (() => void)[] | null = null;
   #hasEnded = false;
@@ -70,6 +72,12 @@ export class VmRun {
       record.sinceMs,
     );
     const { vm, spec, uid } = record;
+    this.#staging = new Staging(deps, {
+      vm: record.vm,
+      spec: record.spec,
+      policy: () => this.policy,
+      note: (...words) => this.runner.note(...words),
+    });
     this.#drive = new VmDrive(deps, {
       vm,
       spec,
@@ -203,6 +211,7 @@ export class VmRun {
 
   #keepInventory(inventory: Inventory, source: 'report' | 'confirm'): void {
     if (source === 'report') this.#reported = inventory;
+    this.#staging.compare(inventory);
     this.#deps.inventories.record(this.vm, { inventory, source, atMs: this.#deps.clock.nowMs() });
   }
 
@@ -271,6 +280,7 @@ export class VmRun {
   }
 
   async #startVm(): Promise<Answer | null> {
+    await this.#staging.leave();
     this.#drive.forgetAttached();
     // One that was left behind when it could not be taken over is taken over now.
     const running = (await this.#deps.driver.adopt(this.spec)) ?? (await this.#deps.driver.start(this.spec));
@@ -380,6 +390,11 @@ export class VmRun {
     return makePlan({ vm: this.vm, run, inventory, policy: this.policy, vendors: vendors(), clock, signal });
   }
 
+  /** What its disk tells while it is off (A3). Throws RunError while it runs, InspectError where the disk tells nothing. */
+  async inspectDisk(signal: AbortSignal): Promise<Inspection> {
+    return await this.#staging.inspect(this.runner.state(), signal);
+  }
+
   /** What would be installed now, from the last known inventory. Throws RunError when there is none or no plan can be made. */
   async dryRun(signal: AbortSignal): Promise<Plan> {
     const known = this.#deps.inventories.last(this.vm);
@@ -396,9 +411,9 @@ export class VmRun {
 
   /** A1: what the VM needs is fetched while it is off. */
   async #stage(signal: AbortSignal): Promise<Answer | null> {
-    const known = this.#deps.inventories.last(this.vm);
+    const known = await this.#staging.inventory(signal);
     if (known === null) return null;
-    const answer = await this.#askForPlan(newRunId(), known.inventory, signal);
+    const answer = await this.#askForPlan(newRunId(), known, signal);
     if (answer.kind === 'refused') return null;
     const trouble = await this.#drive.fetch(answer.plan, 'stage', signal);
     if (trouble !== null) return null;

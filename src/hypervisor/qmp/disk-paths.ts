@@ -45,6 +45,21 @@ export async function resolveImage(
   return { path, format: image.format, backing };
 }
 
+/** A disk as a program of this user may read it while the VM is off: with real paths, and the VM's own if it would be at its start. */
+export async function prepareImage(
+  vm: VmId,
+  disk: DiskImage & { readonly id: string; readonly readOnly?: boolean | undefined },
+  uid: number | null,
+  roots: readonly string[],
+): Promise<DiskImage> {
+  const image = await resolveImage(vm, `disks.${disk.id}`, disk, roots);
+  if (uid === null || disk.readOnly === true) return image;
+  const facts = await stat(image.path);
+  const isReadable = facts.uid === uid || (facts.mode & 0o004) !== 0;
+  if (!isReadable) await giveTo(uid, image.path);
+  return image;
+}
+
 /** With a backing file left out the guest would see zeros in its place, and write on top of them. */
 async function checkQcow2({ vm, field, path }: HostFile, { backing }: DiskImage): Promise<void> {
   const header = await readQcow2Header(path).catch((cause: unknown) => {
