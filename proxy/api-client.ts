@@ -38,6 +38,7 @@ export function makeApiClient(options: ApiClientOptions): Service {
     planVm: async (vm) => await ask({ method: 'GET', path: vmPath(vm, '/plan') }),
     updateVm: async (vm) => await ask({ method: 'POST', path: vmPath(vm, '/update') }),
     whyVm: async (vm) => await ask({ method: 'GET', path: vmPath(vm, '/why') }),
+    inspectVm: async (vm) => await ask({ method: 'POST', path: vmPath(vm, '/inspect') }),
     followEvents: (query) => followEvents(options, query),
     pastEvents: async (query) => await pick(ask, 'events', { method: 'GET', path: `/v1/events?${search(query)}` }),
     addVendor: async (body) => await ask({ method: 'POST', path: '/v1/vendors', body }),

@@ -1,8 +1,9 @@
 // Schemas of what the API answers and takes; the types of service.ts are their other half, and the compiler compares the two.
 import { type Static, type TSchema, Type } from 'typebox';
 import { VmSpecSchema } from '../src/hypervisor/vm-spec.ts';
-import { VmIdSchema } from '../src/model/ids.ts';
-import { InstalledProductSchema, OsSchema } from '../src/model/inventory.ts';
+import { DiskFormatSchema } from '../src/model/disk-image.ts';
+import { RunIdSchema, VmIdSchema } from '../src/model/ids.ts';
+import { InstalledProductSchema, InventorySchema, OsSchema } from '../src/model/inventory.ts';
 import { PolicySchema } from '../src/model/policy.ts';
 import { KindSchema } from '../src/model/release.ts';
 import type { Problem } from './problem.ts';
@@ -12,6 +13,7 @@ import {
   type AuditReport,
   type DoctorLine,
   type DriftRow,
+  type Inspection,
   RUN_STATES,
   type Service,
   type VmEventRecord,
@@ -65,8 +67,49 @@ const vmViewFields = {
   why: WhySchema,
 };
 export const VmViewSchema = Type.Object(vmViewFields, strict);
+const InventorySourceSchema = oneOf(['report', 'confirm', 'disk']);
 export const VmDetailSchema = Type.Object(
-  { ...vmViewFields, products: Type.Array(InstalledProductSchema), spec: VmSpecSchema },
+  {
+    ...vmViewFields,
+    products: Type.Array(InstalledProductSchema),
+    spec: VmSpecSchema,
+    known: nullable(Type.Object({ source: InventorySourceSchema, atMs: wallMs }, strict)),
+  },
+  strict,
+);
+
+const namesOf = (description: string) =>
+  Type.Object(
+    { count, first: Type.Array(Type.String(), { description: 'The first few' }) },
+    { ...strict, description },
+  );
+export const InspectionSchema = Type.Object(
+  {
+    disk: Type.String({ description: 'Id in the VM spec' }),
+    format: DiskFormatSchema,
+    sizeBytes: count,
+    table: oneOf(['gpt', 'mbr', 'none']),
+    partition: nullable(count),
+    filesystem: oneOf(['ext2', 'ext3', 'ext4']),
+    inventory: InventorySchema,
+    lastRun: nullable(
+      Type.Object({ run: RunIdSchema, isFinished: Type.Boolean(), results: count, failed: count }, strict),
+    ),
+    notes: Type.Array(Type.String()),
+    tookMs: count,
+    counts: InventorySourceSchema,
+    difference: nullable(
+      Type.Object(
+        {
+          changed: namesOf('Another version, state or hold than on the disk'),
+          missing: namesOf('On the disk, but not told by the agent'),
+          added: namesOf('Told by the agent, but not on the disk'),
+          facts: Type.Array(Type.String()),
+        },
+        strict,
+      ),
+    ),
+  },
   strict,
 );
 
@@ -104,6 +147,7 @@ export const DriftRowSchema = Type.Object(
     kind: KindSchema,
     advisories: Type.Array(Type.String()),
     sinceMs: wallMs,
+    source: InventorySourceSchema,
   },
   strict,
 );
@@ -160,6 +204,7 @@ export const SCHEMAS_CARRY_THE_SERVICE: readonly [
   Carries<VmView, typeof VmViewSchema>,
   Carries<Answer<'showVm'>, typeof VmDetailSchema>,
   Carries<Why, typeof WhySchema>,
+  Carries<Inspection, typeof InspectionSchema>,
   Carries<VmEventRecord, typeof VmEventSchema>,
   Carries<Answer<'listVendors'>[number], typeof VendorListedSchema>,
   Carries<Answer<'addVendor'>, typeof VendorStatusSchema>,
@@ -169,4 +214,4 @@ export const SCHEMAS_CARRY_THE_SERVICE: readonly [
   Carries<AuditReport, typeof AuditReportSchema>,
   Carries<AuditEntry['record']['kind'], (typeof AuditEntrySchema)['properties']['record']['properties']['kind']>,
   Carries<Problem, typeof ProblemSchema>,
-] = [true, true, true, true, true, true, true, true, true, true, true, true];
+] = [true, true, true, true, true, true, true, true, true, true, true, true, true];

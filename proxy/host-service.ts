@@ -43,13 +43,20 @@ export function makeService(rooms: HostRooms): Service {
       checkSpec(spec, [...rooms.runs.values()]);
       const run = rooms.addRun(spec, { ...DEFAULT_POLICY, ...rooms.config.policy, ...policy });
       await recordOperator(run, 'vm-added', `spec ${run.specDigest}`);
+      // A1: what it needs is fetched before it starts for the first time, as far as its disk tells.
+      run.runner.post({ kind: 'stage' });
       return await viewOf(rooms, run);
     },
     listVms: async () => await Promise.all([...rooms.runs.values()].map((run) => viewOf(rooms, run))),
     showVm: async (vm) => {
       const run = find(vm);
       const known = rooms.inventories.last(run.vm);
-      return { ...(await viewOf(rooms, run)), products: known?.inventory.products ?? [], spec: run.spec };
+      return {
+        ...(await viewOf(rooms, run)),
+        products: known?.inventory.products ?? [],
+        spec: run.spec,
+        known: known === null ? null : { source: known.source, atMs: known.atMs },
+      };
     },
     startVm: async (vm) => {
       const run = find(vm);
@@ -95,6 +102,7 @@ export function makeService(rooms: HostRooms): Service {
       return await viewOf(rooms, run);
     },
     whyVm: async (vm) => whyOf(find(vm)),
+    inspectVm: async (vm) => await find(vm).inspectDisk(new AbortController().signal),
     pastEvents: async ({ vm, afterSeq, limit }) =>
       journal.notes({ ...(vm === undefined ? {} : { vm }), afterSeq, limit }).map(asEvent),
     followEvents: (options) => followNotes(journal, options),
@@ -206,5 +214,6 @@ async function driftOf(rooms: HostRooms): Promise<readonly DriftRow[]> {
     const { releases } = await registry.latest(known.inventory);
     rooms.inventories.setDrift(vm, findDrift(known.inventory, releases, compare), rooms.clock.nowMs());
   }
-  return rooms.inventories.drift();
+  const sources = new Map(rooms.inventories.vms().map((vm) => [vm, rooms.inventories.last(vm)?.source]));
+  return rooms.inventories.drift().map((entry) => ({ ...entry, source: sources.get(entry.vm) ?? 'report' }));
 }

@@ -79,6 +79,7 @@ test('every method of the service gives the same answer over the socket as besid
     (s) => s.updateVm(web),
     (s) => s.planVm(web),
     (s) => s.whyVm(web),
+    (s) => s.inspectVm(web),
     (s) => s.admitVm(web, { reason: 'it is the router', actor: 'ann' }),
     (s) => s.pastEvents({ vm: web, afterSeq: 1, limit: 1 }),
     (s) => s.addVm({ ...SAMPLE_SPEC, vm: vmId('db') }, { install: 'security' }),

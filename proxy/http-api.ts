@@ -18,6 +18,7 @@ import {
   AuditReportSchema,
   DoctorLineSchema,
   DriftRowSchema,
+  InspectionSchema,
   ProblemSchema,
   VendorListedSchema,
   VendorStatusSchema,
@@ -165,6 +166,7 @@ const NAMED_SCHEMAS = {
   AuditReport: AuditReportSchema,
   DoctorLine: DoctorLineSchema,
   DriftRow: DriftRowSchema,
+  Inspection: InspectionSchema,
   Plan: PlanSchema,
   Problem: ProblemSchema,
   Release: ReleaseSchema,
@@ -224,6 +226,17 @@ function addVmRoutes(app: Api, service: Service): void {
       async ({ params }) => action((params as Static<typeof vmParams>).vm), // The cast holds: the route's schema is vmParams; the path is no literal here.
     );
   act('start', 'Start a VM behind the closed gate', (vm) => service.startVm(vm));
+  app.post(
+    '/v1/vms/:vm/inspect',
+    {
+      schema: {
+        summary: 'Look into the disk of a VM that is off',
+        params: vmParams,
+        response: answers(200, refTo('Inspection'), 'What the disk tells'),
+      },
+    },
+    async ({ params }) => service.inspectVm(params.vm),
+  );
   act('retry', 'Try again after a quarantine', (vm) => service.retryVm(vm));
   act('update', 'Update now; a connected VM stays plugged in', (vm) => service.updateVm(vm));
   addVmDecisionRoutes(app, service, view);

@@ -1,11 +1,13 @@
 // What the surfaces (HTTP API, CLI, demo) may ask of the running host. host.ts implements it over the rooms of src/.
 import type { Checkpoint as AuditCheckpoint } from '../src/audit/record.ts';
 import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
+import type { InventorySource } from '../src/inventory/inventory-store.ts';
 import type { VmId } from '../src/model/ids.ts';
 import type { InstalledProduct, Os } from '../src/model/inventory.ts';
 import type { Plan } from '../src/model/plan.ts';
 import type { Policy } from '../src/model/policy.ts';
 import type { Kind, Release } from '../src/model/release.ts';
+import type { Inspection } from '../src/update/staging.ts';
 import type { VendorConfig } from '../src/vendor/registry.ts';
 import type { VendorStatus } from '../src/vendor/vendor.ts';
 
@@ -51,6 +53,13 @@ export type VmView = {
   readonly why: Why;
 };
 
+export type VmDetail = VmView & {
+  readonly products: readonly InstalledProduct[];
+  readonly spec: VmSpec;
+  /** Who told of these products, and when; null while nothing is known. */
+  readonly known: { readonly source: InventorySource; readonly atMs: number } | null;
+};
+
 export type VmEventRecord = {
   readonly seq: number;
   readonly vm: VmId;
@@ -73,9 +82,11 @@ export type DriftRow = {
   readonly advisories: readonly string[];
   /** Wall time since when we know that it is behind. */
   readonly sinceMs: number;
+  /** Who told what is installed: the agent (`report`, `confirm`), or the disk of a VM that has never run. */
+  readonly source: InventorySource;
 };
 
-export type { AuditCheckpoint, VendorConfig };
+export type { AuditCheckpoint, Inspection, VendorConfig };
 
 export type DoctorLine = {
   readonly check: string;
@@ -103,9 +114,7 @@ export type AuditReport = {
 export type Service = {
   readonly addVm: (spec: VmSpec, policy: Partial<Policy>) => Promise<VmView>;
   readonly listVms: () => Promise<readonly VmView[]>;
-  readonly showVm: (
-    vm: string,
-  ) => Promise<VmView & { readonly products: readonly InstalledProduct[]; readonly spec: VmSpec }>;
+  readonly showVm: (vm: string) => Promise<VmDetail>;
   readonly startVm: (vm: string) => Promise<VmView>;
   readonly stopVm: (vm: string, options: { readonly force: boolean }) => Promise<VmView>;
   readonly retryVm: (vm: string) => Promise<VmView>;
@@ -117,6 +126,8 @@ export type Service = {
   /** Starts an update now; a connected VM stays plugged in. */
   readonly updateVm: (vm: string) => Promise<VmView>;
   readonly whyVm: (vm: string) => Promise<Why>;
+  /** Looks into the disk of a VM that is off; changes nothing on it. */
+  readonly inspectVm: (vm: string) => Promise<Inspection>;
   /** Events after `afterSeq`, then live ones until the signal aborts. */
   readonly followEvents: (options: {
     readonly vm?: string;

@@ -26,7 +26,7 @@ export function addDriftCommand(program: Command, build: Build): void {
       const rows = drift.map((row) => [
         row.vm,
         row.product,
-        row.installed ?? '-',
+        row.installed === null ? '-' : `${row.installed}${row.source === 'disk' ? ' (by its disk)' : ''}`,
         row.latest,
         { text: row.kind, paint: (text: string) => (row.kind === 'security' ? output.paint('red', text) : text) },
         durationText(clock.nowMs() - row.sinceMs),
@@ -52,7 +52,7 @@ function hasDrift(drift: readonly DriftRow[], failOn: DriftOptions['failOn']): b
 
 /** The rows as CSV with a head line. A cell that a spreadsheet would run as a formula gets an apostrophe before it. */
 export function driftCsv(drift: readonly DriftRow[]): string {
-  const head = ['vm', 'ecosystem', 'product', 'installed', 'latest', 'kind', 'since_ms', 'advisories'];
+  const head = ['vm', 'ecosystem', 'product', 'installed', 'latest', 'kind', 'since_ms', 'advisories', 'source'];
   const rows = drift.map((row) => [
     row.vm,
     row.ecosystem,
@@ -62,6 +62,7 @@ export function driftCsv(drift: readonly DriftRow[]): string {
     row.kind,
     String(row.sinceMs),
     row.advisories.join(' '),
+    row.source,
   ]);
   return [head, ...rows].map((row) => row.map(csvCell).join(',')).join('\r\n');
 }

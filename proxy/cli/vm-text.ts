@@ -2,13 +2,11 @@
 import { isoTime } from '../../src/base/clock.ts';
 import { counted, printable } from '../../src/base/printable.ts';
 import type { Plan } from '../../src/model/plan.ts';
-import type { RunStateName, Service, VmEventRecord, VmView, Why } from '../service.ts';
+import type { RunStateName, VmDetail, VmEventRecord, VmView, Why } from '../service.ts';
 import type { Colour, Output } from './output.ts';
 import { renderTable } from './table.ts';
 import { durationText, sizeText } from './text.ts';
 import { progressText } from './timeline.ts';
-
-type VmDetail = Awaited<ReturnType<Service['showVm']>>;
 
 /** Products shown of one VM; `--json` has all of them. */
 const PRODUCTS_SHOWN_MAX = 40;
@@ -37,6 +35,13 @@ function osText({ os }: VmView): string {
   return os === null ? '-' : printable(`${os.id} ${os.versionId} ${os.arch}`, 60);
 }
 
+/** Who told what a VM has. */
+export const SOURCES = {
+  report: "the agent's report",
+  confirm: "the agent's confirmation",
+  disk: 'its disk, read while it was off',
+} as const;
+
 /** The page of `vm show`. */
 export function vmText(vm: VmDetail, output: Output, nowMs: number): string {
   const { policy, fenceDropped, why } = vm;
@@ -52,6 +57,7 @@ export function vmText(vm: VmDetail, output: Output, nowMs: number): string {
     ['kind', vm.kind],
     ['os', osText(vm)],
     ['agent', vm.agentVersion ?? '-'],
+    ['known from', vm.known === null ? '-' : `${SOURCES[vm.known.source]}, ${durationText(nowMs - vm.known.atMs)} ago`],
     ['run', vm.run ?? '-'],
     [
       'policy',

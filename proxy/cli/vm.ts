@@ -31,6 +31,7 @@ export function addVmCommands(program: Command, build: Build): void {
   const vm = program.command('vm').description('virtual machines');
   addAdd(vm, build);
   addReadingCommands(vm, build);
+  addInspect(vm, build);
   addActingCommands(vm, build);
   addEventCommands(vm, build);
 }
@@ -109,6 +110,19 @@ function addReadingCommands(vm: Command, build: Build): void {
     const planned = await (await connect()).planVm(name);
     const { planText } = await texts();
     output.show(planned, () => planText(planned, output));
+    return undefined;
+  });
+}
+
+function addInspect(vm: Command, build: Build): void {
+  const inspect = vm
+    .command('inspect')
+    .description('what the disk of a VM that is off tells: system, packages, agent (changes nothing on it)')
+    .argument('<vm>');
+  completeCommand(inspect, build, 'pratique vm inspect web', async ({ output, connect }, [name = '']) => {
+    const inspection = await (await connect()).inspectVm(name);
+    const { inspectionText } = await import('./inspection-text.ts');
+    output.show(inspection, () => inspectionText(inspection, output));
     return undefined;
   });
 }

@@ -1,6 +1,14 @@
 // An in-memory Service: answers every question of the surfaces with complete sample data and remembers what was asked of it.
 import { EventEmitter, on } from 'node:events';
-import type { AuditCheckpoint, DriftRow, RunStateName, Service, VmEventRecord, VmView } from '../../proxy/service.ts';
+import type {
+  AuditCheckpoint,
+  DriftRow,
+  Inspection,
+  RunStateName,
+  Service,
+  VmEventRecord,
+  VmView,
+} from '../../proxy/service.ts';
 import { digestOf } from '../../src/base/digest.ts';
 import { PratiqueError } from '../../src/base/errors.ts';
 import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
@@ -63,6 +71,36 @@ export const SAMPLE_DRIFT: DriftRow = {
   kind: 'security',
   advisories: ['ACME-2026-1'],
   sinceMs: 1_700_000_000_000,
+  source: 'confirm',
+};
+
+export const SAMPLE_INSPECTION: Inspection = {
+  disk: 'root',
+  format: 'qcow2',
+  sizeBytes: 1_073_741_824,
+  table: 'gpt',
+  partition: 1,
+  filesystem: 'ext4',
+  inventory: {
+    os: { id: 'debian', versionId: '12', codename: 'bookworm', arch: 'amd64' },
+    products: [{ ecosystem: 'debian', product: 'jq', version: '1.6-2.1', arch: 'amd64', state: 'installed' }],
+    config: [],
+    agent: { version: '0.1.0', digest: digestOf('agent') },
+    abilities: { drives: [], compressions: ['none'] },
+    freeBytes: 1_000_000,
+    rebootRequired: false,
+    lastShutdown: null,
+  },
+  lastRun: { run: 'ab'.repeat(16) as RunId, isFinished: true, results: 2, failed: 0 }, // The cast holds: 32 hex digits.
+  notes: ['its filesystem was not unmounted'],
+  tookMs: 90,
+  counts: 'confirm',
+  difference: {
+    changed: { count: 1, first: ['debian/jq:amd64 1.6-2.1 -> 1.6-2.2'] },
+    missing: { count: 0, first: [] },
+    added: { count: 0, first: [] },
+    facts: [],
+  },
 };
 
 /** Well-formed; its signature is of no key. */
@@ -175,7 +213,8 @@ export function makeFakeService(state: RunStateName = 'off'): FakeService {
           held: false,
         },
       ] as const;
-      return { ...view(vm), products: [...products], spec: find(vm).spec };
+      const known = { source: 'confirm', atMs: 1_700_000_000_000 } as const;
+      return { ...view(vm), products: [...products], spec: find(vm).spec, known };
     },
     startVm: async (vm) => {
       enter('startVm', vm);
@@ -216,6 +255,11 @@ export function makeFakeService(state: RunStateName = 'off'): FakeService {
     whyVm: async (vm) => {
       enter('whyVm', vm);
       return view(vm).why;
+    },
+    inspectVm: async (vm) => {
+      enter('inspectVm', vm);
+      find(vm);
+      return SAMPLE_INSPECTION;
     },
     followEvents: async function* ({ vm, afterSeq, signal }) {
       enter('followEvents', vm, afterSeq);
