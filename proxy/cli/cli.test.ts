@@ -13,7 +13,14 @@ import { systemClock } from '../../src/base/clock.ts';
 import { PratiqueError } from '../../src/base/errors.ts';
 import { silentLog } from '../../src/base/log.ts';
 import { type FakeDaemon, startFakeDaemon } from '../../test/fakes/daemon.ts';
-import { makeFakeService, SAMPLE_CHECKPOINT, SAMPLE_DRIFT, SAMPLE_SPEC, vmId } from '../../test/fakes/service.ts';
+import {
+  makeFakeService,
+  SAMPLE_CHECKPOINT,
+  SAMPLE_DRIFT,
+  SAMPLE_INSPECTION,
+  SAMPLE_SPEC,
+  vmId,
+} from '../../test/fakes/service.ts';
 import type { HostRooms } from '../host-rooms.ts';
 import { makeService } from '../host-service.ts';
 import { buildProgram, runCommandLine } from './program.ts';
@@ -126,7 +133,7 @@ test('a command without a daemon says how to start it', async () => {
 
 const COMMANDS =
   'audit checkpoint, audit show, audit verify, config check, config show, demo, doctor, drift, serve, vendor add, vendor check, ' +
-  'vendor list, vendor publish, vm add, vm admit, vm events, vm list, vm plan, vm remove, vm retry, vm show, vm start, ' +
+  'vendor list, vendor publish, vm add, vm admit, vm events, vm inspect, vm list, vm plan, vm remove, vm retry, vm show, vm start, ' +
   'vm stop, vm update, vm wait, vm why';
 
 test('every command has an example, --json and a description', () => {
@@ -169,6 +176,7 @@ test('with --json every reading command prints one document with what the servic
     [['vm', 'why', 'web'], await service.whyVm('web')],
     [['vm', 'why'], { vms: [await service.whyVm('web')] }],
     [['vm', 'plan', 'web'], await service.planVm('web')],
+    [['vm', 'inspect', 'web'], await service.inspectVm('web')],
     [['vendor', 'list'], { vendors: await service.listVendors() }],
     [['vendor', 'list', 'acme'], { releases: await service.vendorOffers('acme') }],
     [['vendor', 'check'], { vendors: await service.checkVendor(null) }],
@@ -313,6 +321,9 @@ test('vm add attaches a VM that runs already', async () => {
 test('text of guests and vendors cannot act on the terminal, in tables, sentences or JSON', async () => {
   const evil = '\u001b[2J\u009b1m\u202eevil\u0007';
   daemon.service().setDrift([{ ...SAMPLE_DRIFT, product: evil, latest: `1\n2${evil}` }]);
+  const { inventory } = SAMPLE_INSPECTION;
+  const os = { ...inventory.os, versionId: evil };
+  daemon.service().setInspection({ ...SAMPLE_INSPECTION, notes: [evil], inventory: { ...inventory, os } });
   daemon.service().failWith('startVm', new PratiqueError('guest-fault/agent', `it said ${evil}`));
   daemon.service().emit({ vm: vmId('web'), kind: 'guest', state: 'installing', text: evil });
   const hostile = /(?!\n)[\p{Cc}\p{Cf}]/u;
@@ -321,6 +332,7 @@ test('text of guests and vendors cannot act on the terminal, in tables, sentence
     ['drift', '--csv'],
     ['drift', '--json'],
     ['vm', 'start', 'web', '--json'],
+    ['vm', 'inspect', 'web'],
     ['vm', 'events'],
     ['vm', 'events', '--json'],
   ]) {
@@ -350,7 +362,7 @@ test('drift as CSV quotes, and a cell that a spreadsheet would run is disarmed',
   const { stdout } = await run(['drift', '--csv']);
   assert.equal(
     stdout.split('\r\n')[1]?.trim(),
-    `web,bundle,"'=cmd(""x""),y",,2.0.0,security,1700000000000,ACME-2026-1`,
+    `web,bundle,"'=cmd(""x""),y",,2.0.0,security,1700000000000,ACME-2026-1,confirm`,
   );
 });
 

@@ -28,6 +28,8 @@ export type FakeService = Service & {
   readonly failWith: (method: keyof Service, error: unknown) => void;
   /** Replaces the answer of `drift`. */
   readonly setDrift: (rows: readonly DriftRow[]) => void;
+  /** Replaces the answer of `inspectVm`. */
+  readonly setInspection: (inspection: Inspection) => void;
   /** Followers that are connected now. */
   readonly followers: () => number;
 };
@@ -152,6 +154,7 @@ export function makeFakeService(state: RunStateName = 'off'): FakeService {
   const failures = new Map<string, unknown>();
   const bus = new EventEmitter();
   let drift: readonly DriftRow[] = [SAMPLE_DRIFT];
+  let inspection = SAMPLE_INSPECTION;
   const enter = (method: keyof Service, ...args: unknown[]): void => {
     calls.push({ method, args });
     if (failures.has(method)) throw failures.get(method);
@@ -185,6 +188,9 @@ export function makeFakeService(state: RunStateName = 'off'): FakeService {
     setState,
     failWith: (method, error) => {
       failures.set(method, error);
+    },
+    setInspection: (next) => {
+      inspection = next;
     },
     setDrift: (rows) => {
       drift = rows;
@@ -259,7 +265,7 @@ export function makeFakeService(state: RunStateName = 'off'): FakeService {
     inspectVm: async (vm) => {
       enter('inspectVm', vm);
       find(vm);
-      return SAMPLE_INSPECTION;
+      return inspection;
     },
     followEvents: async function* ({ vm, afterSeq, signal }) {
       enter('followEvents', vm, afterSeq);
