@@ -36,6 +36,8 @@ export type Catalog = {
   readonly providers: (relation: Relation) => readonly OfferedPackage[];
   readonly satisfies: (relation: Relation, offer: OfferedPackage) => boolean;
   readonly memberOf: (offer: OfferedPackage) => Member;
+  /** Names looked up so far: what the catalog remembers grows with them. */
+  readonly size: () => number;
 };
 
 /** apt's priorities of a source, and of the version that is installed (apt_preferences(5), "APT's Default Priority Assignments"). */
@@ -120,7 +122,7 @@ export type CatalogOptions = {
   readonly pins: readonly Pin[];
 };
 
-/** A view of the index for one question: what is looked up once is remembered. */
+/** A view of the index as it is now: what is looked up once is remembered, so it must be thrown away when the index changes. */
 export function makeCatalog(
   index: Pick<PackageIndex, 'byName' | 'mentioning'>,
   { arch, suites, pins }: CatalogOptions,
@@ -147,6 +149,7 @@ export function makeCatalog(
     byName,
     candidate,
     memberOf,
+    size: () => offersOf.size + mentions.size,
     satisfies: (relation, offer) => satisfies(relation, memberOf(offer)),
     providers: (relation) => {
       const known = mentions.get(relation.name) ?? index.mentioning(relation.name).filter(fits);

@@ -5,6 +5,7 @@ import type { Clock } from '../../base/clock.ts';
 import { describeError, PratiqueError } from '../../base/errors.ts';
 import { bytesFrom, type HttpFetch, makeHttpFetch } from '../../base/http-fetch.ts';
 import {
+  CATALOG_NAMES_MAX,
   CHANGELOGS_WAITING_MAX,
   FREE_TEXT_CHARS_MAX,
   NAME_CHARS_MAX,
@@ -67,6 +68,8 @@ type Debian = {
   readonly index: PackageIndex;
   readonly kept: KeptFiles;
   readonly incoming: string;
+  /** What was looked up since the last refresh: VMs have much in common. */
+  remembered: Catalog | undefined;
   readonly fetcherFor: (repoUri: string) => Promise<HttpFetch>;
 };
 
@@ -126,9 +129,12 @@ function statesOf({ config, index }: Debian): ReadonlyMap<string, SuiteState> {
 }
 
 function catalogOf(debian: Debian): Catalog {
-  const { config, index, arch } = debian;
+  const { config, index, arch, remembered } = debian;
+  if (remembered !== undefined && remembered.size() <= CATALOG_NAMES_MAX) return remembered;
   const suites = new Map([...statesOf(debian).values()].map(({ suite, automatic }) => [suite, automatic]));
-  return makeCatalog(index, { arch, suites, pins: config.pins ?? [] });
+  const made = makeCatalog(index, { arch, suites, pins: config.pins ?? [] });
+  debian.remembered = made;
+  return made;
 }
 
 function statusOf(debian: Debian, trouble: Trouble): VendorStatus {
@@ -360,7 +366,16 @@ export async function makeDebianVendor(config: DebianVendorConfig, deps: DebianV
   const fetchers = makeFetchers(config, deps);
   const kept = await openKeptFiles(join(deps.folder, 'signed'), incoming);
   const index = openPackageIndex(join(deps.folder, `packages-${arch}.sqlite`));
-  const debian: Debian = { config, deps, arch, index, kept, incoming, fetcherFor: fetchers.fetcherFor };
+  const debian: Debian = {
+    config,
+    deps,
+    arch,
+    index,
+    kept,
+    incoming,
+    remembered: undefined,
+    fetcherFor: fetchers.fetcherFor,
+  };
   let trouble: Trouble = null;
   // What writes to the index does so in turn: an import is one long transaction.
   let turn: Promise<unknown> = Promise.resolve();
@@ -388,6 +403,8 @@ export async function makeDebianVendor(config: DebianVendorConfig, deps: DebianV
       const code = error instanceof PratiqueError ? error.code : 'internal/bug';
       if (signal?.aborted !== true) trouble = { code, message: describeError(error) };
       throw error;
+    } finally {
+      debian.remembered = undefined;
     }
     return statusOf(debian, trouble);
   };
