@@ -25,7 +25,7 @@ import type { VmId } from '../src/model/ids.ts';
 import type { Policy } from '../src/model/policy.ts';
 import { openBlobStore } from '../src/store/blob-store.ts';
 import { makeSlots } from '../src/store/slots.ts';
-import { JOURNAL_MIGRATIONS, openJournal, type RunRecord } from '../src/update/journal.ts';
+import { FAILED_UPDATE_MIGRATIONS, JOURNAL_MIGRATIONS, openJournal, type RunRecord } from '../src/update/journal.ts';
 import { namespaceOf, tapNamesOf } from '../src/update/taps.ts';
 import { VmRun } from '../src/update/vm-run.ts';
 import type { VmRunDeps } from '../src/update/vm-run-deps.ts';
@@ -55,6 +55,7 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     ...JOURNAL_MIGRATIONS,
     ...INVENTORY_MIGRATIONS,
     ...VENDOR_MIGRATIONS,
+    ...FAILED_UPDATE_MIGRATIONS,
   ]);
   const journal = openJournal(db);
   const inventories = makeInventoryStore(db);
@@ -68,7 +69,16 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
   const diskRoots = [...config.diskRoots, dataFolder];
   // Only root may give a QEMU a user of its own; for anybody else it runs as they do.
   const uidFor = async (vm: VmId) => (process.getuid?.() === 0 ? (runs.get(vm)?.uid ?? null) : null);
-  const driver = makeQmpDriver({ runFolder, diskRoots, uidFor, fenceFor: fences.fenceFor, clock, log });
+  const overlayFolder = join(dataFolder, 'overlays');
+  const driver = makeQmpDriver({
+    runFolder,
+    overlayFolder,
+    diskRoots,
+    uidFor,
+    fenceFor: fences.fenceFor,
+    clock,
+    log,
+  });
   const inspector = makeInspector({
     clock,
     uidFor,

@@ -23,6 +23,7 @@ export const RUN_STATES = [
   'rebooting',
   'judging',
   'opening',
+  'rolling-back',
   'connected',
   'quarantined',
 ] as const;

@@ -9,6 +9,8 @@ export type VmEvent =
   /** The VM ended: the guest powered itself off (`isGuestsWish`), or QEMU quit, was killed or died under it. */
   | { readonly kind: 'exited'; readonly detail: string; readonly isGuestsWish: boolean }
   | { readonly kind: 'agent-port'; readonly isOpen: boolean }
+  /** A write of the guest found no space on the host; the VM stands still. */
+  | { readonly kind: 'disk-full' }
   /** We lost QEMU's monitor while its process may live on: everything about the VM is doubtful. */
   | { readonly kind: 'monitor-lost'; readonly detail: string };
 
@@ -28,6 +30,20 @@ export type DriveImage = {
   readonly path: string;
   readonly format: 'vmdk' | 'raw';
   readonly frontEnd: DriveFrontEnd;
+};
+
+/** What the overlay over a VM's disks is worth: `trial` is thrown away when the VM ends, `accepted` is merged, whatever happens. */
+export type OverlayFate = 'none' | 'trial' | 'accepted';
+
+/** An overlay over all disks that a guest can write: what it writes from `begin` on can be thrown away, or merged. Each idempotent. */
+export type DiskOverlay = {
+  readonly fate: () => Promise<OverlayFate>;
+  /** From now on a trial. Throws HypervisorError, with nothing changed, when no overlay of so many bytes can be made. */
+  readonly begin: (spaceBytes: number) => Promise<void>;
+  /** Makes a trial accepted. Resolves when that is on disk. */
+  readonly accept: () => Promise<void>;
+  /** Merges an accepted overlay into the disks while the VM runs, which may take long; false when there is none. It is kept when that fails. */
+  readonly commit: () => Promise<boolean>;
 };
 
 /** One running VM. Every method is idempotent; each throws HypervisorError `host-fault/…` naming VM and step. */
@@ -61,6 +77,8 @@ export type RunningVm = {
   readonly stop: (options: { readonly graceful: boolean }) => Promise<void>;
   /** What the guest wrote to its serial console since the last call, at most a bounded tail; managed VMs only. */
   readonly readConsole?: () => Promise<string>;
+  /** Managed VMs only. */
+  readonly overlay?: DiskOverlay;
   /** Forgets the VM without ending it. */
   readonly release: () => Promise<void>;
 };
@@ -74,4 +92,9 @@ export type HypervisorDriver = {
   readonly start: (spec: VmSpec) => Promise<RunningVm>;
   /** Takes over a VM that runs already (after our own restart, or somebody else's QEMU); null if there is none. */
   readonly adopt: (spec: VmSpec) => Promise<RunningVm | null>;
+  /**
+   * What becomes of the overlay of a VM that is off: an accepted one is merged into its disks, any other thrown away. Throws
+   * HypervisorError when the VM runs, or when it could not be merged; then it is kept.
+   */
+  readonly settleOverlay: (spec: VmSpec) => Promise<'none' | 'discarded' | 'committed'>;
 };

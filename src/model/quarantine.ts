@@ -8,7 +8,11 @@ export function isContentCode(code: string): boolean {
   return CONTENT_CODES.has(code);
 }
 
-export type QuarantineReason =
+/** A version that an update failed with. */
+export type FailedVersion = { readonly item: string; readonly version: string };
+
+/** What can go wrong with a run. */
+export type Trouble =
   | { readonly kind: 'agent-silent'; readonly waitedMs: number; readonly state: string }
   | { readonly kind: 'install-failed'; readonly item: string; readonly code: string; readonly detail: string }
   | { readonly kind: 'confirm-refused'; readonly code: string; readonly detail: string }
@@ -22,3 +26,8 @@ export type QuarantineReason =
   | { readonly kind: 'too-many-offers'; readonly offers: number }
   | { readonly kind: 'deadline'; readonly state: string; readonly waitedMs: number }
   | { readonly kind: 'ungated-start'; readonly detail: string };
+
+export type QuarantineReason =
+  | Trouble
+  /** The update ran on a disk overlay, which was thrown away (X5). `versions`: the first of those that failed; none where the host was to blame. */
+  | { readonly kind: 'rolled-back'; readonly versions: readonly FailedVersion[]; readonly cause: Trouble };

@@ -19,6 +19,18 @@ export type Effect =
   | { readonly kind: 'stage' }
   | { readonly kind: 'make-plan' }
   | { readonly kind: 'fetch-plan' }
+  /** From now on the guest writes to an overlay of its disks (kept if there is one already). */
+  | { readonly kind: 'begin-overlay' }
+  /** What the overlay holds belongs to the VM, whatever happens from now on. */
+  | { readonly kind: 'accept-overlay' }
+  /** Begin to merge an accepted overlay into the disks, beside the run: nothing waits for it. */
+  | { readonly kind: 'commit-overlay' }
+  /** The VM is off: merge an accepted overlay, throw any other away. */
+  | { readonly kind: 'settle-overlay' }
+  /** Remember which versions failed: they are not tried again by themselves. */
+  | { readonly kind: 'remember-failed'; readonly reason: Extract<QuarantineReason, { kind: 'rolled-back' }> }
+  /** The operator's word: what failed before may be tried again. */
+  | { readonly kind: 'forget-failed' }
   /** Build the drive of the run's plan and attach it (kept if it is attached already). */
   | { readonly kind: 'attach-drive' }
   | { readonly kind: 'detach-drive' }
@@ -31,3 +43,11 @@ export type Effect =
   | { readonly kind: 'clean-up' };
 
 export type EffectKind = Effect['kind'];
+
+/** A VM from off to its first instruction, behind a closed gate. */
+export const START: readonly Effect[] = [
+  { kind: 'start-vm' },
+  { kind: 'close-gate', reason: 'start' },
+  { kind: 'open-channel' },
+  { kind: 'resume-vm', afterReset: false },
+];

@@ -3,7 +3,7 @@ import type { Digest } from '../base/digest-text.ts';
 import type { AgentMessageOf } from '../guest/messages.ts';
 import type { EvidenceFacts } from '../model/evidence.ts';
 import type { RunId } from '../model/ids.ts';
-import type { QuarantineReason } from '../model/quarantine.ts';
+import type { Trouble } from '../model/quarantine.ts';
 import type { ItemResult } from '../model/result.ts';
 import type { PlanSummary, Session } from './state.ts';
 
@@ -21,6 +21,8 @@ export type HypervisorEvent =
   /** `isGuestsWish`: the guest powered itself off; otherwise QEMU died under it. */
   | { readonly kind: 'exited'; readonly detail: string; readonly isGuestsWish: boolean }
   | { readonly kind: 'monitor-lost'; readonly detail: string }
+  /** A write of the guest found no space on the host; the VM stands still. */
+  | { readonly kind: 'disk-full' }
   /** Somebody else changed the fence: what is open may be cut off, and what is closed may have one layer less. */
   | { readonly kind: 'fence-changed'; readonly detail: string; readonly run: RunId; readonly atMs: number };
 
@@ -50,7 +52,7 @@ export type AnswerEvent =
   /** The VM ran before we came; what it did was not gated. */
   | { readonly kind: 'found-ungated'; readonly step: number; readonly detail: string }
   | { readonly kind: 'planned'; readonly step: number; readonly plan: PlanSummary; readonly rebootRequired: boolean }
-  | { readonly kind: 'plan-failed'; readonly step: number; readonly reason: QuarantineReason }
+  | { readonly kind: 'plan-failed'; readonly step: number; readonly reason: Trouble }
   | { readonly kind: 'fetched'; readonly step: number }
   | { readonly kind: 'staged'; readonly step: number; readonly itemCount: number; readonly sizeBytes: number }
   | { readonly kind: 'drive-attached'; readonly step: number; readonly manifestDigest: Digest }
@@ -66,7 +68,10 @@ export type AnswerEvent =
       readonly isRunning: boolean;
     };
 
-export type ClockEvent = { readonly kind: 'deadline'; readonly step: number; readonly waitedMs: number };
+export type ClockEvent =
+  | { readonly kind: 'deadline'; readonly step: number; readonly waitedMs: number }
+  /** The run as a whole took longer than its policy allows. */
+  | { readonly kind: 'run-deadline'; readonly run: RunId; readonly waitedMs: number };
 
 export type RunEvent = OperatorEvent | HypervisorEvent | GuestEvent | AnswerEvent | ClockEvent;
 export type RunEventKind = RunEvent['kind'];

@@ -3,7 +3,7 @@ import type { Clock } from '../base/clock.ts';
 import { classifyError, describeError } from '../base/errors.ts';
 import { PROGRESS_INTERVAL_MS } from '../base/limits.ts';
 import { type Plan, type PlanItem, planSizeBytes } from '../model/plan.ts';
-import type { QuarantineReason } from '../model/quarantine.ts';
+import type { Trouble } from '../model/quarantine.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Vendor } from '../vendor/vendor.ts';
 
@@ -23,7 +23,7 @@ export type FetchRequest = {
 export type Inspections = Map<string, Promise<void>>;
 
 /** Null when all is there; otherwise why not, in the vendor's or the host's name. Throws only when aborted. */
-export async function fetchPlan(request: FetchRequest): Promise<QuarantineReason | null> {
+export async function fetchPlan(request: FetchRequest): Promise<Trouble | null> {
   const { plan, store, owner } = request;
   store.pin(
     owner,
@@ -52,7 +52,7 @@ function makeProgress({ plan, clock, onProgress }: FetchRequest): Report {
   };
 }
 
-async function fetchItem(item: PlanItem, request: FetchRequest, report: Report): Promise<QuarantineReason | null> {
+async function fetchItem(item: PlanItem, request: FetchRequest, report: Report): Promise<Trouble | null> {
   const { store, signal } = request;
   const { artifact, vendor: name } = item.release;
   const vendor = request.vendors.find((each) => each.name === name);

@@ -7,6 +7,7 @@ import type { VmSpec } from '../hypervisor/vm-spec.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import type { Plan } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
+import type { FailedVersion } from '../model/quarantine.ts';
 import type { Journaled, RunStateKind } from './state.ts';
 
 export const JOURNAL_MIGRATIONS: readonly Migration[] = [
@@ -19,6 +20,14 @@ export const JOURNAL_MIGRATIONS: readonly Migration[] = [
       CREATE TABLE event (seq INTEGER PRIMARY KEY AUTOINCREMENT, vm TEXT NOT NULL, at_ms INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
       CREATE INDEX event_vm ON event(vm, seq);
     `),
+];
+
+/** Came later: after every other table's, so that the numbers of the earlier steps stay. */
+export const FAILED_UPDATE_MIGRATIONS: readonly Migration[] = [
+  (db) =>
+    db.exec(
+      'CREATE TABLE failed_update (vm TEXT NOT NULL REFERENCES vm(name) ON DELETE CASCADE, item TEXT NOT NULL, version TEXT NOT NULL, at_ms INTEGER NOT NULL, cause TEXT NOT NULL, PRIMARY KEY (vm, item, version)) STRICT',
+    ),
 ];
 
 export type RunRecord = {
@@ -40,6 +49,8 @@ export type RunNote = {
   readonly text: string;
   readonly progress?: { readonly item: string; readonly phase: string; readonly done: number; readonly total: number };
 };
+/** A version that failed on a VM, when, and how. */
+export type FailedUpdate = FailedVersion & { readonly atMs: number; readonly cause: string };
 export type SeqNote = RunNote & { readonly seq: number };
 
 export type Journal = {
@@ -53,6 +64,12 @@ export type Journal = {
   readonly loadPlan: (run: RunId) => Plan | null;
   /** Goes to disk with the next state, or within a moment. */
   readonly forgetPlansOf: (vm: VmId, except: RunId | null) => void;
+  /** Versions that failed on this VM and were rolled back. */
+  readonly failedUpdates: (vm: VmId) => readonly FailedUpdate[];
+  /** Resolves when they are on disk. */
+  readonly rememberFailed: (vm: VmId, failed: readonly FailedUpdate[]) => Promise<void>;
+  /** Resolves when that is on disk. */
+  readonly forgetFailed: (vm: VmId) => Promise<void>;
   /** Notes are saved with the next state, or within a moment; a power cut may lose the last ones, never a state. */
   readonly note: (note: RunNote) => void;
   readonly notes: (options: {
@@ -67,7 +84,7 @@ export type Journal = {
 
 type Pending = { readonly write: () => void; readonly settle: (error: unknown) => void };
 
-/** A journal over an open database (JOURNAL_MIGRATIONS applied). */
+/** A journal over an open database (JOURNAL_MIGRATIONS and FAILED_UPDATE_MIGRATIONS applied). */
 export function openJournal(db: DatabaseSync): Journal {
   const statements = prepareStatements(db);
   const listeners = new Set<(note: SeqNote) => void>();
@@ -148,6 +165,12 @@ export function openJournal(db: DatabaseSync): Journal {
       pending.push({ write: () => statements.forgetPlans.run(vm, except ?? ''), settle: () => {} });
       schedule();
     },
+    failedUpdates: (vm) => statements.failedOf.all(vm).map(readFailed),
+    rememberFailed: (vm, failed) =>
+      enqueue(() => {
+        for (const { item, version, atMs, cause } of failed) statements.addFailed.run(vm, item, version, atMs, cause);
+      }),
+    forgetFailed: (vm) => enqueue(() => statements.forgetFailed.run(vm)),
     note: (note) => {
       notes.push(note);
       schedule();
@@ -179,6 +202,11 @@ function prepareStatements(db: DatabaseSync) {
     savePlan: db.prepare('INSERT OR REPLACE INTO plan (run, vm, plan) VALUES (?, ?, ?)'),
     loadPlan: db.prepare('SELECT plan FROM plan WHERE run = ?'),
     forgetPlans: db.prepare('DELETE FROM plan WHERE vm = ? AND run <> ?'),
+    failedOf: db.prepare('SELECT item, version, at_ms, cause FROM failed_update WHERE vm = ? ORDER BY at_ms, item'),
+    addFailed: db.prepare(
+      'INSERT OR REPLACE INTO failed_update (vm, item, version, at_ms, cause) VALUES (?, ?, ?, ?, ?)',
+    ),
+    forgetFailed: db.prepare('DELETE FROM failed_update WHERE vm = ?'),
     addNote: db.prepare('INSERT INTO event (vm, at_ms, body) VALUES (?, ?, ?)'),
     trimNotes: db.prepare(
       'DELETE FROM event WHERE vm = ?1 AND seq <= (SELECT seq FROM event WHERE vm = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)',
@@ -223,6 +251,11 @@ function readRecord(row: Record<string, unknown>): RunRecord {
     journaled: { step: text.step, state: JSON.parse(text.state) as Journaled['state'] },
     sinceMs: text.since_ms,
   };
+}
+
+function readFailed(row: Record<string, unknown>): FailedUpdate {
+  const { at_ms: atMs, ...failed } = row as { item: string; version: string; at_ms: number; cause: string };
+  return { ...failed, atMs };
 }
 
 function readNote(row: Record<string, unknown>): SeqNote {

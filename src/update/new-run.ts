@@ -15,5 +15,6 @@ export function newRun(options: { readonly run: RunId; readonly atMs: number }):
     plan: null,
     manifests: [],
     isInstalled: false,
+    isOnTrial: false,
   };
 }

@@ -8,7 +8,7 @@ import type { RunId, VmId } from '../model/ids.ts';
 import { type Ecosystem, type InstalledProduct, type Inventory, productKey } from '../model/inventory.ts';
 import type { Plan, PlanItem } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
-import type { QuarantineReason } from '../model/quarantine.ts';
+import type { Trouble } from '../model/quarantine.ts';
 import type { Release } from '../model/release.ts';
 import type { Offered, Vendor } from '../vendor/vendor.ts';
 
@@ -24,7 +24,7 @@ export type PlanRequest = {
 
 export type PlanAnswer =
   | { readonly kind: 'plan'; readonly plan: Plan }
-  | { readonly kind: 'refused'; readonly reason: QuarantineReason };
+  | { readonly kind: 'refused'; readonly reason: Trouble };
 
 /** Makes the plan, asking each vendor that matters for this VM. Vendor trouble and policy refusals are answers; bugs throw. */
 export async function makePlan(request: PlanRequest): Promise<PlanAnswer> {
@@ -52,7 +52,7 @@ export async function makePlan(request: PlanRequest): Promise<PlanAnswer> {
 
 type Chosen =
   | { readonly kind: 'chosen'; readonly vendors: readonly Vendor[] }
-  | { readonly kind: 'refused'; readonly reason: QuarantineReason };
+  | { readonly kind: 'refused'; readonly reason: Trouble };
 
 /** The vendors the policy names, else those whose ecosystem this VM has something of. A VM for which nobody speaks is not up to date. */
 function chooseVendors(request: PlanRequest): Chosen {
@@ -80,7 +80,7 @@ function chooseVendors(request: PlanRequest): Chosen {
   };
 }
 
-type Check = { readonly kind: 'ok' } | { readonly kind: 'refused'; readonly reason: QuarantineReason };
+type Check = { readonly kind: 'ok' } | { readonly kind: 'refused'; readonly reason: Trouble };
 
 /** Metadata younger than VENDOR_RECHECK_MS is taken as it is; older is refreshed; what cannot be refreshed is believed up to the policy's age. */
 async function checkVendor(vendor: Vendor, request: PlanRequest): Promise<Check> {
@@ -212,8 +212,8 @@ function refuseUncovered(
   { inventory, policy }: PlanRequest,
   vendors: readonly Vendor[],
   releases: readonly Release[],
-): QuarantineReason | null {
-  const refuse = (detail: string): QuarantineReason => ({ kind: 'plan-refused', code: 'no-vendor', detail });
+): Trouble | null {
+  const refuse = (detail: string): Trouble => ({ kind: 'plan-refused', code: 'no-vendor', detail });
   // The agent comes from this project; a host that offers no newer one says nothing against it.
   const ecosystems = new Set(inventory.products.map(({ ecosystem }) => ecosystem).filter((each) => each !== 'agent'));
   const isAsked = (ecosystem: Ecosystem) =>
@@ -239,7 +239,7 @@ async function refuseHeld(
   inventory: Inventory,
   vendors: readonly Vendor[],
   compare: CompareVersions,
-): Promise<QuarantineReason | null> {
+): Promise<Trouble | null> {
   const held = new Set(inventory.products.filter((product) => product.held === true).map(productKey));
   if (held.size === 0) return null;
   const free: Inventory = {
@@ -260,7 +260,7 @@ async function refuseHeld(
   return { kind: 'plan-refused', code: 'held', detail };
 }
 
-function refuseItems(items: readonly PlanItem[], inventory: Inventory): QuarantineReason | null {
+function refuseItems(items: readonly PlanItem[], inventory: Inventory): Trouble | null {
   if (items.length > PLAN_ITEMS_MAX) {
     return {
       kind: 'plan-refused',

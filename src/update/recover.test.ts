@@ -13,6 +13,7 @@ const running = (over: Partial<Extract<Found, { kind: 'running' }>> = {}): Found
   isSameProcess: true,
   isStopped: false,
   isAdmitted: true,
+  isOnTrial: false,
   ...over,
 });
 const connected: RunState = { kind: 'connected', run: offered, session, grant, trouble: null };

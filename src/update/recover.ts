@@ -2,9 +2,10 @@
 
 import { REBOOTS_MAX } from '../base/limits.ts';
 import type { RunId } from '../model/ids.ts';
-import type { QuarantineReason } from '../model/quarantine.ts';
-import type { Effect } from './effect.ts';
+import type { Trouble } from '../model/quarantine.ts';
+import { type Effect, START } from './effect.ts';
 import { newRun } from './new-run.ts';
+import { bootsAgain, forgetTrial, rolledBack } from './quarantine.ts';
 import { isUnderWay, type Run, type RunState, runOf } from './state.ts';
 
 export type Found =
@@ -16,6 +17,8 @@ export type Found =
       readonly isStopped: boolean;
       /** The fence's own table admits its taps. */
       readonly isAdmitted: boolean;
+      /** What its guest writes is on trial on a disk overlay. */
+      readonly isOnTrial: boolean;
     };
 
 /** For the run that begins anew when the one at hand cannot go on. */
@@ -28,12 +31,9 @@ export type Fresh = {
 
 export type Recovery = { readonly state: RunState; readonly effects: readonly Effect[] };
 
-const RESTART: readonly Effect[] = [
-  { kind: 'start-vm' },
-  { kind: 'close-gate', reason: 'start' },
-  { kind: 'open-channel' },
-  { kind: 'resume-vm', afterReset: false },
-];
+const SETTLE: Effect = { kind: 'settle-overlay' };
+/** Goes on with a merge that the daemon did not survive; what is on trial stays. */
+const MERGE: Effect = { kind: 'commit-overlay' };
 
 /**
  * Whatever is not certain is closed and begins again at `booting`, with the plan it had: the agent says hello and the
@@ -41,47 +41,60 @@ const RESTART: readonly Effect[] = [
  */
 export function recover(state: RunState, found: Found, fresh: Fresh): Recovery {
   const run = runOf(state);
-  if (run === null) return { state: { kind: 'off' }, effects: [{ kind: 'stage' }] };
+  if (run === null) return { state: { kind: 'off' }, effects: [SETTLE, { kind: 'stage' }] };
   if (found.kind === 'none') return recoverEnded(state, run, fresh);
   const isSure = found.isSameProcess && !found.isStopped && found.isAdmitted;
   if (state.kind === 'connected' && isSure)
-    return { state: { ...state, session: null }, effects: [{ kind: 'open-channel' }, { kind: 'clean-up' }] };
+    return { state: { ...state, session: null }, effects: [{ kind: 'open-channel' }, { kind: 'clean-up' }, MERGE] };
   const close: Effect = { kind: 'close-gate', reason: 'daemon restart' };
+  const { isOnTrial } = found;
+  if (state.kind === 'rolling-back') {
+    const remember: Effect = { kind: 'remember-failed', reason: state.reason };
+    return { state, effects: [close, remember, { kind: 'stop-vm', graceful: false }] };
+  }
   if (state.kind === 'quarantined') {
-    const closed: Run = { ...run, liveGrant: null };
+    const closed: Run = { ...run, liveGrant: null, isOnTrial };
     return {
       state: { ...state, run: closed, session: null, isRunning: true },
-      effects: [close, { kind: 'open-channel' }],
+      effects: [close, { kind: 'open-channel' }, MERGE],
     };
   }
   const next = isUnderWay(state) ? goOn(run, fresh) : { ...newRun(fresh), isStopping: run.isStopping };
   return {
-    state: { kind: 'booting', run: next },
-    effects: [close, { kind: 'open-channel' }, { kind: 'resume-vm', afterReset: true }],
+    state: { kind: 'booting', run: { ...next, isOnTrial } },
+    effects: [close, { kind: 'open-channel' }, { kind: 'resume-vm', afterReset: true }, MERGE],
   };
 }
 
 /** The VM is gone too (host reboot, power cut): a run under way starts it again; everything else is off. */
 function recoverEnded(state: RunState, run: Run, fresh: Fresh): Recovery {
   if (state.kind === 'quarantined' && !run.isStopping) {
-    return { state: { ...state, session: null, isRunning: false }, effects: [] };
+    return { state: { ...state, run: forgetTrial(run), session: null, isRunning: false }, effects: [SETTLE] };
+  }
+  if (state.kind === 'rolling-back' && !run.isStopping) {
+    const remember: Effect = { kind: 'remember-failed', reason: state.reason };
+    return { state: bootsAgain(state), effects: [remember, SETTLE, ...START] };
   }
   const goesOn = isUnderWay(state) && !run.isStopping;
-  if (!goesOn) return { state: { kind: 'off' }, effects: [{ kind: 'clean-up' }, { kind: 'stage' }] };
+  if (!goesOn) return { state: { kind: 'off' }, effects: [SETTLE, { kind: 'clean-up' }, { kind: 'stage' }] };
   const next: Run = { ...goOn(run, fresh), reboots: run.reboots + 1 };
   if (next.reboots > REBOOTS_MAX) {
-    const reason: QuarantineReason = { kind: 'too-many-reboots', reboots: next.reboots };
+    const reason: Trouble = { kind: 'too-many-reboots', reboots: next.reboots };
+    if (next.isOnTrial) {
+      const back = rolledBack(next, reason);
+      return { state: bootsAgain(back.state), effects: [...back.effects, SETTLE, ...START] };
+    }
     return {
       state: { kind: 'quarantined', run: next, session: null, reason, isRunning: false },
-      effects: [{ kind: 'record-quarantine', reason }],
+      effects: [{ kind: 'record-quarantine', reason }, SETTLE],
     };
   }
-  return { state: { kind: 'booting', run: next }, effects: RESTART };
+  return { state: { kind: 'booting', run: forgetTrial(next) }, effects: [SETTLE, ...START] };
 }
 
 /** The run with the plan it had, closed; without its plan when that is older than the policy believes. */
 function goOn(run: Run, fresh: Fresh): Run {
   const ageMs = fresh.atMs - run.startedAtMs;
   if (ageMs >= 0 && ageMs <= fresh.planAgeMaxMs) return { ...run, liveGrant: null };
-  return { ...newRun(fresh), isStopping: run.isStopping, reboots: run.reboots };
+  return { ...newRun(fresh), isStopping: run.isStopping, reboots: run.reboots, isOnTrial: run.isOnTrial };
 }

@@ -9,7 +9,7 @@ import { openDatabase } from '../base/sqlite.ts';
 import type { VmId } from '../model/ids.ts';
 import { DEFAULT_POLICY } from '../model/policy.ts';
 import type { Effect, EffectKind } from './effect.ts';
-import { JOURNAL_MIGRATIONS, openJournal } from './journal.ts';
+import { FAILED_UPDATE_MIGRATIONS, JOURNAL_MIGRATIONS, openJournal } from './journal.ts';
 import { type Answer, makeRunner } from './runner.ts';
 import { evidence, grant, newRunWithPlan, OTHER_RUN, offered, session } from './samples.ts';
 import type { RunState } from './state.ts';
@@ -21,7 +21,7 @@ type Gate = 'open' | 'closed';
 /** A runner whose effects are answered by the test: `hold` makes one wait, `fail` makes one fail. */
 function house(state: RunState) {
   const clock = makeFakeClock();
-  const db = openDatabase(':memory:', JOURNAL_MIGRATIONS);
+  const db = openDatabase(':memory:', [...JOURNAL_MIGRATIONS, ...FAILED_UPDATE_MIGRATIONS]);
   db.exec(`INSERT INTO vm VALUES ('vm1', 1, '{}', 'x', '{}')`);
   const real = openJournal(db);
   let isDiskFull = false;

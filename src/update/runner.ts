@@ -18,8 +18,9 @@ import type { Policy } from '../model/policy.ts';
 import type { Effect } from './effect.ts';
 import type { AnswerEvent, RunEvent } from './event.ts';
 import type { Journal, RunNote } from './journal.ts';
-import { isGateOpen, isUnderWay, type Journaled, type RunState } from './state.ts';
-import { type Outcome, transition } from './transition.ts';
+import type { Outcome } from './outcome.ts';
+import { isGateOpen, isUnderWay, type Journaled, type RunState, runOf } from './state.ts';
+import { transition } from './transition.ts';
 
 export class RunError extends PratiqueError {}
 
@@ -35,6 +36,7 @@ const ONLY_AT_ITS_STEP: ReadonlySet<Effect['kind']> = new Set([
   'judge',
   'make-plan',
   'fetch-plan',
+  'begin-overlay',
   'attach-drive',
   'stage',
   'send',
@@ -87,6 +89,7 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
   let effectsChain: Promise<void> = Promise.resolve();
   let stepAbort = new AbortController();
   let cancelDeadline: () => void = () => {};
+  let cancelRunDeadline: () => void = () => {};
   const ending = new AbortController();
 
   const allowance = makeBucket({
@@ -108,8 +111,21 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
     });
   };
 
+  /** Of the whole run, as its policy says at this moment; a wall clock that was set back lengthens no run beyond that. */
+  const armRunDeadline = (): void => {
+    cancelRunDeadline();
+    const run = runOf(current.state);
+    if (run === null || !isUnderWay(current.state)) return;
+    const { runDeadlineMs } = options.policy();
+    const tookMs = Math.max(0, clock.nowMs() - run.startedAtMs);
+    cancelRunDeadline = clock.after(Math.max(0, runDeadlineMs - tookMs), () =>
+      post({ kind: 'run-deadline', run: run.run, waitedMs: runDeadlineMs }),
+    );
+  };
+
   const armDeadline = (): void => {
     cancelDeadline();
+    armRunDeadline();
     const { kind } = current.state;
     const limitMs =
       options.deadlinesMs?.[kind] ??
@@ -308,6 +324,7 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
       isClosed = true;
       queue.length = 0;
       cancelDeadline();
+      cancelRunDeadline();
       const reason = new RunError('conflict/closing', 'the daemon is stopping');
       stepAbort.abort(reason);
       ending.abort(reason);

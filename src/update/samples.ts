@@ -13,6 +13,8 @@ export const RUN = '0'.repeat(32) as RunId;
 export const OTHER_RUN = '1'.repeat(32) as RunId;
 export const PLAN = 'a'.repeat(64) as Digest;
 export const MANIFEST = 'b'.repeat(64) as Digest;
+/** What the plan of one item is about. */
+export const VERSIONS = [{ item: 'i', version: '2' }] as const;
 export const session = { nonce: 'c'.repeat(32), boot: '00000000-0000-0000-0000-000000000001' };
 export const otherBoot = { nonce: 'd'.repeat(32), boot: '00000000-0000-0000-0000-000000000002' };
 export const evidence: EvidenceFacts = {
@@ -27,14 +29,20 @@ export const evidence: EvidenceFacts = {
   judgedAtMs: 1,
 };
 export const grant: Grant = { kind: 'evidence', evidence };
-export const planned: Run = { ...newRun({ run: RUN, atMs: 1 }), plan: { digest: PLAN, itemCount: 1, sizeBytes: 10 } };
+export const planned: Run = {
+  ...newRun({ run: RUN, atMs: 1 }),
+  plan: { digest: PLAN, itemCount: 1, sizeBytes: 10, versions: VERSIONS },
+};
 /** A run that has a plan of so many items and nothing more. */
 export const newRunWithPlan = (itemCount: number): Run => ({
   ...newRun({ run: RUN, atMs: 1 }),
-  plan: { digest: PLAN, itemCount, sizeBytes: itemCount },
+  plan: { digest: PLAN, itemCount, sizeBytes: itemCount, versions: VERSIONS.slice(0, itemCount) },
 });
 export const offered: Run = { ...planned, manifests: [MANIFEST], offersSent: 1 };
 export const live: Run = { ...offered, liveGrant: grant };
+
+/** On a disk overlay. */
+export const onTrial: Run = { ...offered, isOnTrial: true };
 
 /** Every state in each of its phases. */
 export const STATES: readonly RunState[] = [
@@ -48,14 +56,26 @@ export const STATES: readonly RunState[] = [
   { kind: 'offering', run: offered, session, isDriveAttached: true },
   { kind: 'installing', run: offered, session },
   { kind: 'installing', run: live, session },
+  { kind: 'installing', run: onTrial, session },
   { kind: 'rebooting', run: offered, session, phase: 'releasing' },
   { kind: 'rebooting', run: offered, session, phase: 'detaching' },
   { kind: 'rebooting', run: offered, session, phase: 'waiting' },
   { kind: 'judging', run: offered, session, phase: 'asking' },
   { kind: 'judging', run: offered, session, phase: 'weighing' },
+  { kind: 'judging', run: onTrial, session, phase: 'weighing' },
   { kind: 'opening', run: offered, session, phase: 'releasing', grant },
   { kind: 'opening', run: offered, session, phase: 'detaching', grant },
   { kind: 'opening', run: offered, session, phase: 'plugging', grant },
+  { kind: 'opening', run: onTrial, session, phase: 'detaching', grant },
+  {
+    kind: 'rolling-back',
+    run: offered,
+    reason: {
+      kind: 'rolled-back',
+      versions: VERSIONS,
+      cause: { kind: 'install-failed', item: 'i', code: 'x', detail: 'y' },
+    },
+  },
   { kind: 'connected', run: offered, session, grant, trouble: null },
   { kind: 'connected', run: offered, session: null, grant, trouble: null },
   {
@@ -89,6 +109,7 @@ export const EVENTS: readonly RunEvent[] = [
   { kind: 'exited', detail: 'x', isGuestsWish: true },
   { kind: 'exited', detail: 'x', isGuestsWish: false },
   { kind: 'monitor-lost', detail: 'x' },
+  { kind: 'disk-full' },
   { kind: 'fence-changed', detail: 'x', run: OTHER_RUN, atMs: 2 },
   { kind: 'agent-opened', session, run: OTHER_RUN, atMs: 2 },
   { kind: 'agent-opened', session: otherBoot, run: OTHER_RUN, atMs: 2 },
@@ -108,8 +129,18 @@ export const EVENTS: readonly RunEvent[] = [
   { kind: 'confirm', session, confirm },
   { kind: 'confirm', session: otherBoot, confirm },
   { kind: 'misbehaved', code: 'x', detail: 'y' },
-  { kind: 'planned', step: SAMPLE_STEP, plan: { digest: PLAN, itemCount: 0, sizeBytes: 0 }, rebootRequired: false },
-  { kind: 'planned', step: SAMPLE_STEP, plan: { digest: PLAN, itemCount: 1, sizeBytes: 1 }, rebootRequired: false },
+  {
+    kind: 'planned',
+    step: SAMPLE_STEP,
+    plan: { digest: PLAN, itemCount: 0, sizeBytes: 0, versions: [] },
+    rebootRequired: false,
+  },
+  {
+    kind: 'planned',
+    step: SAMPLE_STEP,
+    plan: { digest: PLAN, itemCount: 1, sizeBytes: 1, versions: VERSIONS },
+    rebootRequired: false,
+  },
   { kind: 'plan-failed', step: SAMPLE_STEP, reason: { kind: 'vendor-unavailable', vendor: 'v', detail: 'd' } },
   { kind: 'found-ungated', step: SAMPLE_STEP, detail: 'x' },
   { kind: 'fetched', step: SAMPLE_STEP },
@@ -122,4 +153,5 @@ export const EVENTS: readonly RunEvent[] = [
   { kind: 'effect-failed', step: SAMPLE_STEP, effect: 'x', detail: 'y', isRunning: true },
   { kind: 'effect-failed', step: SAMPLE_STEP, effect: 'x', detail: 'y', isRunning: false },
   { kind: 'deadline', step: SAMPLE_STEP, waitedMs: 1 },
+  { kind: 'run-deadline', run: RUN, waitedMs: 1 },
 ];

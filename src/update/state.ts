@@ -3,7 +3,7 @@
 import type { Digest } from '../base/digest-text.ts';
 import type { EvidenceFacts } from '../model/evidence.ts';
 import type { RunId } from '../model/ids.ts';
-import type { QuarantineReason } from '../model/quarantine.ts';
+import type { FailedVersion, QuarantineReason } from '../model/quarantine.ts';
 
 /** One passage from closed to open. It outlives reboots of the guest and restarts of the daemon. */
 export type Run = {
@@ -24,9 +24,17 @@ export type Run = {
   readonly manifests: readonly Digest[];
   /** The agent reported every item of the plan as installed. */
   readonly isInstalled: boolean;
+  /** It installs on a disk overlay (X5) that is thrown away unless the gate opens. */
+  readonly isOnTrial: boolean;
 };
 
-export type PlanSummary = { readonly digest: Digest; readonly itemCount: number; readonly sizeBytes: number };
+export type PlanSummary = {
+  readonly digest: Digest;
+  readonly itemCount: number;
+  readonly sizeBytes: number;
+  /** The first of its versions, by the ids of their items. */
+  readonly versions: readonly FailedVersion[];
+};
 
 /** The channel session that a step belongs to. */
 export type Session = { readonly nonce: string; readonly boot: string };
@@ -62,6 +70,12 @@ export type RunState =
       readonly session: Session | null;
       readonly phase: 'releasing' | 'detaching' | 'plugging';
       readonly grant: Grant;
+    }
+  /** The VM is being ended and its overlay thrown away; then it boots as before. */
+  | {
+      readonly kind: 'rolling-back';
+      readonly run: Run;
+      readonly reason: Extract<QuarantineReason, { kind: 'rolled-back' }>;
     }
   | {
       readonly kind: 'connected';

@@ -4,6 +4,7 @@ import { test } from 'node:test';
 import { DEFAULT_POLICY } from '../model/policy.ts';
 import type { RunEvent } from './event.ts';
 import { newRun } from './new-run.ts';
+import type { Outcome } from './outcome.ts';
 import {
   confirm,
   EVENTS,
@@ -21,7 +22,7 @@ import {
   session,
 } from './samples.ts';
 import { isGateOpen, type RunState, type RunStateKind } from './state.ts';
-import { type Outcome, transition } from './transition.ts';
+import { transition } from './transition.ts';
 
 const next = (state: RunState, event: RunEvent, policy = DEFAULT_POLICY): Outcome =>
   transition({ step: SAMPLE_STEP, state }, event, policy);
@@ -95,7 +96,12 @@ test('an answer to an earlier step changes nothing', () => {
 test('an up-to-date VM is judged without a drive and plugged in [A13]', () => {
   const asked = next(
     { kind: 'planning', run: newRun({ run: RUN, atMs: 1 }), session, phase: 'comparing' },
-    { kind: 'planned', step: SAMPLE_STEP, plan: { digest: PLAN, itemCount: 0, sizeBytes: 0 }, rebootRequired: false },
+    {
+      kind: 'planned',
+      step: SAMPLE_STEP,
+      plan: { digest: PLAN, itemCount: 0, sizeBytes: 0, versions: [] },
+      rebootRequired: false,
+    },
   );
   const judging = movedTo(asked, 'judging');
   assert.deepEqual(effectsOf(asked), ['send ask-confirm']);
@@ -301,7 +307,7 @@ test('after the channel was cut nothing is asked of the session that is gone, an
 
 test('a reboot that an earlier run left behind is made up for, where the policy allows it [X4]', () => {
   const planning: RunState = { kind: 'planning', run: newRun({ run: RUN, atMs: 1 }), session, phase: 'comparing' };
-  const nothing = { digest: PLAN, itemCount: 0, sizeBytes: 0 };
+  const nothing = { digest: PLAN, itemCount: 0, sizeBytes: 0, versions: [] };
   const planned: RunEvent = { kind: 'planned', step: SAMPLE_STEP, plan: nothing, rebootRequired: true };
   const rebooting = next(planning, planned);
   movedTo(rebooting, 'rebooting');

@@ -4,10 +4,21 @@ import { OFFERS_MAX, REBOOTS_MAX, SESSIONS_PER_RUN_MAX } from '../base/limits.ts
 import type { HostBody } from '../guest/messages.ts';
 import type { RunId } from '../model/ids.ts';
 import type { Policy } from '../model/policy.ts';
-import { isContentCode, type QuarantineReason } from '../model/quarantine.ts';
-import type { Effect } from './effect.ts';
+import { isContentCode, type QuarantineReason, type Trouble } from '../model/quarantine.ts';
+import { type Effect, START } from './effect.ts';
 import type { GuestEvent, RunEvent } from './event.ts';
 import { newRun } from './new-run.ts';
+import { amended, denied, ignored, moved, type Outcome, send } from './outcome.ts';
+import {
+  bootsAgain,
+  fail,
+  forgetTrial,
+  hold,
+  quarantine,
+  quarantineRun,
+  rolledBack,
+  sendRelease,
+} from './quarantine.ts';
 import {
   type Grant,
   hasVm,
@@ -21,53 +32,10 @@ import {
   sessionOf,
 } from './state.ts';
 
-export type Outcome =
-  /** `keepsStep`: a detail changed beside work in progress, whose answer and deadline stay valid. */
-  | {
-      readonly kind: 'moved';
-      readonly state: RunState;
-      readonly effects: readonly Effect[];
-      readonly keepsStep: boolean;
-    }
-  /** The event means nothing here; nothing changes. */
-  | { readonly kind: 'ignored'; readonly because: string }
-  /** Somebody asked for what may not be done here; nothing changes, and the asker is told. */
-  | { readonly kind: 'denied'; readonly code: DenialCode; readonly because: string };
-
-export type DenialCode =
-  | 'already-running'
-  | 'not-running'
-  | 'already-connected'
-  | 'no-agent'
-  | 'under-way'
-  | 'unexpected';
-
-const moved = (state: RunState, ...effects: readonly Effect[]): Outcome => ({
-  kind: 'moved',
-  state,
-  effects,
-  keepsStep: false,
-});
-const amended = (state: RunState, ...effects: readonly Effect[]): Outcome => ({
-  kind: 'moved',
-  state,
-  effects,
-  keepsStep: true,
-});
-const ignored = (because: string): Outcome => ({ kind: 'ignored', because });
-const denied = (code: DenialCode, because: string): Outcome => ({ kind: 'denied', code, because });
-const send = (body: HostBody): Effect => ({ kind: 'send', body });
-
-const START: readonly Effect[] = [
-  { kind: 'start-vm' },
-  { kind: 'close-gate', reason: 'start' },
-  { kind: 'open-channel' },
-  { kind: 'resume-vm', afterReset: false },
-];
-
-/** A new run of a VM that goes on running. The wish to stop outlives the run it was made in: a guest may reset instead. */
+/** A new run of a VM that goes on running. The wish to stop outlives the run it was made in: a guest may reset instead. So does a trial. */
 function nextRun(state: RunState, options: { readonly run: RunId; readonly atMs: number }): Run {
-  return { ...newRun(options), isStopping: runOf(state)?.isStopping === true };
+  const before = runOf(state);
+  return { ...newRun(options), isStopping: before?.isStopping === true, isOnTrial: before?.isOnTrial === true };
 }
 
 /** The next state of a run. Total: every state answers every event. */
@@ -93,6 +61,8 @@ export function transition(journaled: Journaled, event: RunEvent, policy: Policy
       return onExited(state, event.isGuestsWish);
     case 'monitor-lost':
       return onMonitorLost(state, event.detail);
+    case 'disk-full':
+      return onDiskFull(state);
     case 'fence-changed':
       return onFenceChanged(state, event);
     case 'agent-opened':
@@ -106,6 +76,8 @@ export function transition(journaled: Journaled, event: RunEvent, policy: Policy
       return onGuestMessage(state, event, policy);
     case 'deadline':
       return onDeadline(state, event.waitedMs);
+    case 'run-deadline':
+      return onRunDeadline(state, event);
     case 'effect-failed':
       return onEffectFailed(state, event);
     case 'found-ungated':
@@ -141,10 +113,11 @@ function onStop(state: RunState, force: boolean): Outcome {
 function onRetry(state: RunState, event: { readonly run: RunId; readonly atMs: number }): Outcome {
   if (state.kind !== 'quarantined')
     return denied('unexpected', `only a quarantined VM can be retried; this one is ${state.kind}`);
-  if (!state.isRunning) return moved({ kind: 'booting', run: newRun(event) }, ...START);
+  const forget: Effect = { kind: 'forget-failed' };
+  if (!state.isRunning) return moved({ kind: 'booting', run: newRun(event) }, forget, ...START);
   const run = nextRun(state, event);
   const close: Effect = { kind: 'close-gate', reason: 'retry' };
-  const takeOver: readonly Effect[] = [{ kind: 'hold-vm' }, close, { kind: 'open-channel' }];
+  const takeOver: readonly Effect[] = [forget, { kind: 'hold-vm' }, close, { kind: 'open-channel' }];
   if (state.session !== null) return askInventory(run, state.session, takeOver);
   return moved({ kind: 'booting', run }, ...takeOver, { kind: 'resume-vm', afterReset: true });
 }
@@ -154,6 +127,7 @@ function onAdmit(state: RunState, event: { readonly reason: string; readonly act
   const run = runOf(state);
   if (state.kind === 'connected' || run === null || run.liveGrant !== null)
     return denied('already-connected', 'the VM is plugged in');
+  if (state.kind === 'rolling-back') return denied('under-way', 'a failed update is being rolled back; wait for it');
   const grant: Grant = { kind: 'override', reason: event.reason, actor: event.actor };
   // It may be out of our hands, or stand still: after a reset that failed half-way, or for rebooting too often.
   const first: readonly Effect[] = [
@@ -184,6 +158,7 @@ function onReset(
   event: { readonly isStopped: boolean; readonly run: RunId; readonly atMs: number },
 ): Outcome {
   if (!hasVm(state)) return ignored('the VM is off');
+  if (state.kind === 'rolling-back') return ignored('the VM is being ended');
   const close: Effect = { kind: 'close-gate', reason: 'guest reset' };
   const resume: readonly Effect[] = event.isStopped ? [{ kind: 'resume-vm', afterReset: true }] : [];
   const run = isUnderWay(state) ? rebootedRun(state) : nextRun(state, event);
@@ -210,7 +185,15 @@ function onFenceChanged(state: RunState, event: { readonly run: RunId; readonly 
 function onMonitorLost(state: RunState, detail: string): Outcome {
   const run = runOf(state);
   if (run === null || !hasVm(state)) return ignored('the VM is off');
-  return quarantineRun(run, null, { kind: 'host-failure', step: 'monitor', detail }, []);
+  return hold(run, null, { kind: 'host-failure', step: 'monitor', detail }, []);
+}
+
+/** On a trial it may have been the update that filled the disk; otherwise somebody has to make space, and the VM goes on from there. */
+function onDiskFull(state: RunState): Outcome {
+  const run = runOf(state);
+  if (run === null || !run.isOnTrial || !isUnderWay(state)) return ignored('it stands still until there is space');
+  const detail = 'the disk overlay found no space on its file system';
+  return quarantine(state, { kind: 'host-failure', step: 'disk-full', detail });
 }
 
 /** The run of a state under way, one reboot later, no longer live: whatever rebooted is gated again. */
@@ -222,21 +205,32 @@ function rebootedRun(state: RunState): Run {
 
 function onExited(state: RunState, isGuestsWish: boolean): Outcome {
   if (!hasVm(state)) return ignored('the VM is off');
-  const leave: readonly Effect[] = [{ kind: 'close-gate', reason: 'the VM ended' }, { kind: 'close-channel' }];
-  const isWanted = isGuestsWish || runOf(state)?.isStopping === true;
+  const leave: readonly Effect[] = [
+    { kind: 'close-gate', reason: 'the VM ended' },
+    { kind: 'close-channel' },
+    { kind: 'settle-overlay' },
+  ];
+  const isStopping = runOf(state)?.isStopping === true;
+  // While it is rolled back we end it, whatever the guest does at that moment.
+  if (state.kind === 'rolling-back' && !isStopping) return moved(bootsAgain(state), ...leave, ...START);
+  const isWanted = isGuestsWish || isStopping;
   if (state.kind === 'quarantined' && !isWanted) {
     // Why it was quarantined is still the answer to why it is not plugged in; often it is why it died, too.
-    return moved({ ...state, session: null, isRunning: false }, ...leave);
+    return moved({ ...state, run: forgetTrial(state.run), session: null, isRunning: false }, ...leave);
   }
   if (isWanted || !isUnderWay(state)) return moved({ kind: 'off' }, ...leave, { kind: 'clean-up' }, { kind: 'stage' });
   const run = rebootedRun(state);
   if (run.reboots > REBOOTS_MAX) {
-    const reason: QuarantineReason = { kind: 'too-many-reboots', reboots: run.reboots };
+    const reason: Trouble = { kind: 'too-many-reboots', reboots: run.reboots };
+    if (run.isOnTrial) {
+      const back = rolledBack(run, reason);
+      return moved(bootsAgain(back.state), ...back.effects, ...leave, ...START);
+    }
     const record: Effect = { kind: 'record-quarantine', reason };
     return moved({ kind: 'quarantined', run, session: null, isRunning: false, reason }, record, ...leave);
   }
-  // QEMU died in the middle of a run: the run goes on by itself.
-  return moved({ kind: 'booting', run }, ...leave, ...START);
+  // QEMU died in the middle of a run: the run goes on by itself, without what it had on trial.
+  return moved({ kind: 'booting', run: forgetTrial(run) }, ...leave, ...START);
 }
 
 // ---- The guest ----------------------------------------------------------------------------------------------------
@@ -246,6 +240,7 @@ function onAgentOpened(
   event: { readonly session: Session; readonly run: RunId; readonly atMs: number },
 ): Outcome {
   if (!hasVm(state)) return ignored('the VM is off');
+  if (state.kind === 'rolling-back') return ignored('the VM is being ended');
   const { session } = event;
   const before = sessionOf(state);
   const knownBoot = before?.boot ?? judgedBoot(state);
@@ -287,14 +282,15 @@ function askInventory(run: Run, session: Session, first: readonly Effect[]): Out
 
 /** Whether a quarantine ends by itself when the agent comes back: it was about silence, not about content. */
 function goesOnWithAgent(reason: QuarantineReason): boolean {
-  return reason.kind === 'agent-silent' || reason.kind === 'deadline';
+  return reason.kind === 'agent-silent' || (reason.kind === 'deadline' && reason.state !== WHOLE_RUN);
 }
 
 function onMisbehaved(state: RunState, event: { readonly code: string; readonly detail: string }): Outcome {
   const run = runOf(state);
   if (run === null || !hasVm(state)) return ignored('the VM is off');
+  if (state.kind === 'rolling-back') return ignored('the VM is being ended');
   // The channel is cut: there is no session any more, and nothing can be asked of the agent until a channel is opened.
-  const reason: QuarantineReason = { kind: 'guest-misbehaved', code: event.code, detail: event.detail };
+  const reason: Trouble = { kind: 'guest-misbehaved', code: event.code, detail: event.detail };
   const grant = state.kind === 'connected' ? state.grant : run.liveGrant;
   if (grant !== null)
     return moved({ kind: 'connected', run: { ...run, liveGrant: null }, session: null, grant, trouble: reason });
@@ -401,12 +397,6 @@ function doubting(code: string, outcome: Outcome): Outcome {
   return { ...outcome, effects: [...outcome.effects, { kind: 'verify-blobs' }] };
 }
 
-function sendRelease(run: Run): Effect {
-  const manifestDigest = run.manifests.at(-1);
-  if (manifestDigest === undefined) throw new Error('assertion failed: only a drive that was offered is asked back');
-  return send({ type: 'release', run: run.run, manifestDigest });
-}
-
 // ---- Answers of effects -------------------------------------------------------------------------------------------
 
 type Answer = Extract<
@@ -444,10 +434,7 @@ function onAnswer(state: RunState, event: Answer, policy: Policy): Outcome {
       return onPlanFailed(state, event.reason, policy);
     case 'fetched':
       if (state.kind !== 'planning') return ignored('nothing is fetched now');
-      return moved(
-        { kind: 'offering', run: state.run, session: state.session, isDriveAttached: false },
-        { kind: 'attach-drive' },
-      );
+      return onFetched(state, policy);
     case 'drive-attached':
       return state.kind === 'offering'
         ? onDriveAttached(state, event.manifestDigest)
@@ -460,7 +447,7 @@ function onAnswer(state: RunState, event: Answer, policy: Policy): Outcome {
         : ignored('nothing is judged now');
     case 'judged-refused':
       return state.kind === 'judging'
-        ? fail(state, { kind: 'confirm-refused', code: event.code, detail: event.detail })
+        ? onRefused(state, { kind: 'confirm-refused', code: event.code, detail: event.detail })
         : ignored('nothing is judged now');
     case 'opened':
       return onOpened(state);
@@ -469,11 +456,17 @@ function onAnswer(state: RunState, event: Answer, policy: Policy): Outcome {
   }
 }
 
-function onPlanFailed(
-  state: Extract<RunState, { kind: 'planning' }>,
-  reason: QuarantineReason,
-  policy: Policy,
+/** What was installed is well, but something else stays behind: there is nothing to throw away, and the gate stays closed. */
+function onRefused(
+  state: Extract<RunState, { kind: 'judging' }>,
+  reason: Extract<Trouble, { kind: 'confirm-refused' }>,
 ): Outcome {
+  if (!state.run.isOnTrial || reason.code !== 'left-out') return fail(state, reason);
+  const keep: readonly Effect[] = [{ kind: 'accept-overlay' }, { kind: 'commit-overlay' }];
+  return hold({ ...state.run, isOnTrial: false }, state.session, reason, keep);
+}
+
+function onPlanFailed(state: Extract<RunState, { kind: 'planning' }>, reason: Trouble, policy: Policy): Outcome {
   const mayAdmit = policy.infrastructure && reason.kind === 'vendor-unavailable' && state.run.liveGrant === null;
   if (!mayAdmit) return fail(state, reason);
   const grant: Grant = {
@@ -481,10 +474,15 @@ function onPlanFailed(
     reason: `infrastructure VM, ${reason.vendor} cannot be reached`,
     actor: 'policy',
   };
-  return moved(
-    { kind: 'opening', run: state.run, session: state.session, phase: 'plugging', grant },
-    { kind: 'open-gate', grant },
-  );
+  return plug(state.run, state.session, grant);
+}
+
+/** Only before anything was offered: what is thrown away then is a boot, and the disk is as a power cut would have left it. */
+function onFetched({ run, session }: Extract<RunState, { kind: 'planning' }>, policy: Policy): Outcome {
+  const isOnTrial = run.isOnTrial || (policy.overlay && run.liveGrant === null && run.manifests.length === 0);
+  const begin: readonly Effect[] = isOnTrial ? [{ kind: 'begin-overlay' }] : [];
+  const offering: RunState = { kind: 'offering', run: { ...run, isOnTrial }, session, isDriveAttached: false };
+  return moved(offering, ...begin, { kind: 'attach-drive' });
 }
 
 function onDriveAttached(state: Extract<RunState, { kind: 'offering' }>, manifestDigest: Digest): Outcome {
@@ -512,7 +510,13 @@ function onEvidence(run: Run, session: Session, grant: Grant): Outcome {
 }
 
 function plug(run: Run, session: Session | null, grant: Grant): Outcome {
-  return moved({ kind: 'opening', run, session, phase: 'plugging', grant }, { kind: 'open-gate', grant });
+  // Whoever is plugged in keeps what it writes: that is on disk before the gate opens.
+  const accept: readonly Effect[] = run.isOnTrial ? [{ kind: 'accept-overlay' }] : [];
+  const kept: Run = { ...run, isOnTrial: false };
+  return moved({ kind: 'opening', run: kept, session, phase: 'plugging', grant }, ...accept, {
+    kind: 'open-gate',
+    grant,
+  });
 }
 
 function onOpened(state: RunState): Outcome {
@@ -520,7 +524,8 @@ function onOpened(state: RunState): Outcome {
   const { run, session, grant } = state;
   const tell: readonly Effect[] = session === null ? [] : [send({ type: 'admitted', run: run.run })];
   const settled: Run = { ...run, liveGrant: null };
-  return moved({ kind: 'connected', run: settled, session, grant, trouble: null }, ...tell, { kind: 'clean-up' });
+  const after: readonly Effect[] = [{ kind: 'clean-up' }, { kind: 'commit-overlay' }];
+  return moved({ kind: 'connected', run: settled, session, grant, trouble: null }, ...tell, ...after);
 }
 
 // ---- What goes wrong ----------------------------------------------------------------------------------------------
@@ -536,52 +541,40 @@ function onDeadline(state: RunState, waitedMs: number): Outcome {
   return fail(state, { kind: 'deadline', state: state.kind, waitedMs });
 }
 
+/** How `deadline` names a run that took too long as a whole. */
+const WHOLE_RUN = 'run';
+
+function onRunDeadline(state: RunState, event: { readonly run: RunId; readonly waitedMs: number }): Outcome {
+  if (!isUnderWay(state) || state.kind === 'rolling-back' || runOf(state)?.run !== event.run)
+    return ignored('that run is not under way');
+  return fail(state, { kind: 'deadline', state: WHOLE_RUN, waitedMs: event.waitedMs });
+}
+
 function onEffectFailed(
   state: RunState,
   event: { readonly effect: string; readonly detail: string; readonly isRunning: boolean },
 ): Outcome {
+  if (state.kind === 'quarantined' && state.isRunning && !event.isRunning && event.effect === 'start-vm')
+    return amended({ ...state, isRunning: false }, { kind: 'close-gate', reason: 'it could not be started' });
   if (!isUnderWay(state)) return ignored('no run is under way');
-  const reason: QuarantineReason = { kind: 'host-failure', step: event.effect, detail: event.detail };
+  // Whatever else fails on the way: the VM ends, and boots as before.
+  if (state.kind === 'rolling-back' && event.effect !== 'stop-vm') return ignored('the VM is being ended');
+  const reason: Trouble = { kind: 'host-failure', step: event.effect, detail: event.detail };
+  // What could not be begun has nothing to throw away.
+  if (event.isRunning && event.effect === 'begin-overlay' && state.kind === 'offering')
+    return quarantine({ ...state, run: { ...state.run, isOnTrial: false } }, reason);
+  // What could not be accepted is still on trial.
+  if (event.isRunning && event.effect === 'accept-overlay' && state.kind === 'opening')
+    return quarantine({ ...state, run: { ...state.run, isOnTrial: true } }, reason);
   // A gate that could not be opened is closed again, also one that stood open for a live update.
   if (event.isRunning && event.effect === 'open-gate') return quarantine(state, reason);
   if (event.isRunning) return fail(state, reason);
   const run = runOf(state);
   if (run === null) return ignored('no run');
   return moved(
-    { kind: 'quarantined', run: { ...run, liveGrant: null }, session: null, reason, isRunning: false },
+    { kind: 'quarantined', run: forgetTrial({ ...run, liveGrant: null }), session: null, reason, isRunning: false },
     { kind: 'close-gate', reason: `quarantined: ${reason.kind}` },
     { kind: 'record-quarantine', reason },
-  );
-}
-
-/** A live update that fails leaves the VM as it was; any other run ends in quarantine. */
-function fail(state: RunState, reason: QuarantineReason): Outcome {
-  const run = runOf(state);
-  if (run === null) return ignored('no run');
-  if (!isGateOpen(state)) return quarantine(state, reason);
-  const session = sessionOf(state);
-  const grant = run.liveGrant;
-  if (grant === null) return ignored('the VM is plugged in and no run is under way');
-  const back = run.manifests.length > 0 && session !== null ? [sendRelease(run)] : [];
-  return moved({ kind: 'connected', run: { ...run, liveGrant: null }, session, grant, trouble: reason }, ...back);
-}
-
-function quarantine(state: RunState, reason: QuarantineReason): Outcome {
-  const run = runOf(state);
-  if (run === null) return ignored('no run');
-  return quarantineRun(run, sessionOf(state), reason, []);
-}
-
-function quarantineRun(run: Run, session: Session | null, reason: QuarantineReason, first: readonly Effect[]): Outcome {
-  const tell: Effect[] =
-    session === null ? [] : [send({ type: 'hold', code: reason.kind, detail: 'see `pratique vm why` on the host' })];
-  if (session !== null && run.manifests.length > 0) tell.push(sendRelease(run));
-  return moved(
-    { kind: 'quarantined', run: { ...run, liveGrant: null }, session, reason, isRunning: true },
-    // The record first: closing starts at once wherever it stands, and what follows it does not run if it fails.
-    { kind: 'record-quarantine', reason },
-    ...first,
-    { kind: 'close-gate', reason: `quarantined: ${reason.kind}` },
-    ...tell,
+    { kind: 'settle-overlay' },
   );
 }

@@ -11,7 +11,7 @@ import type { RunId, VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
 import { type Plan, planDigest } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
-import type { QuarantineReason } from '../model/quarantine.ts';
+import type { Trouble } from '../model/quarantine.ts';
 import { fetchPlan } from './fetch-plan.ts';
 import { RunError, type Runner } from './runner.ts';
 import { bringSignedArchives } from './signed-archives.ts';
@@ -73,7 +73,7 @@ export class VmDrive {
   }
 
   /** Brings the bytes of a plan into the store and keeps them there, for the run or until the VM starts. Null, or why not. */
-  async fetch(plan: Plan, purpose: 'run' | 'stage', signal: AbortSignal): Promise<QuarantineReason | null> {
+  async fetch(plan: Plan, purpose: 'run' | 'stage', signal: AbortSignal): Promise<Trouble | null> {
     const { store, vendors, clock, inspections } = this.#deps;
     const owner = purpose === 'run' ? this.#runPin : this.#stagePin;
     store.unpin(owner); // Of the plan before; nothing is collected between this and the pin that follows at once.
@@ -85,7 +85,7 @@ export class VmDrive {
     return await this.#fetchSigned(plan, signal);
   }
 
-  async #fetchSigned(plan: Plan, signal: AbortSignal): Promise<QuarantineReason | null> {
+  async #fetchSigned(plan: Plan, signal: AbortSignal): Promise<Trouble | null> {
     try {
       this.#signed = null;
       await this.#archivesOf(plan, signal);

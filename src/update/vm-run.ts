@@ -1,4 +1,5 @@
 // One VM with all it holds while it runs: hypervisor handle, channel, drive, plan, evidence. Carries out the effects of its runner.
+import { JOURNAL_RETRY_MS, PLAN_SUMMARY_ITEMS_MAX } from '../base/limits.ts';
 import { counted, printable } from '../base/printable.ts';
 import type { JudgeInput } from '../confirm/judge.ts';
 import type { GuestEvent as ChannelEvent, GuestChannel } from '../guest/session.ts';
@@ -9,6 +10,7 @@ import type { RunId, VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
 import { type Plan, planDigest, planSizeBytes } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
+import type { FailedVersion, QuarantineReason } from '../model/quarantine.ts';
 import { postReport } from './agent-report.ts';
 import { dryRun } from './dry-run.ts';
 import type { Effect } from './effect.ts';
@@ -18,9 +20,10 @@ import { comparisonOf, makePlan } from './planner.ts';
 import { type Found, recover } from './recover.ts';
 import { type Answer, makeRunner, RunError, type Runner } from './runner.ts';
 import { type Inspection, Staging } from './staging.ts';
-import { isUnderWay, type Run, type RunState, runOf, sessionOf } from './state.ts';
+import { isUnderWay, type PlanSummary, type Run, type RunState, runOf, sessionOf } from './state.ts';
 import { namespaceOf, tapNamesOf } from './taps.ts';
 import { VmDrive } from './vm-drive.ts';
+import { VmOverlay } from './vm-overlay.ts';
 import type { VmRunDeps } from './vm-run-deps.ts';
 import { weigh } from './weigh.ts';
 import { explainQuarantine } from './why.ts';
@@ -36,6 +39,8 @@ export class VmRun {
   readonly #deps: VmRunDeps;
   readonly #drive: VmDrive;
   readonly #staging: Staging;
+  readonly #overlay: VmOverlay;
+  readonly #ending = new AbortController();
   #running: RunningVm | null = null;
   #untold: (() => void)[] | null = null;
   #hasEnded = false;
@@ -72,19 +77,15 @@ export class VmRun {
       record.sinceMs,
     );
     const { vm, spec, uid } = record;
+    const note: Runner['note'] = (...words) => this.runner.note(...words);
     this.#staging = new Staging(deps, {
       vm: record.vm,
       spec: record.spec,
       policy: () => this.policy,
       note: (...words) => this.runner.note(...words),
     });
-    this.#drive = new VmDrive(deps, {
-      vm,
-      spec,
-      uid,
-      note: (...words) => this.runner.note(...words),
-      policy: () => this.policy,
-    });
+    this.#drive = new VmDrive(deps, { vm, spec, uid, note, policy: () => this.policy });
+    this.#overlay = new VmOverlay(deps, { spec, note });
   }
 
   get running(): RunningVm | null {
@@ -129,12 +130,15 @@ export class VmRun {
     const isAdmitted = await this.#deps.gate.isAdmitted(running);
     // An attached VM does not stop at a reset: it may have booted again while nobody looked.
     const isSameProcess = running.adopted.kind === 'same-process' && this.spec.kind === 'managed';
-    return { kind: 'running', isSameProcess, isStopped, isAdmitted };
+    const isOnTrial = (await this.#overlay.fate(running)) === 'trial';
+    return { kind: 'running', isSameProcess, isStopped, isAdmitted, isOnTrial };
   }
 
   /** Lets go of everything without touching the VM. */
   async close(): Promise<void> {
+    this.#ending.abort();
     await this.runner.close();
+    this.#overlay.close();
     this.#channel?.close();
     await this.#running?.release();
   }
@@ -170,6 +174,10 @@ export class VmRun {
         this.#hasEnded = true;
         this.runner.note('guest', printable(event.detail));
         this.runner.post({ kind: 'exited', detail: event.detail, isGuestsWish: event.isGuestsWish });
+        return;
+      case 'disk-full':
+        this.runner.note('warning', 'a write of the guest found no space on this host; the VM stands still');
+        this.runner.post({ kind: 'disk-full' });
         return;
       case 'monitor-lost':
         this.#isMonitorLost = true;
@@ -244,6 +252,24 @@ export class VmRun {
         return await this.#makePlan(state, signal);
       case 'fetch-plan':
         return await this.#fetchPlan(state, signal);
+      case 'begin-overlay':
+        await this.#overlay.begin(this.#require('begin-overlay'), this.#requirePlan(this.#requireRun(state)), signal);
+        return null;
+      case 'accept-overlay':
+        await this.#overlay.accept(this.#require('accept-overlay'));
+        return null;
+      case 'commit-overlay':
+        if (this.#running !== null) this.#overlay.startMerge(this.#running);
+        return null;
+      case 'settle-overlay':
+        await this.#overlay.settle();
+        return null;
+      case 'remember-failed':
+        await this.#rememberFailed(effect.reason);
+        return null;
+      case 'forget-failed':
+        await this.#deps.journal.forgetFailed(this.vm);
+        return null;
       case 'attach-drive':
         return await this.#attachDrive(state, signal);
       case 'detach-drive':
@@ -283,10 +309,35 @@ export class VmRun {
     await this.#staging.leave();
     this.#drive.forgetAttached();
     // One that was left behind when it could not be taken over is taken over now.
-    const running = (await this.#deps.driver.adopt(this.spec)) ?? (await this.#deps.driver.start(this.spec));
+    const running = (await this.#deps.driver.adopt(this.spec)) ?? (await this.#startAnew());
     this.#hold(running);
     if (running.adopted.kind !== 'ungated') return null;
     return { kind: 'found-ungated', detail: 'it was running when it was attached' };
+  }
+
+  /** From the disk alone: an overlay of before is merged or thrown away first. */
+  async #startAnew(): Promise<RunningVm> {
+    await this.#overlay.settle();
+    return await this.#deps.driver.start(this.spec);
+  }
+
+  /** The whole plan where nobody in particular is to blame; the state names only its first versions. */
+  async #rememberFailed({ versions, cause }: Extract<QuarantineReason, { kind: 'rolled-back' }>): Promise<void> {
+    const isWholePlan = versions.length > 1 && this.#plan !== null;
+    const failed = isWholePlan ? versionsOf(this.#plan) : versions;
+    const { reason } = explainQuarantine(this.vm, cause, true);
+    const { clock, journal } = this.#deps;
+    const atMs = clock.nowMs();
+    const lines = failed.map((each) => ({ ...each, atMs, cause: reason }));
+    // The VM does not boot again before this is on disk: what failed would be tried once more.
+    for (;;) {
+      try {
+        return await journal.rememberFailed(this.vm, lines);
+      } catch (error) {
+        this.#deps.log.error({ vm: this.vm, err: error }, 'what failed could not be written down; it is tried again');
+        await clock.sleep(JOURNAL_RETRY_MS, this.#ending.signal);
+      }
+    }
   }
 
   async #takeHold(): Promise<null> {
@@ -381,7 +432,8 @@ export class VmRun {
     this.#before = { run: run.run, inventory };
     const sizeBytes = planSizeBytes(plan);
     if (plan.items.length > 0) this.runner.note('state', `missing: ${counted(plan.items.length, 'update')}`);
-    const summary = { digest: planDigest(plan), itemCount: plan.items.length, sizeBytes };
+    const versions = versionsOf(plan).slice(0, PLAN_SUMMARY_ITEMS_MAX);
+    const summary: PlanSummary = { digest: planDigest(plan), itemCount: plan.items.length, sizeBytes, versions };
     return { kind: 'planned', plan: summary, rebootRequired: inventory.rebootRequired };
   }
 
@@ -470,6 +522,8 @@ export class VmRun {
         `${this.vm} still has its drive; a first admission never goes with it`,
       );
     }
+    // Also one that an earlier run left on trial: whoever is plugged in keeps what it writes.
+    await this.#overlay.accept(running);
     const { grant } = effect;
     if (grant.kind === 'override') {
       await this.#deps.gate.open(running, { kind: 'override', run: run.run, reason: grant.reason, actor: grant.actor });
@@ -510,4 +564,8 @@ export class VmRun {
       throw new RunError('internal/no-plan', `the plan of run ${run.run} of ${this.vm} is not in the journal`);
     return this.#plan;
   }
+}
+
+function versionsOf(plan: Plan | null): readonly FailedVersion[] {
+  return plan?.items.map(({ id, release }) => ({ item: id, version: release.version })) ?? [];
 }

@@ -1,7 +1,7 @@
 // X8: for every VM that is not plugged in, the reason and the next step, one sentence each. The only place that words them.
 import { printable } from '../base/printable.ts';
 import type { VmId } from '../model/ids.ts';
-import { isContentCode, type QuarantineReason } from '../model/quarantine.ts';
+import { type FailedVersion, isContentCode, type QuarantineReason } from '../model/quarantine.ts';
 import { isGateOpen, type RunState } from './state.ts';
 
 export type Reason = { readonly reason: string; readonly next: string };
@@ -71,9 +71,18 @@ function explainWaiting(
         reason: 'The confirmation was accepted; the drive is taken away and the cable is being plugged in.',
         next: wait,
       };
+    case 'rolling-back':
+      return { reason: 'Its update failed; the disk overlay it ran on is thrown away.', next: wait };
     default:
       return kind satisfies never;
   }
+}
+
+/** Named versions in a sentence: three of them, and how many more. */
+function listVersions(versions: readonly FailedVersion[]): string {
+  const named = versions.slice(0, 3).map(({ item, version }) => `${printable(item)} ${printable(version)}`);
+  const more = versions.length > named.length ? ` and ${versions.length - named.length} more` : '';
+  return named.join(', ') + more;
 }
 
 /** A quarantine's reason in a sentence, and the next step. */
@@ -94,6 +103,12 @@ export function explainQuarantine(vm: VmId, reason: QuarantineReason, isRunning:
           : `Mend the cause in the guest or publish a better release, then: ${retry}`,
       };
     case 'confirm-refused':
+      if (reason.code === 'left-out') {
+        return {
+          reason: `What it should have cannot be installed: ${printable(reason.detail, 400)}.`,
+          next: `Wait for the vendor, or decide: pratique vm set ${vm} leftOut=admit (or holds=…); then: ${retry}`,
+        };
+      }
       return {
         reason: `The guest's confirmation was not believed (${printable(reason.code)}): ${printable(reason.detail)}.`,
         next: `Compare it with pratique vm show ${vm}; if the guest can be trusted: ${retry}`,
@@ -143,10 +158,25 @@ export function explainQuarantine(vm: VmId, reason: QuarantineReason, isRunning:
         next: `Look at the guest's console, then: ${retry}`,
       };
     case 'deadline':
+      if (reason.state === 'run') {
+        return {
+          reason: `The run took ${seconds(reason.waitedMs)} from its beginning, longer than the VM's policy allows.`,
+          next: `Look at pratique vm events ${vm} for what took so long, then: ${retry}`,
+        };
+      }
       return {
         reason: `It stayed in ${reason.state} for ${seconds(reason.waitedMs)}, longer than allowed.`,
         next: `Look at pratique vm events ${vm}, then: ${retry}`,
       };
+    case 'rolled-back': {
+      const cause = explainQuarantine(vm, reason.cause, isRunning);
+      const back = 'The update was rolled back: its disk overlay was thrown away, and the VM is as before.';
+      if (reason.versions.length === 0) return { reason: `${back} ${cause.reason}`, next: cause.next };
+      return {
+        reason: `${back} ${cause.reason} Not tried again by itself: ${listVersions(reason.versions)}.`,
+        next: `Wait for a newer release, or mend the cause; then: ${retry}`,
+      };
+    }
     case 'ungated-start':
       return {
         reason: `It ran before Pratique took it over (${printable(reason.detail)}), so what it did was not gated.`,

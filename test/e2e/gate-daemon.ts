@@ -21,6 +21,7 @@ const fence = await openFence({ namespace, log: silentLog, clock: systemClock })
 const fenceFor = async () => fence;
 const driver = makeQmpDriver({
   runFolder: folder,
+  overlayFolder: `${folder}/overlays`,
   diskRoots: roots,
   accelerator,
   fenceFor,

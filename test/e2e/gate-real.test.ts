@@ -101,6 +101,7 @@ async function makeDriver(folder: string, fence: Fence): Promise<HypervisorDrive
   return makeQmpDriver({
     accelerator: await probed,
     runFolder: folder,
+    overlayFolder: join(folder, 'overlays'),
     diskRoots: [folder, defaultCacheFolder()],
     fenceFor: async () => fence,
     uidFor: async () => uid,

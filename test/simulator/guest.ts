@@ -27,11 +27,20 @@ type AgentMessageBody = AgentReport extends infer M
     : never
   : never;
 
+/** What a guest has on its disk. */
+export type Disk = {
+  readonly products: ReadonlyMap<string, string>;
+  readonly manifest: Digest | null;
+  readonly results: readonly ItemResult[];
+};
+
 export type Guest = {
   behaviour: Behaviour;
   /** What it was when it confirmed last. */
   confirmedAs: Behaviour;
-  readonly products: Map<string, string>;
+  readonly products: ReadonlyMap<string, string>;
+  readonly readDisk: () => Disk;
+  readonly writeDisk: (disk: Disk) => void;
   /** The agent answers; false while the guest boots or its VM is off. */
   readonly isUp: () => boolean;
   readonly boot: () => string;
@@ -71,13 +80,19 @@ export function makeGuest(deps: GuestDeps): Guest {
   let generation = 0;
   let bootHeardAtMs: number | null = null;
   let manifest: Digest | null = null;
-  let results: ItemResult[] = [];
+  let results: readonly ItemResult[] = [];
   let needsReboot = false;
 
   const self: Guest = {
     behaviour: 'honest',
     confirmedAs: 'honest',
     products,
+    readDisk: () => ({ products: new Map(products), manifest, results }),
+    writeDisk: (disk) => {
+      products.clear();
+      for (const [product, version] of disk.products) products.set(product, version);
+      ({ manifest, results } = disk);
+    },
     isUp: () => isUp,
     boot: () => boot,
     bootHeardAtMs: () => bootHeardAtMs,
@@ -205,7 +220,7 @@ export function makeGuest(deps: GuestDeps): Guest {
       }
       say(`guest installs ${outcome}`);
       deps.onInstalled();
-      answer({ type: 'installed', run, manifestDigest, results, rebootRequired: needsReboot }, 1);
+      answer({ type: 'installed', run, manifestDigest, results: [...results], rebootRequired: needsReboot }, 1);
     });
   }
 
@@ -217,7 +232,7 @@ export function makeGuest(deps: GuestDeps): Guest {
       run,
       planDigest,
       manifestDigest: body.manifestDigest === null ? null : manifest,
-      results: body.manifestDigest === null ? [] : results,
+      results: body.manifestDigest === null ? [] : [...results],
       inventory: inventory(false),
     };
     answer(answers, 300);

@@ -24,7 +24,12 @@ import type { Random } from './random.ts';
 export class Broken extends Error {}
 
 /** Something wrong on purpose, to see that it is found. */
-export type Sabotage = 'opens-on-installed' | 'ignores-kexec' | 'opens-before-record';
+export type Sabotage =
+  | 'opens-on-installed'
+  | 'ignores-kexec'
+  | 'opens-before-record'
+  | 'discards-accepted'
+  | 'forgets-failed';
 
 export const DISK_FULL = 'database or disk is full';
 
@@ -43,6 +48,8 @@ export type Outside = {
   readonly isDiskFull: () => boolean;
   readonly isStormy: () => boolean;
   readonly latest: () => string;
+  /** A drive with this plan is made for the VM. */
+  readonly offered: (plan: Plan) => void;
   readonly say: (what: string) => void;
   /** Notes a broken invariant. Throwing would be taken for a failed effect. */
   readonly complain: (broken: string) => void;
@@ -71,6 +78,9 @@ export function openLossyJournal(db: DatabaseSync, outside: Outside): Journal {
     note: () => {},
     saveState: (...args) => durable(() => real.saveState(...args)),
     savePlan: (plan) => durable(() => real.savePlan(plan)),
+    rememberFailed: (...args) =>
+      durable(() => (outside.sabotage === 'forgets-failed' ? Promise.resolve() : real.rememberFailed(...args))),
+    forgetFailed: (vm) => durable(() => real.forgetFailed(vm)),
   };
 }
 
@@ -164,12 +174,13 @@ function makeSimGate(outside: Outside, touch: Touch, append: (record: AuditRecor
   };
 }
 
-function makeDrives({ blobs, drives, complain }: Outside, touch: Touch): VmRunDeps['drives'] {
+function makeDrives({ blobs, drives, complain, offered }: Outside, touch: Touch): VmRunDeps['drives'] {
   return {
     build: ({ plan, planDigest, run }) =>
       touch('build the drive', () => {
         const missing = plan.items.find((item) => !blobs.has(item.release.artifact.digest));
         if (missing !== undefined) complain(`a drive was built without the blob of ${missing.id}`);
+        offered(plan);
         const manifestDigest = digestOf(`${run} ${planDigest}`);
         drives.set(manifestDigest, plan);
         const manifest = { format: 'pratique.manifest/1', vm: VM, run, planDigest, items: [], extraFiles: [] } as const;

@@ -1,10 +1,11 @@
 // The world outside of the daemon: one VM, its taps' fence, and the disk. It stays when the daemon dies.
 import type { AuditRecord } from '../../src/audit/record.ts';
 import type { Fence } from '../../src/hypervisor/fence.ts';
-import type { HypervisorDriver, RunningVm, VmEvent } from '../../src/hypervisor/hypervisor.ts';
+import type { DiskOverlay, HypervisorDriver, RunningVm, VmEvent } from '../../src/hypervisor/hypervisor.ts';
 import { tapsOf } from '../../src/hypervisor/network.ts';
 import type { ManagedVm } from '../../src/hypervisor/vm-spec.ts';
 import type { VmId } from '../../src/model/ids.ts';
+import type { Disk } from './guest.ts';
 
 export const VM = 'sim' as VmId; // The form that the brand promises.
 export const SPEC: ManagedVm = {
@@ -33,6 +34,8 @@ export type Machine = {
   isLinkUp: boolean;
   hasDrive: boolean;
   isMonitorLost: boolean;
+  /** What lies over the disk, with what the disk itself holds meanwhile. */
+  overlay: { fate: 'trial' | 'accepted'; readonly below: Disk } | null;
   readonly admitted: Set<string>;
   readonly audit: { readonly record: AuditRecord; readonly epoch: number }[];
 };
@@ -48,6 +51,7 @@ export function makeMachineState(): Machine {
     isLinkUp: false,
     hasDrive: false,
     isMonitorLost: false,
+    overlay: null,
     admitted: new Set(),
     audit: [],
   };
@@ -100,6 +104,13 @@ export type MachineHooks = {
   /** Power on, or on again after a reset: the guest boots. */
   readonly onBoot: () => void;
   readonly onEnd: () => void;
+  readonly readDisk: () => Disk;
+  readonly writeDisk: (disk: Disk) => void;
+  /** Milliseconds that a merge takes. */
+  readonly mergeMs: () => number;
+  readonly sleep: (ms: number) => Promise<void>;
+  readonly complain: (broken: string) => void;
+  readonly isDiscardingAll: boolean;
 };
 
 export type SimDriver = HypervisorDriver & {
@@ -133,7 +144,31 @@ export function makeDriver(machine: Machine, hooks: MachineHooks): SimDriver {
     for (const tap of TAPS) machine.admitted.delete(tap);
     hooks.onEnd();
   };
+  const overlay: DiskOverlay = {
+    fate: async () => machine.overlay?.fate ?? 'none',
+    begin: () =>
+      qmp('begin an overlay', () => {
+        if (machine.overlay?.fate === 'trial') return;
+        if (machine.overlay !== null) throw new Error('begin an overlay: the one before is not merged');
+        machine.overlay = { fate: 'trial', below: hooks.readDisk() };
+      }),
+    accept: () =>
+      touch('accept the overlay', () => {
+        if (machine.overlay !== null) machine.overlay.fate = 'accepted';
+      }),
+    commit: async () => {
+      if (machine.overlay?.fate !== 'accepted') return false;
+      await qmp('begin to merge', () => {});
+      await hooks.sleep(hooks.mergeMs());
+      return await qmp('merge the overlay', () => {
+        const isMerged = machine.overlay?.fate === 'accepted';
+        if (isMerged) machine.overlay = null;
+        return isMerged;
+      });
+    },
+  };
   const handle = (adopted: RunningVm['adopted']): RunningVm => ({
+    overlay,
     vm: VM,
     namespace: { kind: 'host' },
     taps: tapsOf(SPEC),
@@ -198,6 +233,7 @@ export function makeDriver(machine: Machine, hooks: MachineHooks): SimDriver {
     start: async () => {
       await touch('start QEMU', () => {
         if (machine.exists) throw new Error('start: its QEMU runs already');
+        if (machine.overlay !== null) hooks.complain('a VM is started from its disk while an overlay lies over it');
         machine.exists = true;
         machine.isStopped = true;
         machine.isLinkUp = false;
@@ -214,5 +250,15 @@ export function makeDriver(machine: Machine, hooks: MachineHooks): SimDriver {
       machine.isMonitorLost = false;
       return handle({ kind: 'same-process' });
     },
+    settleOverlay: () =>
+      touch('settle the overlay', () => {
+        const over = machine.overlay;
+        if (over === null) return 'none';
+        if (machine.exists) throw new Error('settle: its QEMU runs');
+        machine.overlay = null;
+        if (over.fate === 'accepted' && !hooks.isDiscardingAll) return 'committed';
+        hooks.writeDisk(over.below);
+        return 'discarded';
+      }),
   };
 }

@@ -7,7 +7,7 @@ import { type DatabaseSync, openDatabase } from '../../src/base/sqlite.ts';
 import { INVENTORY_MIGRATIONS } from '../../src/inventory/inventory-store.ts';
 import type { Plan } from '../../src/model/plan.ts';
 import { DEFAULT_POLICY } from '../../src/model/policy.ts';
-import { JOURNAL_MIGRATIONS, openJournal } from '../../src/update/journal.ts';
+import { FAILED_UPDATE_MIGRATIONS, JOURNAL_MIGRATIONS, openJournal } from '../../src/update/journal.ts';
 import { newRunId } from '../../src/update/new-run-id.ts';
 import { RunError } from '../../src/update/runner.ts';
 import { isGateOpen, isUnderWay, runOf } from '../../src/update/state.ts';
@@ -31,6 +31,7 @@ export type SimResult = {
   readonly opened: number;
   readonly crashes: number;
   readonly quarantines: number;
+  readonly rollBacks: number;
 };
 
 const STORY_LINES_KEPT = 60;
@@ -85,6 +86,11 @@ class Life {
   #opened = 0;
   #crashes = 0;
   #quarantines = 0;
+  #rollBacks = 0;
+  /** Versions that were rolled back, until an operator says to try again. */
+  readonly #failed = new Set<string>();
+  /** The newest hello that was ever plugged in. */
+  #reached = 0;
   #shown = '';
   /** The first invariant that broke in the middle of something. */
   #complaint: string | null = null;
@@ -95,7 +101,7 @@ class Life {
   constructor({ seed, sabotage }: SimOptions) {
     this.#random = makeRandom(seed);
     this.#sabotage = sabotage ?? null;
-    this.#db = openDatabase(':memory:', [...JOURNAL_MIGRATIONS, ...INVENTORY_MIGRATIONS]);
+    this.#db = openDatabase(':memory:', [...JOURNAL_MIGRATIONS, ...INVENTORY_MIGRATIONS, ...FAILED_UPDATE_MIGRATIONS]);
     this.#guest = makeGuest({
       clock: this.#clock,
       random: this.#random,
@@ -115,7 +121,7 @@ class Life {
       uid: 1,
       spec: SPEC,
       specDigest: digestOf('spec'),
-      policy: DEFAULT_POLICY,
+      policy: { ...DEFAULT_POLICY, overlay: seed % 3 !== 0 },
       journaled: { step: 0, state: { kind: 'off' } },
       sinceMs: this.#clock.nowMs(),
     });
@@ -129,6 +135,7 @@ class Life {
       opened: this.#opened,
       crashes: this.#crashes,
       quarantines: this.#quarantines,
+      rollBacks: this.#rollBacks,
     };
   }
 
@@ -189,6 +196,7 @@ class Life {
     const runner = this.#daemon?.run.runner;
     if (runner === undefined || this.#daemon?.isReady !== true) return;
     this.#say(`operator: ${what}`);
+    if (what === 'retry' || what === 'update') this.#failed.clear();
     const fresh = { run: newRunId(), atMs: this.#clock.nowMs() };
     const event =
       what === 'stop' || what === 'stop by force'
@@ -292,6 +300,12 @@ class Life {
       onChange: () => this.#look(),
       onBoot: () => this.#guest.powerOn(),
       onEnd: () => this.#guest.powerOff(),
+      readDisk: () => this.#guest.readDisk(),
+      writeDisk: (disk) => this.#guest.writeDisk(disk),
+      mergeMs: () => this.#random.between(10, 100_000),
+      sleep: (ms) => this.#clock.sleep(ms),
+      complain: (broken) => this.#complain(broken),
+      isDiscardingAll: this.#sabotage === 'discards-accepted',
     });
     const run = new VmRun(makeDeps({ db: this.#db, outside, journal, driver, touch }), record);
     const daemon: Daemon = Object.assign(mine, { run, driver });
@@ -322,6 +336,10 @@ class Life {
       isVendorIll: () => this.#isVendorIll,
       isDiskFull: () => this.#isDiskFull,
       isStormy: () => this.#isStormy,
+      offered: (plan) => {
+        const again = plan.items.find(({ id, release }) => this.#failed.has(`${id} ${release.version}`));
+        if (again !== undefined) this.#complain(`${again.id} failed before and is offered again by itself`);
+      },
       latest: () => `${this.#latest}.0.0`,
       say: (what) => this.#say(what),
       complain: (broken) => this.#complain(broken),
@@ -329,6 +347,10 @@ class Life {
       recorded: (record) => {
         if (record.kind === 'gate-opened') this.#checkTruth();
         if (record.kind === 'quarantine') this.#quarantines += 1;
+        if (record.kind === 'quarantine' && record.reason.kind === 'rolled-back') {
+          this.#rollBacks += 1;
+          for (const { item, version } of record.reason.versions) this.#failed.add(`${item} ${version}`);
+        }
       },
     };
   }
@@ -362,6 +384,7 @@ class Life {
     if (this.#complaint !== null) throw new Broken(this.#complaint);
     this.#narrate();
     this.#checkEntitled();
+    this.#checkKept();
     const { run } = this.#daemon ?? {};
     if (run === undefined) return;
     const state = run.runner.state();
@@ -372,6 +395,18 @@ class Life {
       throw new Broken(`run with ${current.reboots} reboots and ${current.sessions} sessions`);
     this.#checkDeadline();
     this.#checkPlugged();
+  }
+
+  /** X5: whoever is plugged in keeps what it has, for good; nobody is plugged in on trial. */
+  #checkKept(): void {
+    const hello = Number.parseInt(this.#guest.products.get('hello') ?? '0', 10);
+    if (framesPass(this.#machine)) {
+      if (this.#machine.overlay?.fate === 'trial')
+        throw new Broken('it is plugged in on an overlay that may be thrown away');
+      this.#reached = Math.max(this.#reached, hello);
+    }
+    if (hello < this.#reached)
+      throw new Broken(`it was plugged in with hello ${this.#reached}, and has ${hello} again`);
   }
 
   /** Who is said to be plugged in is. */
@@ -504,6 +539,7 @@ class Life {
   /** Nothing is held that nobody needs. */
   #checkRest(): void {
     if (this.#machine.hasDrive) throw new Broken('the drive of a run that ended is still there');
+    if (this.#machine.overlay !== null) throw new Broken('an overlay is never merged');
     if (this.#pins.size > 0) throw new Broken(`blobs stay pinned: ${[...this.#pins.keys()].join(', ')}`);
     const plans = this.#db.prepare('SELECT count(*) AS n FROM plan').get();
     if (plans?.n !== 0) throw new Broken('plans stay in the journal');

@@ -7,17 +7,19 @@ import { simulate } from './simulate.ts';
 const SEEDS = 150;
 const SABOTAGE_SEEDS_MAX = 100;
 
-test(`no invariant breaks in ${SEEDS} lives with crashes, failures, lies and bad moments [A11 X4 X8]`, async () => {
-  let [opened, crashes, quarantines] = [0, 0, 0];
+test(`no invariant breaks in ${SEEDS} lives with crashes, failures, lies and bad moments [A11 X4 X5 X8]`, async () => {
+  let [opened, crashes, quarantines, rollBacks] = [0, 0, 0, 0];
   for (let seed = 1; seed <= SEEDS; seed += 1) {
     const result = await simulate({ seed });
     assert.equal(result.broken, null, `seed ${seed}: ${result.broken}\n${result.story.join('\n')}`);
     opened += result.opened;
     crashes += result.crashes;
     quarantines += result.quarantines;
+    rollBacks += result.rollBacks;
   }
   // Lives in which nothing happens would prove nothing.
-  assert.ok(opened > SEEDS && crashes > SEEDS && quarantines > SEEDS, JSON.stringify({ opened, crashes, quarantines }));
+  const tally = { opened, crashes, quarantines, rollBacks };
+  assert.ok(opened > SEEDS && crashes > SEEDS && quarantines > SEEDS && rollBacks > SEEDS / 4, JSON.stringify(tally));
 });
 
 test('the same seed tells the same story', async () => {
@@ -30,9 +32,11 @@ const SABOTAGES: Readonly<Record<Sabotage, RegExp>> = {
   'opens-on-installed': /drive and network|the gate is open/,
   'ignores-kexec': /the gate (stays|is) open/,
   'opens-before-record': /without any record|that nobody judged/,
+  'discards-accepted': /it was plugged in with hello/,
+  'forgets-failed': /offered again by itself/,
 };
 for (const [sabotage, complaint] of Object.entries(SABOTAGES)) {
-  test(`a gate that ${sabotage.replaceAll('-', ' ')} is found, with a story [A11]`, async () => {
+  test(`a host that ${sabotage.replaceAll('-', ' ')} is found, with a story [A11 X5]`, async () => {
     for (let seed = 1; seed <= SABOTAGE_SEEDS_MAX; seed += 1) {
       // The cast holds: the names are the keys of the record above.
       const { broken, story } = await simulate({ seed, sabotage: sabotage as Sabotage });

@@ -10,7 +10,30 @@ export const parseStatus = makeParser(
 );
 
 export const parseNodes = makeParser(
-  Type.Array(Type.Object({ 'node-name': Type.Optional(Type.String()), file: Type.Optional(Type.String()) })),
+  Type.Array(
+    Type.Object({
+      'node-name': Type.Optional(Type.String()),
+      file: Type.Optional(Type.String()),
+      image: Type.Optional(Type.Object({ 'virtual-size': Type.Optional(Type.Integer({ minimum: 0 })) })),
+    }),
+  ),
+  ANSWER,
+);
+
+export const parseJobs = makeParser(
+  Type.Array(
+    Type.Object({
+      id: Type.String({ maxLength: 256 }),
+      status: Type.String({ maxLength: 32 }),
+      error: Type.Optional(Type.String()),
+    }),
+  ),
+  ANSWER,
+);
+
+/** BLOCK_IO_ERROR: `action` says whether QEMU stopped the VM, `nospace` whether a full disk was the reason. */
+export const parseBlockError = makeParser(
+  Type.Object({ action: Type.String({ maxLength: 32 }), nospace: Type.Optional(Type.Boolean()) }),
   ANSWER,
 );
 

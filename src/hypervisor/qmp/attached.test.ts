@@ -34,6 +34,7 @@ async function house(t: TestContext) {
   const driver = () =>
     makeQmpDriver({
       runFolder: folder,
+      overlayFolder: join(folder, 'overlays'),
       diskRoots: [],
       fenceFor: async () => fence,
       clock: systemClock,

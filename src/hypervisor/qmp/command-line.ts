@@ -21,6 +21,11 @@ export function nicDevice(nic: string): string {
   return `nic-${nic}`;
 }
 
+/** Name of a disk's node, by its place in the spec. */
+export function diskNode(index: number): string {
+  return `disk${index}`;
+}
+
 /** Device id of a removable medium's drive. */
 export function mediaDevice(medium: string): string {
   return `media-${medium}`;
@@ -93,7 +98,7 @@ function diskArguments(
   const isReadOnly = disk.readOnly === true;
   const node = {
     driver: disk.format,
-    'node-name': `disk${index}`,
+    'node-name': diskNode(index),
     'read-only': isReadOnly,
     ...(isReadOnly ? {} : { discard: 'unmap' }),
     file: { driver: 'file', filename: path, 'read-only': isReadOnly },
@@ -101,7 +106,7 @@ function diskArguments(
   };
   return [
     ...['-blockdev', JSON.stringify(node)],
-    ...device({ driver: 'virtio-blk-pci', id: `disk-${disk.id}`, drive: `disk${index}`, bootindex: index + 1 }),
+    ...device({ driver: 'virtio-blk-pci', id: `disk-${disk.id}`, drive: diskNode(index), bootindex: index + 1 }),
   ];
 }
 

@@ -3,7 +3,7 @@ import { HypervisorError } from '../errors.ts';
 import type { HypervisorDriver } from '../hypervisor.ts';
 import { type Accelerator, probeAccelerator } from './accel.ts';
 import { adoptAttached } from './attached.ts';
-import { adoptManaged, startManaged } from './managed.ts';
+import { adoptManaged, settleManaged, startManaged } from './managed.ts';
 import type { QmpDriverOptions } from './options.ts';
 
 /** A driver for QEMUs on this host. The first start tries KVM with a throw-away VM, once. */
@@ -26,5 +26,6 @@ export function makeQmpDriver(options: QmpDriverOptions): HypervisorDriver {
       });
     },
     adopt: (spec) => (spec.kind === 'managed' ? adoptManaged(spec, context) : adoptAttached(spec, options)),
+    settleOverlay: async (spec) => (spec.kind === 'managed' ? await settleManaged(spec, context) : 'none'),
   };
 }

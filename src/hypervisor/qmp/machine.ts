@@ -11,9 +11,9 @@ import type { Log } from '../../base/log.ts';
 import { printableBlock } from '../../base/printable.ts';
 import type { VmId } from '../../model/ids.ts';
 import { HypervisorError } from '../errors.ts';
-import type { AdoptedState, RunningVm, Tap, VmEvent } from '../hypervisor.ts';
+import type { AdoptedState, DiskOverlay, RunningVm, Tap, VmEvent } from '../hypervisor.ts';
 import type { Namespace } from '../vm-spec.ts';
-import { parsePortChange, parseShutdownEvent, parseStatus, parseText } from './answers.ts';
+import { parseBlockError, parsePortChange, parseShutdownEvent, parseStatus, parseText } from './answers.ts';
 import { CONSOLE_CHARDEV } from './command-line.ts';
 import { type DriveSlots, makeDrive } from './drive.ts';
 import { ejectMedia, insertMedia, type Medium } from './media.ts';
@@ -33,6 +33,7 @@ export type MachineParts = {
   readonly qmp: QmpClient;
   readonly slots: DriveSlots;
   readonly media: readonly Medium[];
+  readonly overlay?: DiskOverlay;
   /** Id of the agent's port in VSERPORT_CHANGE. */
   readonly agentPort: string;
   /** Managed VMs stop at a reset and at power-off, and have a console. */
@@ -109,7 +110,18 @@ export function makeMachine(parts: MachineParts): RunningVm {
     withholdMedia: () => step('withholding its media', () => ejectMedia(qmp, parts.media)),
     stop: ({ graceful }) => step('ending the VM', () => life.stop(graceful)),
     ...(parts.isManaged ? { readConsole: () => step('reading its console', () => readConsole(qmp)) } : {}),
+    ...(parts.overlay === undefined ? {} : { overlay: stepped(parts.overlay, step) }),
     release: async () => life.release(),
+  };
+}
+
+/** Says of each step of an overlay what it was. */
+function stepped(overlay: DiskOverlay, step: <T>(name: string, work: () => Promise<T>) => Promise<T>): DiskOverlay {
+  return {
+    fate: () => step('looking for its disk overlay', overlay.fate),
+    begin: (spaceBytes) => step('beginning its disk overlay', () => overlay.begin(spaceBytes)),
+    accept: () => step('accepting its disk overlay', overlay.accept),
+    commit: () => step('merging its disk overlay', overlay.commit),
   };
 }
 
@@ -191,7 +203,7 @@ function makeResets(parts: MachineParts, emit: (event: VmEvent) => void) {
   };
 }
 
-/** Turns QEMU's events into ours (QAPI: SHUTDOWN, RESET, VSERPORT_CHANGE). */
+/** Turns QEMU's events into ours (QAPI: SHUTDOWN, RESET, BLOCK_IO_ERROR, VSERPORT_CHANGE). */
 function translate(
   { event, data }: QmpEvent,
   parts: MachineParts,
@@ -209,6 +221,11 @@ function translate(
       // Our own resets of managed VMs come by here too; those of guests arrive as SHUTDOWN.
       if (!parts.isManaged) emit({ kind: 'reset', isStopped: false });
       return;
+    case 'BLOCK_IO_ERROR': {
+      const { action, nospace } = parseBlockError(data, event);
+      if (action === 'stop' && nospace === true) emit({ kind: 'disk-full' });
+      return;
+    }
     case 'VSERPORT_CHANGE': {
       const { id, open } = parsePortChange(data, event);
       if (id !== parts.agentPort) return;

@@ -16,6 +16,7 @@ import {
   type CommandLineParts,
   commandLine,
   DRIVE_PORT,
+  diskNode,
   mediaDevice,
   nicDevice,
   SCSI_BUS,
@@ -25,6 +26,8 @@ import { launch } from './launch.ts';
 import { makeMachine } from './machine.ts';
 import type { Medium } from './media.ts';
 import type { QmpDriverOptions } from './options.ts';
+import { makeOverlay } from './overlay.ts';
+import { overlayFate, overlayFiles, settleOverlay, type WritableDisk } from './overlay-files.ts';
 import { hostBootId, isAlive, type ProcessId } from './process.ts';
 import { connectQmp, type QmpClient } from './qmp-client.ts';
 import { forgetLaunch, type RunFiles, readLaunch, recordLaunch, runFiles } from './run-files.ts';
@@ -35,6 +38,7 @@ export type ManagedContext = QmpDriverOptions & { readonly chooseAccelerator: ()
 export async function startManaged(spec: ManagedVm, context: ManagedContext): Promise<RunningVm> {
   const files = runFiles(context.runFolder, spec.vm);
   await refuseSecond(spec.vm, files);
+  await refuseUnsettled(spec.vm, context);
   const paths = await resolvePaths(spec, context.diskRoots);
   const namespace = spec.namespace ?? HOST_NAMESPACE;
   const fence = await context.fenceFor(namespace);
@@ -54,11 +58,17 @@ export async function startManaged(spec: ManagedVm, context: ManagedContext): Pr
   try {
     if (uid !== null) await giveDisks(spec, paths, uid);
     const qemuBinary = context.qemuBinary ?? 'qemu-system-x86_64';
-    const { disks: diskPaths, backings, kernel } = paths;
-    const command = commandLine({ spec, qemuBinary, accelerator, diskPaths, backings, kernel });
+    const command = commandLine({
+      spec,
+      qemuBinary,
+      accelerator,
+      diskPaths: paths.disks,
+      backings: paths.backings,
+      kernel: paths.kernel,
+    });
     const taps = tapsOf(spec);
     const qmp = await launch({ vm: spec.vm, namespace, files, taps, uid, accelerator, command, clock: context.clock });
-    const machine = await makeManaged(spec, context, files, paths.media, qmp, { kind: 'fresh' });
+    const machine = await makeManaged(spec, context, files, paths, qmp, { kind: 'fresh' });
     await machine.lowerLinks();
     return machine;
   } catch (error) {
@@ -87,7 +97,7 @@ export async function adoptManaged(spec: ManagedVm, context: ManagedContext): Pr
       next: 'end the VM, then start it with the new spec',
     });
   }
-  const { media } = await resolvePaths(spec, context.diskRoots);
+  const paths = await resolvePaths(spec, context.diskRoots);
   const qmp = await connectQmp({ path: files.qmpSocket, clock: context.clock });
   try {
     // A daemon that ended in the middle of a reset may have left the other action set.
@@ -95,7 +105,7 @@ export async function adoptManaged(spec: ManagedVm, context: ManagedContext): Pr
     const { status } = parseStatus(await qmp.execute('query-status'), 'query-status');
     const adopted: AdoptedState = status === 'prelaunch' ? { kind: 'fresh' } : { kind: 'same-process' };
     const missed = await missedEvents(qmp, status);
-    return await makeManaged(spec, context, files, media, qmp, adopted, missed);
+    return await makeManaged(spec, context, files, paths, qmp, adopted, missed);
   } catch (error) {
     qmp.close();
     throw error;
@@ -122,7 +132,7 @@ async function makeManaged(
   spec: ManagedVm,
   context: ManagedContext,
   files: RunFiles,
-  media: readonly Medium[],
+  paths: Paths,
   qmp: QmpClient,
   adopted: AdoptedState,
   missed: readonly VmEvent[] = [],
@@ -145,7 +155,14 @@ async function makeManaged(
     missed,
     qmp,
     slots: { port: DRIVE_PORT, scsiBus: spec.scsi === true ? SCSI_BUS : null },
-    media,
+    media: paths.media,
+    overlay: makeOverlay({
+      qmp,
+      clock: context.clock,
+      files: overlayFiles(context.overlayFolder, spec.vm),
+      disks: writableDisks(spec, paths),
+      uid: known?.launch.uid ?? null,
+    }),
     agentPort: AGENT_PORT_ID,
     isManaged: true,
     hasEnded: async () => !(await isAlive(process)),
@@ -155,6 +172,28 @@ async function makeManaged(
     log: context.log,
     ...(context.unplugTimeoutMs === undefined ? {} : { unplugTimeoutMs: context.unplugTimeoutMs }),
   });
+}
+
+/** The disks that the guest can write, by the names of their nodes on QEMU's command line. */
+function writableDisks(spec: ManagedVm, paths: Paths): readonly WritableDisk[] {
+  return spec.disks.flatMap((disk, index) => {
+    const base = paths.disks[index];
+    if (base === undefined || disk.readOnly === true) return [];
+    return [{ node: diskNode(index), base, baseFormat: disk.format }];
+  });
+}
+
+/** Merges or throws away the overlay of a VM that is off. */
+export async function settleManaged(spec: ManagedVm, context: ManagedContext) {
+  await refuseSecond(spec.vm, runFiles(context.runFolder, spec.vm));
+  const uid = (await context.uidFor?.(spec.vm)) ?? null;
+  return await settleOverlay(overlayFiles(context.overlayFolder, spec.vm), uid);
+}
+
+/** Two writers of one disk would be its end: what an accepted overlay holds is merged before anything starts from the disk. */
+async function refuseUnsettled(vm: VmId, context: ManagedContext): Promise<void> {
+  if ((await overlayFate(overlayFiles(context.overlayFolder, vm))) === 'none') return;
+  throw new HypervisorError('conflict/overlay', `${vm}: its disk overlay was neither merged nor thrown away`);
 }
 
 type Paths = {

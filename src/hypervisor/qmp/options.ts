@@ -9,6 +9,8 @@ import type { Accelerator } from './accel.ts';
 export type QmpDriverOptions = {
   /** Folder for sockets and launch records; short, because unix socket paths are. */
   readonly runFolder: string;
+  /** Folder for disk overlays; QEMUs of other users must be able to go through it. */
+  readonly overlayFolder: string;
   /** Disks, media, kernels and initrds are taken only from under these folders. */
   readonly diskRoots: readonly string[];
   /** The fence of a namespace, opened once per namespace by the caller. */
