@@ -208,6 +208,8 @@ export const TUF_EXPLAIN_CHECKS_MAX = 500_000;
 export const TUF_CHOICE_PRODUCTS_MAX = 1_000;
 /** Artifacts whose last mirror is remembered, so that a download that is tried again goes to the next one. */
 export const TUF_MIRROR_TURNS_MAX = 1_000;
+/** Private keys of one name in a folder, and all of one folder: a handful, each rotation leaves one. */
+export const TUF_KEY_FILES_MAX = 1_000;
 /** Bytes of TUF root metadata: a few keys and signatures. */
 export const TUF_ROOT_BYTES_MAX = 512 * 1024;
 /** Bytes of TUF timestamp metadata: one version and one digest. */

@@ -6,8 +6,10 @@ import type { Digest } from '../base/digest-text.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import type { InstalledProduct, Inventory } from '../model/inventory.ts';
 import { type Plan, type PlanItem, planDigest } from '../model/plan.ts';
+import { DEFAULT_POLICY } from '../model/policy.ts';
+import type { LeftOut } from '../model/release.ts';
 import type { ItemResult } from '../model/result.ts';
-import { type Confirmation, isEvidence, type JudgeCode, type JudgeInput, judge } from './judge.ts';
+import { type Confirmation, isEvidence, type JudgeCode, type JudgeInput, type JudgePolicy, judge } from './judge.ts';
 
 const VM = 'web-1' as VmId;
 const RUN = 'a'.repeat(32) as RunId;
@@ -105,6 +107,7 @@ const TRUE_INPUT: JudgeInput = {
     if (!/^[0-9]/.test(a)) throw new Error('unreadable');
     return a < b ? -1 : a > b ? 1 : 0;
   },
+  policy: DEFAULT_POLICY,
   nowMs: 1000,
 };
 const EMPTY_INPUT: JudgeInput = {
@@ -147,6 +150,7 @@ test('a true confirmation becomes evidence that holds every fact [A10]', () => {
       { item: 'bundle/demo', fromVersion: '1.0.0', version: '1.1.0', checkPassed: true },
       { item: 'debian/jq:amd64', fromVersion: '1.6-2', version: '1.6-3', checkPassed: null },
     ],
+    leftOut: [],
     vendors: [{ vendor: 'own', checkedAtMs: 5, fresh: true }],
     judgedAtMs: 1000,
   });
@@ -167,6 +171,74 @@ test("another architecture's version of a package does not count against the pla
 
 test('a product that vanished without being in the plan is no reason to refuse [A10]', () => {
   assert.equal(judge(withFresh({ products: [DEMO, JQ] })).kind, 'evidence');
+});
+
+const LEFT: LeftOut = {
+  vendor: 'debian',
+  ecosystem: 'debian',
+  product: 'nginx',
+  version: '1.22-2',
+  arch: 'amd64',
+  kind: 'security',
+  why: 'unsatisfiable',
+  reason: 'it needs libfoo (>= 2), which is not on offer',
+};
+
+/** The same input with another plan, both full and empty ones. */
+function withPlan(base: JudgeInput, change: Partial<Plan>, policy: Partial<JudgePolicy> = {}): JudgeInput {
+  const plan = { ...base.plan, ...change };
+  const digest = planDigest(plan);
+  const confirmation = { ...base.confirmation, planDigest: digest };
+  return { ...base, plan, planDigest: digest, confirmation, policy: { ...base.policy, ...policy } };
+}
+
+const codeOf = (input: JudgeInput): string => {
+  const judged = judge(input);
+  return judged.kind === 'evidence' ? 'evidence' : judged.code;
+};
+
+test('a security update that cannot be installed keeps the VM gated, also with nothing else to do [A7 A11]', () => {
+  for (const base of [TRUE_INPUT, EMPTY_INPUT]) {
+    const judged = judge(withPlan(base, { leftOut: [LEFT, { ...LEFT, product: 'jq' }] }));
+    assert.equal(judged.kind, 'refused');
+    if (judged.kind !== 'refused') return;
+    assert.equal(judged.code, 'left-out');
+    assert.match(judged.detail, /nginx 1\.22-2 is left out, it needs libfoo .* \(2 in all\)/);
+    assert.equal(codeOf(withPlan(base, { leftOut: [LEFT] }, { leftOut: 'admit' })), 'evidence');
+  }
+});
+
+test('what is left out without a hole, or by a hold, is no reason to stay gated; a failure before is', () => {
+  const leave = (change: Partial<LeftOut>) => codeOf(withPlan(EMPTY_INPUT, { leftOut: [{ ...LEFT, ...change }] }));
+  assert.equal(leave({ kind: 'fix' }), 'evidence');
+  assert.equal(leave({ why: 'held' }), 'evidence');
+  assert.equal(leave({ why: 'failed-before', kind: 'fix' }), 'left-out');
+});
+
+test('what was left out is in the evidence', () => {
+  const judged = judge(withPlan(EMPTY_INPUT, { leftOut: [{ ...LEFT, why: 'held' }] }));
+  assert.ok(judged.kind === 'evidence');
+  const { version, kind, reason } = LEFT;
+  assert.deepEqual(judged.evidence.leftOut, [{ item: 'debian/nginx:amd64', version, kind, why: 'held', reason }]);
+});
+
+test('a plan on old metadata opens only where the policy goes by it, and the age is in the evidence', () => {
+  const old = [{ vendor: 'own', checkedAtMs: 5, fresh: false }];
+  assert.equal(codeOf(withPlan(EMPTY_INPUT, { vendors: old })), 'metadata-old');
+  const judged = judge(withPlan(EMPTY_INPUT, { vendors: old }, { vendorAway: 'admit' }));
+  assert.ok(judged.kind === 'evidence');
+  assert.deepEqual(judged.evidence.vendors, old);
+});
+
+test('metadata may age while a run takes its time, but not without end, and not backwards', () => {
+  const { metadataAgeMaxMs, runDeadlineMs } = DEFAULT_POLICY;
+  const after = (nowMs: number) => codeOf({ ...EMPTY_INPUT, nowMs: 5 + nowMs });
+  assert.equal(after(metadataAgeMaxMs + runDeadlineMs), 'evidence');
+  assert.equal(after(metadataAgeMaxMs + runDeadlineMs + 1), 'metadata-old');
+  const checkedLater = [{ vendor: 'own', checkedAtMs: 3_600_000, fresh: true }];
+  assert.equal(codeOf(withPlan(EMPTY_INPUT, { vendors: checkedLater }, { vendorAway: 'admit' })), 'metadata-old');
+  const aStep = [{ vendor: 'own', checkedAtMs: 60_000, fresh: true }];
+  assert.equal(codeOf(withPlan(EMPTY_INPUT, { vendors: aStep })), 'evidence');
 });
 
 const otherRun = 'c'.repeat(32) as RunId;

@@ -1,12 +1,15 @@
 // Decides whether a guest's confirmation is true: plan, results and a fresh inventory become evidence, or why not (A10).
 import { digestOf } from '../base/digest.ts';
 import { canonicalJson, type Digest } from '../base/digest-text.ts';
+import { VENDOR_RECHECK_MS } from '../base/limits.ts';
 import { printable } from '../base/printable.ts';
 import { type CompareVersions, findInstalled, indexProducts, type ProductIndex } from '../inventory/drift.ts';
 import type { Evidence, EvidenceFacts } from '../model/evidence.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import { type InstalledProduct, type Inventory, productKey } from '../model/inventory.ts';
 import { type Plan, type PlanItem, planDigest } from '../model/plan.ts';
+import type { Policy } from '../model/policy.ts';
+import type { LeftOut } from '../model/release.ts';
 import type { ItemResult } from '../model/result.ts';
 
 /** Why a confirmation is not believed, with what each code means. */
@@ -29,6 +32,8 @@ export const JUDGE_CODES = {
   'version-differs': 'the fresh inventory shows another version than the plan',
   'went-backwards': 'a product is older than before the install',
   'version-unreadable': 'a version that changed cannot be compared',
+  'left-out': 'a security update that the policy asks for could not be planned, or a version failed on this VM before',
+  'metadata-old': 'the plan rests on vendor metadata that is older than the policy believes',
   'still-behind': 'the fresh inventory shows a product that nobody reported before and that is not the latest',
 } as const;
 export type JudgeCode = keyof typeof JUDGE_CODES;
@@ -60,8 +65,13 @@ export type JudgeInput = {
   readonly reported: Inventory | null;
   /** Absent: whether anything went backwards is not asked. */
   readonly compareVersions?: CompareVersions;
+  /** The VM's policy as it is now. */
+  readonly policy: JudgePolicy;
   readonly nowMs: number;
 };
+
+/** What of the policy is for the judge to hold against a plan. */
+export type JudgePolicy = Pick<Policy, 'leftOut' | 'vendorAway' | 'metadataAgeMaxMs' | 'runDeadlineMs'>;
 
 export type JudgeRefusal = { readonly kind: 'refused'; readonly code: JudgeCode; readonly detail: string };
 export type Judgement = { readonly kind: 'evidence'; readonly evidence: Evidence } | JudgeRefusal;
@@ -81,7 +91,9 @@ export function judge(input: JudgeInput): Judgement {
     checkManifest(input) ??
     checkResults(input) ??
     checkInventory(input) ??
-    checkBackwards(input);
+    checkBackwards(input) ??
+    checkMetadata(input) ??
+    checkLeftOut(input.plan.leftOut, input.policy);
   if (refusal !== null) return refusal;
   const { plan, confirmation } = input;
   const passed = new Map(confirmation.results.map((result) => [result.item, result.checkPassed ?? null]));
@@ -98,6 +110,13 @@ export function judge(input: JudgeInput): Judgement {
       fromVersion: item.fromVersion,
       version: item.release.version,
       checkPassed: passed.get(item.id) ?? null,
+    })),
+    leftOut: plan.leftOut.map((entry) => ({
+      item: productKey(entry),
+      version: entry.version,
+      kind: entry.kind,
+      why: entry.why,
+      reason: entry.reason,
     })),
     vendors: plan.vendors.map((vendor) => ({ ...vendor })),
     judgedAtMs: input.nowMs,
@@ -234,6 +253,37 @@ function checkNotOlder(old: InstalledProduct, now: InstalledProduct, compare: Co
   } catch {
     return refused('version-unreadable', change);
   }
+}
+
+/**
+ * "Up to date" is as good as what the vendors said, and when. A run may take its time, but a plan that rests on metadata older
+ * than the policy believes opens only where the policy goes by old metadata. Small steps of the host's clock do no harm.
+ */
+function checkMetadata({ plan, policy, nowMs }: JudgeInput): JudgeRefusal | null {
+  for (const { vendor, checkedAtMs, fresh } of plan.vendors) {
+    const ageMs = nowMs - checkedAtMs;
+    if (ageMs < -VENDOR_RECHECK_MS) return refused('metadata-old', `${vendor} was checked later than now`);
+    if (policy.vendorAway === 'admit') continue;
+    if (!fresh) return refused('metadata-old', `what is known of ${vendor} was out of date when the plan was made`);
+    if (ageMs <= policy.metadataAgeMaxMs + policy.runDeadlineMs) continue;
+    return refused('metadata-old', `${vendor} was checked ${Math.round(ageMs / 3_600_000)} hours ago`);
+  }
+  return null;
+}
+
+/**
+ * A VM with a hole that cannot be mended is not plugged in unless the policy says so; the rest of its plan was installed. A hold
+ * of the operator's is a decision; what failed on this VM before keeps it gated as the failure itself did.
+ */
+export function checkLeftOut(leftOut: readonly LeftOut[], policy: Pick<Policy, 'leftOut'>): JudgeRefusal | null {
+  if (policy.leftOut === 'admit') return null;
+  const open = leftOut.filter(
+    ({ why, kind }) => why === 'failed-before' || (why === 'unsatisfiable' && kind === 'security'),
+  );
+  const [first] = open;
+  if (first === undefined) return null;
+  const more = open.length === 1 ? '' : ` (${open.length} in all)`;
+  return refused('left-out', `${first.product} ${first.version} is left out, ${first.reason}${more}`);
 }
 
 function refused(code: JudgeCode, detail: string): JudgeRefusal {

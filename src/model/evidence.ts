@@ -1,6 +1,7 @@
 // What opens the gate. The type is here so that every room can carry it; only confirm/judge.ts can make one.
 import type { Digest } from '../base/digest-text.ts';
 import type { RunId, VmId } from './ids.ts';
+import type { LeftOut } from './release.ts';
 
 export type EvidenceItem = {
   readonly item: string;
@@ -8,6 +9,9 @@ export type EvidenceItem = {
   readonly version: string;
   readonly checkPassed: boolean | null;
 };
+
+/** A newer version that the VM was plugged in without, and why. */
+export type EvidenceLeftOut = Pick<LeftOut, 'version' | 'kind' | 'why' | 'reason'> & { readonly item: string };
 
 /** The facts behind one decision to plug in. Recorded in the audit chain as they are. */
 export type EvidenceFacts = {
@@ -22,6 +26,9 @@ export type EvidenceFacts = {
   /** Digest of the canonical JSON of the fresh inventory. */
   readonly inventoryDigest: Digest;
   readonly items: readonly EvidenceItem[];
+  /** Absent in records of the first version. */
+  readonly leftOut?: readonly EvidenceLeftOut[];
+  /** `fresh: false`: the vendor was away, and the policy goes by what was verified last, at `checkedAtMs`. */
   readonly vendors: readonly { readonly vendor: string; readonly checkedAtMs: number; readonly fresh: boolean }[];
   readonly judgedAtMs: number;
 };

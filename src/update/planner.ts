@@ -3,20 +3,26 @@
 import type { Clock } from '../base/clock.ts';
 import { describeError, PratiqueError } from '../base/errors.ts';
 import { PLAN_ATTEMPTS_MAX, PLAN_ITEMS_MAX, PLAN_RETRY_DELAY_MS, VENDOR_RECHECK_MS } from '../base/limits.ts';
-import { type CompareVersions, findDrift, findInstalled, indexProducts } from '../inventory/drift.ts';
+import type { CompareVersions } from '../inventory/drift.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import { type Ecosystem, type InstalledProduct, type Inventory, productKey } from '../model/inventory.ts';
 import type { Plan, PlanItem } from '../model/plan.ts';
-import type { Policy } from '../model/policy.ts';
-import type { Trouble } from '../model/quarantine.ts';
-import type { Release } from '../model/release.ts';
-import type { Offered, Vendor } from '../vendor/vendor.ts';
+import { faultOfPolicy, matchesProduct, type Policy } from '../model/policy.ts';
+import type { QuarantineReason } from '../model/quarantine.ts';
+import type { LeftOut } from '../model/release.ts';
+import type { Vendor } from '../vendor/vendor.ts';
+import { findHeldBack, gatherOffers, type Offers } from './planner-offers.ts';
+import { type FailedBefore, isAskedFor, selectItems } from './planner-select.ts';
 
 export type PlanRequest = {
   readonly vm: VmId;
   readonly run: RunId;
   readonly inventory: Inventory;
   readonly policy: Policy;
+  /** Why the policy at hand is not the one that the operator meant; such a VM gets no plan. */
+  readonly policyTrouble?: string | null;
+  /** Versions that are not tried again by themselves. */
+  readonly failedBefore?: readonly FailedBefore[];
   readonly vendors: readonly Vendor[];
   readonly clock: Clock;
   readonly signal?: AbortSignal;
@@ -24,35 +30,50 @@ export type PlanRequest = {
 
 export type PlanAnswer =
   | { readonly kind: 'plan'; readonly plan: Plan }
-  | { readonly kind: 'refused'; readonly reason: Trouble };
+  | { readonly kind: 'refused'; readonly reason: Refusal };
+
+/** No plan is ever refused because one was rolled back: its versions are left out. */
+export type Refusal = Exclude<QuarantineReason, { readonly kind: 'rolled-back' }>;
 
 /** Makes the plan, asking each vendor that matters for this VM. Vendor trouble and policy refusals are answers; bugs throw. */
 export async function makePlan(request: PlanRequest): Promise<PlanAnswer> {
+  const { vm, run, inventory, policy, failedBefore = [] } = request;
+  const unmeant = refusePolicy(request);
+  if (unmeant !== null) return { kind: 'refused', reason: unmeant };
   const chosen = chooseVendors(request);
   if (chosen.kind === 'refused') return chosen;
   const checks = await Promise.all(chosen.vendors.map((vendor) => checkVendor(vendor, request)));
   const ill = checks.find((check) => check.kind === 'refused');
   if (ill?.kind === 'refused') return ill;
   const compare = comparisonOf(chosen.vendors);
-  const offered = await latestOf(chosen.vendors, request.inventory);
-  const releases = newestOfEach(offered.releases, compare);
-  const items = [...selectItems(request.inventory, releases, request.policy, compare)];
+  const offers = await gatherOffers(chosen.vendors, inventory, policy, compare);
+  const { releases } = offers;
+  const selection = selectItems({ inventory, releases, policy, compare, failedBefore });
+  const items = [...selection.items];
   const refusal =
-    refuseUncovered(request, chosen.vendors, releases) ??
-    (await refuseHeld(request.inventory, chosen.vendors, compare)) ??
-    refuseItems(items, request.inventory);
+    refuseUncovered(request, chosen.vendors, offers) ??
+    refuseHeld(request, offers, compare) ??
+    refuseItems(items, inventory);
   if (refusal !== null) return { kind: 'refused', reason: refusal };
   items.sort(inOrderOfInstallation);
-  const vendors = chosen.vendors.map((vendor) => {
-    const status = vendor.status();
-    return { vendor: vendor.name, checkedAtMs: status.checkedAtMs ?? 0, fresh: status.isFresh };
-  });
-  return { kind: 'plan', plan: { vm: request.vm, run: request.run, items, leftOut: [...offered.leftOut], vendors } };
+  const leftOut = gatherLeftOut({ offers, blocked: selection.blocked, inventory, policy, compare });
+  const vendors = checks.flatMap((check) => (check.kind === 'believed' ? [check.entry] : []));
+  return { kind: 'plan', plan: { vm, run, items, leftOut: [...leftOut], vendors } };
+}
+
+/** A policy that was not resolved, or that says nothing about this VM, must not make it look up to date. */
+function refusePolicy({ inventory, policy, policyTrouble = null }: PlanRequest): Refusal | null {
+  const trouble = policyTrouble ?? faultOfPolicy(policy);
+  if (trouble !== null) return { kind: 'plan-refused', code: 'policy', detail: trouble };
+  if (policy.install !== 'listed') return null;
+  if (inventory.products.some(({ product }) => matchesProduct(policy.packages, product))) return null;
+  const detail = `nothing that this VM has is listed by its policy (${policy.packages.join(', ')})`;
+  return { kind: 'plan-refused', code: 'nothing-listed', detail };
 }
 
 type Chosen =
   | { readonly kind: 'chosen'; readonly vendors: readonly Vendor[] }
-  | { readonly kind: 'refused'; readonly reason: Trouble };
+  | { readonly kind: 'refused'; readonly reason: Refusal };
 
 /** The vendors the policy names, else those whose ecosystem this VM has something of. A VM for which nobody speaks is not up to date. */
 function chooseVendors(request: PlanRequest): Chosen {
@@ -80,18 +101,24 @@ function chooseVendors(request: PlanRequest): Chosen {
   };
 }
 
-type Check = { readonly kind: 'ok' } | { readonly kind: 'refused'; readonly reason: Trouble };
+type Check =
+  | { readonly kind: 'believed'; readonly entry: Plan['vendors'][number] }
+  | { readonly kind: 'refused'; readonly reason: Refusal };
 
-/** Metadata younger than VENDOR_RECHECK_MS is taken as it is; older is refreshed; what cannot be refreshed is believed up to the policy's age. */
+/**
+ * Metadata that was verified a moment ago is taken as it is; older is refreshed. What cannot be refreshed is believed as long
+ * as it is valid and not older than the policy allows; older only where the policy says so, and then it is on the record.
+ */
 async function checkVendor(vendor: Vendor, request: PlanRequest): Promise<Check> {
   const { clock, policy, signal } = request;
-  const ageMs = () => clock.nowMs() - (vendor.status().checkedAtMs ?? Number.NEGATIVE_INFINITY);
-  if (vendor.status().isFresh && ageMs() >= 0 && ageMs() < VENDOR_RECHECK_MS) return { kind: 'ok' };
+  const look = () => lookAt(vendor, policy, clock.nowMs());
+  const before = look();
+  if (before.isFresh && before.ageMs < VENDOR_RECHECK_MS) return believed(vendor, true);
   let trouble: unknown;
   for (let attempt = 1; attempt <= PLAN_ATTEMPTS_MAX; attempt += 1) {
     try {
       await vendor.refresh(signal === undefined ? {} : { signal });
-      if (vendor.status().isFresh) return { kind: 'ok' };
+      if (look().isFresh) return believed(vendor, true);
       trouble = new PratiqueError('vendor-ill/stale', 'its metadata is out of date');
       break;
     } catch (error) {
@@ -102,12 +129,27 @@ async function checkVendor(vendor: Vendor, request: PlanRequest): Promise<Check>
       await clock.sleep(PLAN_RETRY_DELAY_MS, signal);
     }
   }
-  const isBelieved = ageMs() >= 0 && ageMs() <= policy.metadataAgeMaxMs;
-  if (isBelieved && vendor.status().checkedAtMs !== null) return { kind: 'ok' };
+  const { isFresh, isThere } = look();
+  if (isFresh) return believed(vendor, true);
+  if (policy.vendorAway === 'admit' && isThere) return believed(vendor, false);
   return {
     kind: 'refused',
     reason: { kind: 'vendor-unavailable', vendor: vendor.name, detail: describeError(trouble) },
   };
+}
+
+type Look = { readonly ageMs: number; readonly isThere: boolean; readonly isFresh: boolean };
+
+/** Metadata that was checked later than now was checked by another clock: its age is not known, so it is not believed. */
+function lookAt(vendor: Vendor, policy: Policy, nowMs: number): Look {
+  const { checkedAtMs, isFresh } = vendor.status();
+  const ageMs = checkedAtMs === null ? Number.POSITIVE_INFINITY : nowMs - checkedAtMs;
+  const isThere = checkedAtMs !== null && ageMs >= 0;
+  return { ageMs, isThere, isFresh: isThere && isFresh && ageMs <= policy.metadataAgeMaxMs };
+}
+
+function believed(vendor: Vendor, fresh: boolean): Check {
+  return { kind: 'believed', entry: { vendor: vendor.name, checkedAtMs: vendor.status().checkedAtMs ?? 0, fresh } };
 }
 
 /** One order of versions for each ecosystem, as its vendors have it. */
@@ -121,89 +163,6 @@ export function comparisonOf(vendors: readonly Vendor[]): CompareVersions {
   };
 }
 
-async function latestOf(vendors: readonly Vendor[], inventory: Inventory): Promise<Offered> {
-  const lists: Offered[] = [];
-  for (const vendor of vendors) lists.push(await vendor.latest(inventory));
-  return { releases: lists.flatMap((list) => list.releases), leftOut: lists.flatMap((list) => list.leftOut) };
-}
-
-/** One release of each product: where several vendors offer it, the newest, and of equal ones the first. */
-function newestOfEach(releases: readonly Release[], compare: CompareVersions): readonly Release[] {
-  const newest = new Map<string, Release>();
-  for (const release of releases) {
-    const known = newest.get(productKey(release));
-    if (known === undefined || compare(release.ecosystem, release.version, known.version) > 0)
-      newest.set(productKey(release), release);
-  }
-  return [...newest.values()];
-}
-
-/** What is behind and wanted, with all that it requires; nothing new comes for the sake of what is not wanted. */
-function selectItems(
-  inventory: Inventory,
-  releases: readonly Release[],
-  policy: Policy,
-  compare: CompareVersions,
-): readonly PlanItem[] {
-  const candidates = new Map([
-    ...findMissing(inventory, releases, compare),
-    ...findBehind(inventory, releases, compare),
-  ]);
-  const isWanted = ({ release, fromVersion }: PlanItem): boolean => {
-    // A new bundle is wanted by what requires it; Debian's index knows relations that its releases do not carry, and marks
-    // what a security update needs as one.
-    if (fromVersion === null && release.ecosystem === 'bundle') return false;
-    return policy.install === 'all' || release.kind === 'security';
-  };
-  const chosen = new Map<string, PlanItem>();
-  const queue = [...candidates.values()].filter(isWanted);
-  for (let item = queue.shift(); item !== undefined; item = queue.shift()) {
-    if (chosen.has(item.id)) continue;
-    chosen.set(item.id, item);
-    const { requires } = item.release;
-    const needed = new Set(requires.map(({ product }) => product));
-    for (const one of candidates.values()) {
-      if (one.release.ecosystem === 'bundle' && needed.has(one.release.product)) queue.push(one);
-    }
-  }
-  return [...chosen.values()];
-}
-
-/** Once for each release, also if the guest lists a product twice. */
-function findBehind(
-  inventory: Inventory,
-  releases: readonly Release[],
-  compare: CompareVersions,
-): readonly (readonly [string, PlanItem])[] {
-  const byKey = new Map(releases.map((release) => [productKey(release), release]));
-  return findDrift(inventory, releases, compare).flatMap((entry) => {
-    const id = productKey({ ...entry, arch: entry.arch ?? undefined });
-    const release = byKey.get(id);
-    return release === undefined ? [] : [[id, { id, fromVersion: entry.installed, release }] as const];
-  });
-}
-
-/**
- * By its contract a vendor names a product that the VM has not only if something it has needs it. One that it has for another
- * architecture (a package that became `all`) is replaced if that is older.
- */
-function findMissing(
-  inventory: Inventory,
-  releases: readonly Release[],
-  compare: CompareVersions,
-): readonly (readonly [string, PlanItem])[] {
-  const index = indexProducts(inventory);
-  return releases.flatMap((release) => {
-    if (findInstalled(index, release).length > 0) return [];
-    const { arch, ...anyArch } = release;
-    const [other] = findInstalled(index, anyArch);
-    if (other !== undefined && arch !== 'all') return [];
-    if (other !== undefined && compare(release.ecosystem, other.version, release.version) >= 0) return [];
-    const id = productKey(release);
-    return [[id, { id, fromVersion: other?.version ?? null, release }] as const];
-  });
-}
-
 /**
  * A VM that no vendor speaks for is not up to date: a vendor of another release of the system answers with nothing, and so does
  * one that never heard of a bundle. Where the policy names vendors, only what is theirs to know is asked for.
@@ -211,20 +170,24 @@ function findMissing(
 function refuseUncovered(
   { inventory, policy }: PlanRequest,
   vendors: readonly Vendor[],
-  releases: readonly Release[],
-): Trouble | null {
-  const refuse = (detail: string): Trouble => ({ kind: 'plan-refused', code: 'no-vendor', detail });
+  { releases, leftOut, without }: Offers,
+): Refusal | null {
+  const refuse = (detail: string): Refusal => ({ kind: 'plan-refused', code: 'no-vendor', detail });
   // The agent comes from this project; a host that offers no newer one says nothing against it.
   const ecosystems = new Set(inventory.products.map(({ ecosystem }) => ecosystem).filter((each) => each !== 'agent'));
   const isAsked = (ecosystem: Ecosystem) =>
     policy.vendors.length === 0 || vendors.some((vendor) => vendor.ecosystem === ecosystem);
-  const covered = new Set(releases.map(({ ecosystem, product }) => `${ecosystem}/${product}`));
+  // What is held, or cannot be had, is known all the same.
+  const known = [...releases, ...leftOut, ...(without.policy ?? []), ...(without.guest ?? [])];
+  const covered = new Set(known.map(({ ecosystem, product }) => `${ecosystem}/${product}`));
   const isCovered = ({ ecosystem, product }: InstalledProduct) => covered.has(`${ecosystem}/${product}`);
   if (!inventory.products.some(isCovered)) return refuse('no configured vendor knows anything that this VM has');
   for (const ecosystem of [...ecosystems].filter(isAsked)) {
     const own = inventory.products.filter((product) => product.ecosystem === ecosystem);
     if (ecosystem === 'bundle') {
-      const alone = own.find((product) => !isCovered(product));
+      const isMeant = ({ product }: InstalledProduct) =>
+        policy.install !== 'listed' || matchesProduct(policy.packages, product);
+      const alone = own.find((product) => isMeant(product) && !isCovered(product));
       if (alone !== undefined) return refuse(`no configured vendor offers ${alone.product} for this VM`);
     } else if (!own.some(isCovered)) {
       const { id, versionId } = inventory.os;
@@ -234,33 +197,57 @@ function refuseUncovered(
   return null;
 }
 
-/** Whoever holds a package back holds back its security updates, too; a VM with a known hole is not plugged in. */
-async function refuseHeld(
-  inventory: Inventory,
-  vendors: readonly Vendor[],
-  compare: CompareVersions,
-): Promise<Trouble | null> {
-  const held = new Set(inventory.products.filter((product) => product.held === true).map(productKey));
-  if (held.size === 0) return null;
-  const free: Inventory = {
-    ...inventory,
-    products: inventory.products.map((product) => ({ ...product, held: false })),
-  };
-  const behind = findDrift(free, newestOfEach((await latestOf(vendors, free)).releases, compare), compare);
-  const holes = behind.filter(
-    (entry) =>
-      entry.kind === 'security' &&
-      entry.installed !== null &&
-      (held.has(productKey({ ...entry, arch: entry.arch ?? undefined })) ||
-        held.has(productKey({ ...entry, arch: undefined }))),
+/** A guest that holds a package back holds back its security updates, too; a VM with a known hole is not plugged in. */
+function refuseHeld({ inventory, policy }: PlanRequest, offers: Offers, compare: CompareVersions): Refusal | null {
+  const holes = findHeldBack('guest', offers, inventory, policy, compare).filter(
+    (entry) => entry.kind === 'security' && isAskedFor(policy, entry),
   );
   const [first] = holes;
   if (first === undefined) return null;
-  const detail = `${first.product} is held at ${first.installed ?? ''}, but ${first.latest} mends a hole (${holes.length} in all)`;
+  const detail = `${first.product} ${first.version} mends a hole, but ${first.reason} (${holes.length} in all)`;
   return { kind: 'plan-refused', code: 'held', detail };
 }
 
-function refuseItems(items: readonly PlanItem[], inventory: Inventory): Trouble | null {
+type LeftOutParts = {
+  readonly offers: Offers;
+  readonly blocked: readonly LeftOut[];
+  readonly inventory: Inventory;
+  readonly policy: Policy;
+  readonly compare: CompareVersions;
+};
+
+/** The newer versions that this policy asks for and the plan does without, each once, security first. */
+function gatherLeftOut({ offers, blocked, inventory, policy, compare }: LeftOutParts): readonly LeftOut[] {
+  const heldBack = (['guest', 'policy'] as const).flatMap((holder) =>
+    findHeldBack(holder, offers, inventory, policy, compare),
+  );
+  const free = new Set((offers.without.policy ?? []).map((release) => `${productKey(release)} ${release.version}`));
+  const told = offers.leftOut.map((entry): LeftOut => {
+    // The vendor cannot know whose hold it was that it could not go past.
+    const isOperators = entry.why === 'unsatisfiable' && free.has(`${productKey(entry)} ${entry.version}`);
+    return isOperators ? { ...entry, why: 'held', reason: `${entry.reason}; this VM's policy holds that` } : entry;
+  });
+  const byKey = new Map([...told, ...heldBack, ...blocked].map((entry) => [productKey(entry), entry]));
+  const unwanted = new Set(blocked.map(productKey));
+  const has = new Map(offers.releases.map((release) => [productKey(release), release]));
+  // Another vendor may have what one leaves out.
+  const isHad = (entry: LeftOut): boolean => {
+    const release = unwanted.has(productKey(entry)) ? undefined : has.get(productKey(entry));
+    return release !== undefined && compare(entry.ecosystem, release.version, entry.version) >= 0;
+  };
+  return [...byKey.values()]
+    .filter((entry) => isAskedFor(policy, entry) && !isHad(entry))
+    .sort(securityFirst)
+    .slice(0, PLAN_ITEMS_MAX);
+}
+
+function securityFirst(a: LeftOut, b: LeftOut): number {
+  const rank = ({ kind }: LeftOut) => (kind === 'security' ? 0 : 1);
+  const [left, right] = [productKey(a), productKey(b)];
+  return rank(a) - rank(b) || (left < right ? -1 : left > right ? 1 : 0);
+}
+
+function refuseItems(items: readonly PlanItem[], inventory: Inventory): Refusal | null {
   if (items.length > PLAN_ITEMS_MAX) {
     return {
       kind: 'plan-refused',

@@ -18,6 +18,7 @@ import type { RunRecord } from './journal.ts';
 import { newRunId } from './new-run-id.ts';
 import { comparisonOf, makePlan } from './planner.ts';
 import { type Found, recover } from './recover.ts';
+import { oldMetadataText, planNotes } from './remarks.ts';
 import { type Answer, makeRunner, RunError, type Runner } from './runner.ts';
 import { type Inspection, Staging } from './staging.ts';
 import { isUnderWay, type PlanSummary, type Run, type RunState, runOf, sessionOf } from './state.ts';
@@ -36,6 +37,8 @@ export class VmRun {
   readonly uid: number;
   readonly runner: Runner;
   policy: Policy;
+  /** Why that policy is not the one that was meant; then nothing is planned, and the VM stays gated. */
+  policyTrouble: string | null = null;
   readonly #deps: VmRunDeps;
   readonly #drive: VmDrive;
   readonly #staging: Staging;
@@ -432,6 +435,7 @@ export class VmRun {
     this.#before = { run: run.run, inventory };
     const sizeBytes = planSizeBytes(plan);
     if (plan.items.length > 0) this.runner.note('state', `missing: ${counted(plan.items.length, 'update')}`);
+    for (const { kind, text } of planNotes(plan)) this.runner.note(kind, text);
     const versions = versionsOf(plan).slice(0, PLAN_SUMMARY_ITEMS_MAX);
     const summary: PlanSummary = { digest: planDigest(plan), itemCount: plan.items.length, sizeBytes, versions };
     return { kind: 'planned', plan: summary, rebootRequired: inventory.rebootRequired };
@@ -439,7 +443,9 @@ export class VmRun {
 
   #askForPlan(run: RunId, inventory: Inventory, signal: AbortSignal) {
     const { clock, vendors } = this.#deps;
-    return makePlan({ vm: this.vm, run, inventory, policy: this.policy, vendors: vendors(), clock, signal });
+    const { vm, policy, policyTrouble } = this;
+    const failedBefore = this.#deps.journal.failedUpdates(vm);
+    return makePlan({ vm, run, inventory, policy, policyTrouble, failedBefore, vendors: vendors(), clock, signal });
   }
 
   /** What its disk tells while it is off (A3). Throws RunError while it runs, InspectError where the disk tells nothing. */
@@ -493,6 +499,7 @@ export class VmRun {
       manifestDigests: run.manifests,
       reported: this.#before?.run === run.run ? this.#before.inventory : null,
       compareVersions: comparisonOf(vendors()),
+      policy: this.policy,
       nowMs: clock.nowMs(),
     };
     const verdict = await weigh(input, () => this.#askForPlan(run.run, effect.confirm.inventory, signal));
@@ -536,10 +543,10 @@ export class VmRun {
       await this.#deps.gate.open(running, { kind: 'evidence', run: run.run, evidence });
     }
     this.#evidence = null;
-    this.runner.note(
-      'gate',
-      grant.kind === 'override' ? `open by override: ${printable(grant.reason)}` : 'open: the cable is plugged in',
-    );
+    const old = grant.kind === 'evidence' ? oldMetadataText(grant.evidence) : null;
+    const by =
+      grant.kind === 'override' ? `open by override: ${printable(grant.reason)}` : 'open: the cable is plugged in';
+    this.runner.note('gate', old === null ? by : `${by}, on ${old}`);
     return { kind: 'opened' };
   }
 

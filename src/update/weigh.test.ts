@@ -4,6 +4,7 @@ import { test } from 'node:test';
 import type { JudgeInput } from '../confirm/judge.ts';
 import type { InstalledProduct, Inventory } from '../model/inventory.ts';
 import { type Plan, planDigest } from '../model/plan.ts';
+import { DEFAULT_POLICY } from '../model/policy.ts';
 import type { Release } from '../model/release.ts';
 import type { PlanAnswer } from './planner.ts';
 import { evidence, PLAN, RUN, session } from './samples.ts';
@@ -52,6 +53,7 @@ function input(reported: Inventory | null, confirmed: Inventory): JudgeInput {
     confirmation,
     manifestDigests: [],
     reported,
+    policy: DEFAULT_POLICY,
     nowMs: 1,
   };
 }
@@ -105,4 +107,21 @@ test('what cannot be looked up is not believed', async () => {
     await weighed(input(inventory(product('hello', '2.0.0')), shown), { kind: 'refused', reason }),
     'still-behind',
   );
+});
+
+test('a product that turns up late and whose security update cannot be had keeps the VM gated, unless the policy says so', async () => {
+  const shown = inventory(product('hello', '2.0.0'), product('late', '1.0.0'));
+  const { vendor, ecosystem, version, kind } = release;
+  const leftOut = [
+    { vendor, ecosystem, product: 'late', version, kind, why: 'unsatisfiable', reason: 'it needs x' } as const,
+  ];
+  const answer: PlanAnswer = { kind: 'plan', plan: { ...empty, leftOut: [...leftOut] } };
+  const given = input(inventory(product('hello', '2.0.0')), shown);
+  assert.equal(await weighed(given, answer), 'left-out');
+  assert.equal(await weighed({ ...given, policy: { ...DEFAULT_POLICY, leftOut: 'admit' } }, answer), 'evidence');
+  const other: PlanAnswer = {
+    kind: 'plan',
+    plan: { ...empty, leftOut: leftOut.map((each) => ({ ...each, product: 'hello' })) },
+  };
+  assert.equal(await weighed(given, other), 'evidence', 'what was there before is in the plan at hand');
 });

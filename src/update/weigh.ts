@@ -1,5 +1,5 @@
 // Weighs a confirmation: the judge's rules, and what the vendors say of products that turned up only with it.
-import { findUnplanned, type JudgeInput, type Judgement, judge } from '../confirm/judge.ts';
+import { checkLeftOut, findUnplanned, type JudgeInput, type Judgement, judge } from '../confirm/judge.ts';
 import type { PlanAnswer } from './planner.ts';
 import { explainQuarantine } from './why.ts';
 
@@ -17,11 +17,13 @@ export async function weigh(input: JudgeInput, planAnew: () => Promise<PlanAnswe
     const { reason } = explainQuarantine(input.vm, answer.reason, true);
     return { kind: 'refused', code: 'still-behind', detail: reason };
   }
-  const late = answer.plan.items.find(({ release }) => unplanned.has(nameOf(release)));
-  if (late === undefined) return judged;
+  const isLate = (product: Named) => unplanned.has(nameOf(product));
+  const late = answer.plan.items.find(({ release }) => isLate(release));
+  if (late === undefined) return checkLeftOut(answer.plan.leftOut.filter(isLate), input.policy) ?? judged;
   const detail = `${late.id} turned up at ${late.fromVersion ?? 'no version'}, the latest is ${late.release.version}`;
   return { kind: 'refused', code: 'still-behind', detail };
 }
 
-const nameOf = (product: { readonly ecosystem: string; readonly product: string }): string =>
-  `${product.ecosystem}/${product.product}`;
+type Named = { readonly ecosystem: string; readonly product: string };
+
+const nameOf = ({ ecosystem, product }: Named): string => `${ecosystem}/${product}`;

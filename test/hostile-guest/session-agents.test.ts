@@ -11,6 +11,7 @@ import { type GuestChannel, type GuestEvent, openGuestChannel } from '../../src/
 import type { Inventory } from '../../src/model/inventory.ts';
 import type { Manifest } from '../../src/model/manifest.ts';
 import { type Plan, planDigest } from '../../src/model/plan.ts';
+import { DEFAULT_POLICY } from '../../src/model/policy.ts';
 import {
   type AgentDisk,
   type Behaviour,
@@ -99,6 +100,7 @@ class MiniHost {
         confirmation: body,
         manifestDigests: this.offered,
         reported: this.reported,
+        policy: DEFAULT_POLICY,
         nowMs: 1,
       });
       this.judgements.push(judgement);
