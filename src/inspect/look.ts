@@ -232,7 +232,11 @@ function notReady(said: string, { path, format }: DiskImage): InspectError {
     new InspectError(code, `cannot look inside ${path}: ${why}`, { next });
   if (/qemu-storage-daemon is not installed/.test(words))
     return cannot('host-unfit/storage-daemon', words, 'install it: apt-get install qemu-system-common');
-  if (/Failed to get .*lock/.test(words))
+  if (/^reach /.test(words) || /^image: .*Permission denied/.test(words)) {
+    const next = "let the VM's own user through its folders, and read it if the VM does not write it";
+    return cannot('usage/disk-unreadable', `its user may not read it (${words})`, next);
+  }
+  if (words === 'locked' || /Failed to get .*lock/.test(words))
     return cannot('conflict/disk-in-use', 'another program has it open for writing', 'end that program first');
   if (/fuse/i.test(words)) {
     const next = 'load it: modprobe fuse; and let the user who looks open /dev/fuse';

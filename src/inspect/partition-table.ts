@@ -98,14 +98,12 @@ const ENTRIES_BYTES_MAX = INSPECT_PARTITIONS_MAX * 512;
 
 /** The first table in order: at the disk's beginning, else its copy at the end. Null when there is none. */
 async function readGpt(disk: Disk): Promise<PartitionTable | null> {
-  const notes: string[] = [];
   for (const sector of SECTOR_SIZES) {
-    const last = Math.floor(disk.sizeBytes / sector) - 1;
-    for (const lba of [1, last]) {
-      const partitions = await readGptAt(disk, sector, lba);
-      if (partitions !== null) return { kind: 'gpt', partitions, notes };
-    }
-    if (notes.length === 0) notes.push('its partition table is damaged; the copy at its end was taken');
+    const own = await readGptAt(disk, sector, 1);
+    if (own !== null) return { kind: 'gpt', partitions: own, notes: [] };
+    const copy = await readGptAt(disk, sector, Math.floor(disk.sizeBytes / sector) - 1);
+    const notes = ['its partition table is damaged; the copy at its end was taken'];
+    if (copy !== null) return { kind: 'gpt', partitions: copy, notes };
   }
   return null;
 }
