@@ -15,7 +15,7 @@ import type { InstalledProduct, Inventory } from '../../model/inventory.ts';
 import type { Release } from '../../model/release.ts';
 import type { Vendor } from '../vendor.ts';
 import { makeTufVendor } from './index.ts';
-import { loadKeys, signWith } from './keys.ts';
+import { openKeyRing, signersFor, signWith } from './keys.ts';
 import { type PublishOptions, publishFolder } from './publish.ts';
 
 const DAY_MS = 86_400_000;
@@ -138,7 +138,10 @@ async function readAll(pieces: AsyncIterable<Uint8Array>): Promise<Buffer> {
 async function forgeTargets(edit: (targets: Record<string, TargetFile>) => void): Promise<void> {
   const read = async (name: string) => JSON.parse(await readFile(metadataPath(name), 'utf8'));
   const root = Metadata.fromJSON(MetadataKind.Root, await read('1.root.json'));
-  const keys = await loadKeys(join(base, 'keys'), root.signed);
+  const ring = await openKeyRing([join(base, 'keys')]);
+  const signAs = (role: string, metadata: Parameters<typeof signWith>[1]) => {
+    for (const key of signersFor(ring, role, root.signed.roles[role] ?? assert.fail(role))) signWith(key, metadata);
+  };
   const before = Metadata.fromJSON(MetadataKind.Timestamp, await read('timestamp.json'));
   const version = before.signed.version + 1;
   const old = Metadata.fromJSON(MetadataKind.Targets, await read(`${version - 1}.targets.json`));
@@ -146,11 +149,11 @@ async function forgeTargets(edit: (targets: Record<string, TargetFile>) => void)
   const all = { ...old.signed.targets };
   edit(all);
   const targets = new Metadata(new Targets({ ...terms, targets: all }));
-  signWith(keys.targets, targets);
+  signAs('targets', targets);
   const snapshot = new Metadata(new Snapshot({ ...terms, meta: { 'targets.json': new MetaFile({ version }) } }));
-  signWith(keys.snapshot, snapshot);
+  signAs('snapshot', snapshot);
   const timestamp = new Metadata(new Timestamp({ ...terms, snapshotMeta: new MetaFile({ version }) }));
-  signWith(keys.timestamp, timestamp);
+  signAs('timestamp', timestamp);
   await writeFile(metadataPath(`${version}.targets.json`), JSON.stringify(targets.toJSON()));
   await writeFile(metadataPath(`${version}.snapshot.json`), JSON.stringify(snapshot.toJSON()));
   await writeFile(metadataPath('timestamp.json'), JSON.stringify(timestamp.toJSON()));
