@@ -44,6 +44,8 @@ export function buildProgram(build: Build): Command {
     .version(manifest.version, '-V, --version', 'show the version')
     .description('A virtual machine reaches the network only after a confirmed update.')
     .exitOverride()
+    // A verb's options are its own, also where the command above it has options of the same name.
+    .enablePositionalOptions()
     .showSuggestionAfterError(true)
     .configureOutput({
       writeOut: (text) => void stdout.write(text),

@@ -3,12 +3,11 @@ import { resolve } from 'node:path';
 import { type Command, Option } from 'commander';
 import { isoTime } from '../../src/base/clock.ts';
 import { ERROR_FAMILIES, PratiqueError } from '../../src/base/errors.ts';
-import { printable } from '../../src/base/printable.ts';
 import type { VendorConfig } from '../service.ts';
 import { type Build, completeCommand } from './context.ts';
 import type { Output } from './output.ts';
+import { addPublishCommands } from './publish.ts';
 import { renderTable } from './table.ts';
-import { sizeText } from './text.ts';
 
 type AddOptions = {
   readonly kind: VendorConfig['kind'];
@@ -20,8 +19,6 @@ type AddOptions = {
   readonly url?: string;
   readonly keyring?: string;
 };
-type PublishOptions = { readonly repository: string; readonly keys: string; readonly rotate?: readonly TufRole[] };
-type TufRole = (typeof TUF_ROLES)[number];
 type Row = {
   readonly vendor: string;
   readonly kind?: string;
@@ -30,14 +27,12 @@ type Row = {
   readonly trouble: { readonly code: string; readonly message: string } | null;
 };
 
-const TUF_ROLES = ['root', 'targets', 'snapshot', 'timestamp'] as const;
-
 /** Adds `pratique vendor` and its verbs. */
 export function addVendorCommands(program: Command, build: Build): void {
   const vendor = program.command('vendor').description('sources of updates');
   addAdd(vendor, build);
   addReading(vendor, build);
-  addPublish(vendor, build);
+  addPublishCommands(vendor, build);
 }
 
 function addAdd(vendor: Command, build: Build): void {
@@ -139,39 +134,4 @@ function vendorText(vendors: readonly Row[], output: Output): string {
     trouble === null ? '' : `${trouble.code}: ${trouble.message}`,
   ]);
   return renderTable(head, rows, { columns: output.columns, ifEmpty: 'No vendors. Add one with: pratique vendor add' });
-}
-
-function addPublish(vendor: Command, build: Build): void {
-  const command = vendor
-    .command('publish')
-    .description('make and sign a TUF repository for your own software, or sign it again before it expires')
-    .argument('[source]', 'a folder with release.json and files/, or a folder of such folders; none: only sign again')
-    .requiredOption('--repository <folder>', 'the folder to serve over HTTP')
-    .requiredOption('--keys <folder>', 'the private keys; made on first use; keep a copy offline')
-    .addOption(new Option('--rotate <role...>', 'give these roles new keys').choices([...TUF_ROLES]));
-  const example = 'pratique vendor publish ./release-2.0.0 --repository /srv/tuf --keys /root/tuf-keys';
-  completeCommand<PublishOptions>(command, build, example, async ({ output, clock }, [source], options) => {
-    const { publishFolder } = await import('../../src/vendor/tuf/publish.ts');
-    const { repository, keys, rotate = [] } = options;
-    const published = await publishFolder({ source: source ?? null, repository, keys, rotate, clock });
-    output.show(published, () => {
-      const head = [{ title: 'PRODUCT' }, { title: 'VERSION' }, { title: 'SIZE', alignRight: true }, { title: 'FILE' }];
-      const rows = published.targets.map((target) => [
-        target.product,
-        target.version,
-        sizeText(target.sizeBytes),
-        target.path,
-      ]);
-      const table = renderTable(head, rows, {
-        columns: output.columns,
-        ifEmpty: 'Nothing new; everything is signed again.',
-      });
-      const rest = [
-        `The repository offers ${published.targetsTotal} releases; sign it again before ${printable(published.expires)}.`,
-        `Operators need its root by a trusted way: ${printable(published.rootPath, 1_000)}`,
-      ];
-      return [table, ...rest].join('\n');
-    });
-    return undefined;
-  });
 }
