@@ -11,6 +11,8 @@ export type PackageSpec = {
   readonly arch?: string;
   /** More control fields, for example Depends. */
   readonly fields?: Readonly<Record<string, string>>;
+  /** Files by their paths below the root, `DEBIAN/postinst` and the like among them; programs where they begin with `#!` or are bytes. */
+  readonly files?: Readonly<Record<string, string | Uint8Array>>;
 };
 
 export type SuiteSpec = {
@@ -20,6 +22,11 @@ export type SuiteSpec = {
   readonly validUntil?: string;
   /** What the Release says it is, where that differs from where it lies. */
   readonly codename?: string;
+  /** More lines of its Release, for example `NotAutomatic: yes`. */
+  readonly headers?: readonly string[];
+  /** Puts packages for all architectures into an index of their own. */
+  readonly indexOfAll?: boolean;
+  readonly component?: string;
   readonly byHash?: boolean;
   readonly compression?: 'xz' | 'gzip' | 'none';
   /** Changes the text of the index before it is hashed and signed. */
@@ -32,6 +39,8 @@ export type DebianArchive = {
   readonly folder: string;
   /** Binary keyring with the public keys of the given makers (all by default). */
   readonly keyring: (...makers: readonly string[]) => Promise<string>;
+  /** The armored public keys, as text. */
+  readonly armored: (...makers: readonly string[]) => Promise<string>;
   readonly publish: (spec: SuiteSpec) => Promise<void>;
   /** The path of a suite's file. */
   readonly path: (suite: string, name: string) => string;
@@ -54,6 +63,11 @@ async function buildPackage(folder: string, spec: PackageSpec): Promise<string> 
     .map(([name, value]) => `${name}: ${value}\n`)
     .join('');
   await writeFile(join(tree, 'DEBIAN', 'control'), control);
+  for (const [name, content] of Object.entries(spec.files ?? {})) {
+    const isProgram = typeof content !== 'string' || content.startsWith('#!');
+    await mkdir(dirname(join(tree, name)), { recursive: true });
+    await writeFile(join(tree, name), content, { mode: isProgram ? 0o755 : 0o644 });
+  }
   await mkdir(dirname(join(folder, filename)), { recursive: true });
   // Equal packages have equal bytes, whenever they are built.
   const env = { ...process.env, SOURCE_DATE_EPOCH: '1767225600' };
@@ -93,6 +107,14 @@ export async function makeDebianArchive(root: string, makers: readonly string[] 
     ]);
   for (const maker of makers) await gpg('--quick-generate-key', `${maker}@example.org`, 'ed25519', 'sign', 'never');
   const path = (suite: string, name: string): string => join(folder, 'dists', suite, name);
+  // The same packages are published again and again; each is built once.
+  const stanzaOf = new Map<string, string>();
+  const built = async (one: PackageSpec): Promise<string> => {
+    const key = JSON.stringify(one);
+    const stanza = stanzaOf.get(key) ?? (await buildPackage(folder, one));
+    stanzaOf.set(key, stanza);
+    return stanza;
+  };
 
   const sign = async (body: string, signers: readonly string[], target: string): Promise<void> => {
     const input = join(root, 'Release');
@@ -114,32 +136,44 @@ export async function makeDebianArchive(root: string, makers: readonly string[] 
       );
       return target;
     },
+    armored: (...only) => gpg('--armor', '--export', ...only.map((one) => `${one}@example.org`)),
     fingerprint: async (maker) => {
       const listing = await gpg('--with-colons', '--list-keys', `${maker}@example.org`);
       return /^fpr:+([0-9A-F]+):/m.exec(listing)?.[1] ?? '';
     },
     publish: async (spec) => {
-      const stanzas: string[] = [];
-      for (const one of spec.packages) stanzas.push(await buildPackage(folder, one));
-      const text = (spec.editIndex ?? ((same) => same))(stanzas.join('\n'));
-      const { suffix, bytes } = await packed(text, spec.compression, root);
-      const indexFolder = path(spec.suite, 'main/binary-amd64');
-      await rm(indexFolder, { recursive: true, force: true });
-      await mkdir(join(indexFolder, 'by-hash/SHA256'), { recursive: true });
+      const { component = 'main', indexOfAll: isSplit = false } = spec;
       const isByHash = spec.byHash ?? false;
-      await writeFile(join(indexFolder, isByHash ? `by-hash/SHA256/${digestOf(bytes)}` : `Packages${suffix}`), bytes);
-      const entries = [
-        [digestOf(text), Buffer.byteLength(text), ''],
-        [digestOf(bytes), bytes.length, suffix],
-      ];
+      const stanzas = new Map<string, string[]>([
+        ['amd64', []],
+        ...(isSplit ? [['all', []] as [string, string[]]] : []),
+      ]);
+      for (const one of spec.packages) {
+        const index = isSplit && one.arch === 'all' ? 'all' : 'amd64';
+        stanzas.get(index)?.push(await built(one));
+      }
+      await rm(path(spec.suite, component), { recursive: true, force: true });
+      const entries: string[] = [];
+      for (const [arch, own] of stanzas) {
+        const text = (spec.editIndex ?? ((same) => same))(own.join('\n'));
+        const { suffix, bytes } = await packed(text, spec.compression, root);
+        const indexFolder = path(spec.suite, `${component}/binary-${arch}`);
+        await mkdir(join(indexFolder, 'by-hash/SHA256'), { recursive: true });
+        await writeFile(join(indexFolder, isByHash ? `by-hash/SHA256/${digestOf(bytes)}` : `Packages${suffix}`), bytes);
+        const plain = `${component}/binary-${arch}/Packages`;
+        entries.push(` ${digestOf(text)} ${Buffer.byteLength(text)} ${plain}`);
+        entries.push(` ${digestOf(bytes)} ${bytes.length} ${plain}${suffix}`);
+      }
       const lines = [
         'Origin: Test',
         `Codename: ${spec.codename ?? spec.suite}`,
         `Date: ${spec.date}`,
         ...(spec.validUntil === undefined ? [] : [`Valid-Until: ${spec.validUntil}`]),
+        ...(isSplit ? ['Architectures: all amd64'] : []),
+        ...(spec.headers ?? []),
         `Acquire-By-Hash: ${isByHash ? 'yes' : 'no'}`,
         'SHA256:',
-        ...entries.map(([digest, size, end]) => ` ${digest} ${size} main/binary-amd64/Packages${end}`),
+        ...entries,
       ];
       await sign(`${lines.join('\n')}\n`, spec.signers ?? [makers[0] ?? ''], path(spec.suite, 'InRelease'));
     },

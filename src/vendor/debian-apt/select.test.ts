@@ -1,11 +1,13 @@
 // The choice of packages for one VM: newest, held, security, dependencies that can and cannot be met.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import fc from 'fast-check';
 import { digestOf } from '../../base/digest.ts';
 import type { InstalledProduct } from '../../model/inventory.ts';
 import { type Catalog, makeCatalog, type Pin } from './catalog.ts';
 import type { OfferedPackage } from './packages-file.ts';
 import { selectPackages } from './select.ts';
+import { World } from './world.ts';
 
 type Offer = Partial<OfferedPackage> & { readonly name: string; readonly version: string };
 
@@ -162,4 +164,219 @@ test('a package that is also there for an architecture we do not offer is left o
 test('offers for another architecture are not taken', () => {
   const lookup = lookupOf({ name: 'a', version: '2', arch: 'arm64' }, { name: 'a', version: '1', arch: 'all' });
   assert.deepEqual(select(installed({ a: '1' }), lookup).chosen, ['a 1 fix']);
+});
+
+test('a held package is told, with its newer version and why it matters', () => {
+  const lookup = lookupOf({ name: 'a', version: '2', suite: 'bookworm-security' }, { name: 'b', version: '1' });
+  const held = [...installed({ a: '1', b: '1' }, { held: true })];
+  const { chosen, leftOut } = selectPackages(held, lookup);
+  assert.deepEqual(
+    chosen.map(({ offer }) => offer.name),
+    ['b'],
+  );
+  assert.deepEqual(leftOut, [
+    { name: 'a', version: '2', arch: 'amd64', kind: 'security', why: 'held', reason: 'it is held at 1' },
+  ]);
+});
+
+test('a package of another architecture is told when ours has something newer', () => {
+  const lookup = lookupOf({ name: 'libc6', version: '2' });
+  const [only] = selectPackages(installed({ libc6: '1' }, { arch: 'i386' }), lookup).leftOut;
+  assert.equal(only?.arch, 'i386');
+  assert.match(only?.reason ?? '', /installed for i386, and this vendor offers packages for amd64 only/);
+  assert.deepEqual(selectPackages(installed({ libc6: '2' }, { arch: 'i386' }), lookup).leftOut, []);
+});
+
+test('backports upgrade what came from them and nothing else; experimental upgrades nothing by itself', () => {
+  const main = { name: 'a', version: '1' };
+  const backport = { name: 'a', version: '2~bpo', suite: 'bookworm-backports' };
+  const experiment = { name: 'a', version: '3', suite: 'experimental' };
+  const offers = [main, backport, experiment];
+  assert.deepEqual(select(installed({ a: '0.9' }), lookupOf(...offers)).chosen, ['a 1 fix']);
+  assert.deepEqual(select(installed({ a: '1' }), lookupOf(...offers)).chosen, ['a 1 fix']);
+  assert.deepEqual(select(installed({ a: '1.9' }), lookupOf(...offers)).chosen, ['a 2~bpo fix']);
+  assert.deepEqual(select(installed({ a: '2~bpo' }), lookupOf(experiment)).chosen, []);
+});
+
+test('pins raise, lower and forbid versions; the first that matches decides, one that names packages before the others', () => {
+  const offers = [
+    { name: 'a', version: '1' },
+    { name: 'a', version: '2', suite: 'bookworm-backports' },
+    { name: 'b', version: '1' },
+    { name: 'b', version: '2', suite: 'bookworm-backports' },
+  ];
+  const suite = 'bookworm-backports';
+  const of = (...pins: readonly Pin[]) => select(installed({ a: '1', b: '1' }), pinned(pins, ...offers)).chosen;
+  assert.deepEqual(of(), ['a 1 fix', 'b 1 fix']);
+  assert.deepEqual(of({ suite, priority: 500 }), ['a 2 fix', 'b 2 fix']);
+  assert.deepEqual(of({ suite, priority: 500 }, { packages: ['a*'], suite, priority: -1 }), ['a 1 fix', 'b 2 fix']);
+  assert.deepEqual(of({ packages: ['b'], suite, priority: 501 }, { packages: ['b'], priority: 1 }), [
+    'a 1 fix',
+    'b 2 fix',
+  ]);
+  assert.deepEqual(of({ suite, priority: 500 }, { packages: ['a'], version: '1*', priority: 501 }), [
+    'a 1 fix',
+    'b 2 fix',
+  ]);
+  assert.deepEqual(of({ packages: ['a', 'b'], priority: -1 }), ['a 1 fix', 'b 1 fix']);
+});
+
+test('a pin never takes a VM back to an older version, however high it is', () => {
+  const catalog = pinned([{ packages: ['a'], version: '1', priority: 1001 }], { name: 'a', version: '1' });
+  assert.deepEqual(select(installed({ a: '2' }), catalog).chosen, ['a 1 fix']);
+});
+
+test('a security update that a pin keeps away is told as held', () => {
+  const offers = [
+    { name: 'a', version: '1' },
+    { name: 'a', version: '2', suite: 'bookworm-security' },
+  ];
+  const { chosen, leftOut } = selectPackages(
+    installed({ a: '1' }),
+    pinned([{ packages: ['a'], suite: 'bookworm-security', priority: -1 }], ...offers),
+  );
+  assert.deepEqual(
+    chosen.map(({ offer }) => offer.version),
+    ['1'],
+  );
+  assert.deepEqual(
+    leftOut.map(({ version, kind, why }) => [version, kind, why]),
+    [['2', 'security', 'held']],
+  );
+});
+
+test('a virtual package that only one may provide stands in the way of a second one', () => {
+  const lookup = lookupOf(
+    { name: 'app', version: '2', depends: 'mailer' },
+    { name: 'mailer', version: '1', provides: 'mta', breaks: 'mta' },
+    { name: 'old-mailer', version: '1', provides: 'mta', breaks: 'mta' },
+  );
+  const { chosen, leftOut } = select(installed({ app: '1', 'old-mailer': '1' }), lookup);
+  assert.deepEqual(chosen, ['old-mailer 1 fix']);
+  assert.deepEqual(leftOut, ['app: it needs mailer, but mailer 1 cannot be installed: it breaks old-mailer 1']);
+});
+
+test('what takes the place of another package is left out with that said, because nothing is removed', () => {
+  const lookup = lookupOf(
+    { name: 'new', version: '2', breaks: 'old', replaces: 'old', provides: 'old' },
+    { name: 'old', version: '1' },
+  );
+  const [reason] = select(installed({ new: '1', old: '1' }), lookup).leftOut;
+  assert.equal(reason, 'new: it breaks old 1, whose place it takes, and no package is removed');
+});
+
+test('an installed package that breaks the newer version keeps it away', () => {
+  const lookup = lookupOf({ name: 'guard', version: '1', breaks: 'a (>= 2)' }, { name: 'a', version: '2' });
+  assert.deepEqual(select(installed({ a: '1', guard: '1' }), lookup).leftOut, [
+    'a: guard 1 stays and does not work beside it',
+  ]);
+});
+
+test('a second alternative is taken when the first cannot be installed', () => {
+  const lookup = lookupOf(
+    { name: 'app', version: '2', depends: 'best | good' },
+    { name: 'best', version: '1', depends: 'missing' },
+    { name: 'good', version: '1' },
+  );
+  assert.deepEqual(select(installed({ app: '1' }), lookup).chosen, ['app 2 fix', 'good 1 fix']);
+});
+
+test('what must be installed together is named: new packages, siblings of one version, and what would break', () => {
+  const lookup = lookupOf(
+    { name: 'jq', version: '2', depends: 'libjq (= 2), libc (>= 1)' },
+    { name: 'jq', version: '1', depends: 'libjq (= 1), libc (>= 1)' },
+    { name: 'libjq', version: '2', depends: 'new-lib' },
+    { name: 'new-lib', version: '7', breaks: 'plugin (<< 3)' },
+    { name: 'plugin', version: '3' },
+    { name: 'libc', version: '2' },
+  );
+  const { chosen } = selectPackages(installed({ jq: '1', libjq: '1', plugin: '2', libc: '1' }), lookup);
+  const requires = Object.fromEntries(
+    chosen.map(({ offer, requires: all }) => [offer.name, all.map(({ product, range }) => `${product} ${range}`)]),
+  );
+  assert.deepEqual(requires, {
+    jq: ['libjq = 2'],
+    libjq: ['new-lib >= 7', 'jq >= 2'],
+    'new-lib': ['plugin >= 3'],
+    plugin: [],
+    libc: [],
+  });
+});
+
+test('a sibling of one version is kept back with its held sibling, also when the archive forgot the installed version', () => {
+  const lookup = lookupOf({ name: 'lib', version: '2' }, { name: 'lib-dev', version: '2', depends: 'lib (= 2)' });
+  const products = [...installed({ lib: '1' }), ...installed({ 'lib-dev': '1' }, { held: true })];
+  assert.deepEqual(select(products, lookup).leftOut, [
+    'lib-dev: it is held at 1',
+    'lib: lib-dev 1 stays and needs lib (= 1)',
+  ]);
+});
+
+/** What is wrong with a set of packages that was not wrong before: unmet needs and broken neighbours. */
+function faultsOf(world: World, before: World): readonly string[] {
+  const faults = (one: World) =>
+    [...one.members()].flatMap((member) => [
+      ...member.depends
+        .filter((need) => !one.meets(need))
+        .map((need) => `${member.name} needs ${JSON.stringify(need)}`),
+      ...member.breaks.flatMap((relation) =>
+        one.victims(member, relation).map(({ name }) => `${member.name} breaks ${name}`),
+      ),
+    ]);
+  const old = new Set(faults(before));
+  return faults(world).filter((fault) => !old.has(fault));
+}
+
+test('any choice that keeps to `requires` leaves nothing broken that was whole, in random archives', () => {
+  const anyName = fc.constantFrom('a', 'b', 'c', 'd', 'e');
+  const anyVersion = fc.constantFrom('1', '2', '3');
+  const anyRelation = fc
+    .tuple(fc.constantFrom('a', 'b', 'c', 'd', 'e', 'v'), fc.constantFrom('', '=', '>=', '<<'), anyVersion)
+    .map(([name, operator, version]) => (operator === '' ? name : `${name} (${operator} ${version})`));
+  const anyField = fc.array(
+    fc.array(anyRelation, { minLength: 1, maxLength: 2 }).map((any) => any.join(' | ')),
+    { maxLength: 2 },
+  );
+  const anyOffer = fc.record({
+    name: anyName,
+    version: anyVersion,
+    depends: anyField.map((groups) => groups.join(', ')),
+    breaks: fc.oneof({ weight: 3, arbitrary: fc.constant('') }, anyRelation),
+    provides: fc.constantFrom('', '', 'v', 'v (= 2)'),
+  });
+  let updatesSeen = 0;
+  fc.assert(
+    fc.property(
+      fc.uniqueArray(anyOffer, { minLength: 3, maxLength: 12, selector: ({ name, version }) => `${name} ${version}` }),
+      fc.dictionary(anyName, anyVersion, { minKeys: 1 }),
+      fc.array(fc.nat(), { maxLength: 3 }),
+      (offers, products, picks) => {
+        const catalog = lookupOf(...offers);
+        const known = Object.entries(products).filter(([name, version]) =>
+          offers.some((one) => one.name === name && one.version === version),
+        );
+        const { chosen } = selectPackages(installed(Object.fromEntries(known)), catalog);
+        const members = known.flatMap(([name, version]) =>
+          catalog.byName(name).filter((offer) => offer.version === version),
+        );
+        const before = new World(members.map(catalog.memberOf));
+        const news = chosen.filter(({ offer }) => before.get(offer.name)?.version !== offer.version);
+        updatesSeen += news.length;
+        const part = new Map<string, OfferedPackage>();
+        const queue = news.length === 0 ? [] : picks.flatMap((pick) => news[pick % news.length] ?? []);
+        for (let one = queue.shift(); one !== undefined; one = queue.shift()) {
+          if (part.has(one.offer.name)) continue;
+          part.set(one.offer.name, one.offer);
+          const names = one.requires.map(({ product }) => product);
+          queue.push(...news.filter(({ offer }) => names.includes(offer.name)));
+        }
+        for (const choice of [[...part.values()], news.map(({ offer }) => offer)]) {
+          const after = new World([...members.map(catalog.memberOf), ...choice.map(catalog.memberOf)]);
+          assert.deepEqual(faultsOf(after, before), []);
+        }
+      },
+    ),
+    { numRuns: 3000 },
+  );
+  assert.ok(updatesSeen > 1000, 'the random archives have updates');
 });
