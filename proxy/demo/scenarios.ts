@@ -7,6 +7,7 @@ export const SCENARIOS = [
   'ok',
   'uptodate',
   'install-fails',
+  'rolled-back',
   'forged-confirm',
   'agent-silent',
   'daemon-killed',
@@ -58,6 +59,15 @@ export const SCENARIO_TABLE: Readonly<Record<ScenarioName, Scenario>> = {
     ends: 'quarantined',
     release: 'install-fails',
     reason: /failed/,
+  },
+  'rolled-back': {
+    ...OK,
+    title: 'an update on a disk overlay that fails its health check is thrown away; the VM boots as before, unplugged',
+    guests: ['tiny'],
+    ends: 'quarantined',
+    release: 'check-fails',
+    reason: /rolled back/,
+    policy: { overlay: true },
   },
   'forged-confirm': {
     ...OK,

@@ -21,6 +21,7 @@ export type DenialCode =
   | 'not-running'
   | 'already-connected'
   | 'no-agent'
+  | 'overlay'
   | 'under-way'
   | 'unexpected';
 

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { REBOOTS_MAX } from '../base/limits.ts';
 import { type Found, type Fresh, recover } from './recover.ts';
-import { grant, live, OTHER_RUN, offered, RUN, STATES, session } from './samples.ts';
+import { grant, live, OTHER_RUN, offered, onTrial, RUN, STATES, session } from './samples.ts';
 import { isGateOpen, isUnderWay, type RunState, runOf } from './state.ts';
 
 const FRESH: Fresh = { run: OTHER_RUN, atMs: 2, planAgeMaxMs: 1_000 };
@@ -65,6 +65,46 @@ test('a run that takes the host down each time is not started for ever', () => {
   for (; isUnderWay(state) && starts < 100; starts += 1) state = recover(state, NONE, FRESH).state;
   assert.equal(state.kind, 'quarantined');
   assert.equal(starts, REBOOTS_MAX + 1);
+});
+
+test('what was on trial goes on with its VM, and is thrown away without it; the overlay says what it is worth [X4] [X5]', () => {
+  const installing: RunState = { kind: 'installing', run: { ...onTrial, isInstalled: true }, session };
+  assert.equal(runOf(recover(installing, running({ isOnTrial: true }), FRESH).state)?.isOnTrial, true);
+  // The daemon ended between the acceptance and the next state.
+  const accepted = recover(installing, running({ isOnTrial: false }), FRESH);
+  assert.equal(runOf(accepted.state)?.isOnTrial, false);
+  assert.ok(accepted.effects.some(({ kind }) => kind === 'commit-overlay'));
+  const gone = recover(installing, NONE, FRESH);
+  const run = runOf(gone.state);
+  assert.ok(gone.state.kind === 'booting' && run !== null && !run.isOnTrial && !run.isInstalled);
+  const kinds = gone.effects.map(({ kind }) => kind);
+  assert.ok(kinds.indexOf('settle-overlay') >= 0 && kinds.indexOf('settle-overlay') < kinds.indexOf('start-vm'));
+});
+
+test('a roll-back that the daemon did not survive goes on: remembered, ended, booted as before [X4] [X5]', () => {
+  const rolling = STATES.find((state) => state.kind === 'rolling-back');
+  assert.ok(rolling !== undefined);
+  const alive = recover(rolling, running({ isOnTrial: true }), FRESH);
+  assert.equal(alive.state.kind, 'rolling-back');
+  assert.deepEqual(
+    alive.effects.map(({ kind }) => kind),
+    ['close-gate', 'remember-failed', 'stop-vm'],
+  );
+  const gone = recover(rolling, NONE, FRESH);
+  assert.ok(gone.state.kind === 'quarantined' && gone.state.isRunning && gone.state.reason.kind === 'rolled-back');
+  const kinds = gone.effects.map(({ kind }) => kind);
+  assert.deepEqual(kinds.slice(0, 3), ['remember-failed', 'settle-overlay', 'start-vm']);
+});
+
+test('every VM that is off has its overlay settled before it is staged or started [X5]', () => {
+  for (const state of STATES) {
+    const kinds = recover(state, NONE, FRESH).effects.map(({ kind }) => kind);
+    const settled = kinds.indexOf('settle-overlay');
+    assert.ok(settled >= 0, state.kind);
+    for (const later of ['stage', 'start-vm'] as const) {
+      if (kinds.includes(later)) assert.ok(settled < kinds.indexOf(later), state.kind);
+    }
+  }
 });
 
 test('a quarantine is remembered over a power cut, with its reason [X8]', () => {

@@ -169,3 +169,21 @@ test('a stop does not wait behind a long download, nor anything behind a guest t
   await rest();
   assert.ok(done.includes('stop-vm'));
 });
+
+test('a run that takes longer than its policy allows is quarantined, however often its states change [X8]', async () => {
+  const { clock, runner, rest } = house({ kind: 'off' });
+  const startedAtMs = clock.nowMs() - DEFAULT_POLICY.runDeadlineMs + 30_000;
+  const run = { ...offered, startedAtMs };
+  await runner.resume({ kind: 'reporting', run, session }, []);
+  clock.moveTo(clock.nowMs() + 20_000);
+  runner.post({ kind: 'inventory', session, rebootRequired: false });
+  await rest();
+  assert.equal(runner.state().kind, 'planning');
+  clock.moveTo(clock.nowMs() + 9_000);
+  await rest();
+  assert.equal(runner.state().kind, 'planning', 'not a moment before');
+  clock.moveTo(clock.nowMs() + 1_000);
+  await rest();
+  const state = runner.state();
+  assert.ok(state.kind === 'quarantined' && state.reason.kind === 'deadline' && state.reason.state === 'run');
+});

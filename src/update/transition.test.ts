@@ -1,6 +1,7 @@
 // Every state answers every event; the moves that matter most are named one by one.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { REBOOTS_MAX } from '../base/limits.ts';
 import { DEFAULT_POLICY } from '../model/policy.ts';
 import type { RunEvent } from './event.ts';
 import { newRun } from './new-run.ts';
@@ -14,6 +15,7 @@ import {
   MANIFEST,
   OTHER_RUN,
   offered,
+  onTrial,
   otherBoot,
   PLAN,
   RUN,
@@ -21,7 +23,7 @@ import {
   STATES,
   session,
 } from './samples.ts';
-import { isGateOpen, type RunState, type RunStateKind } from './state.ts';
+import { isGateOpen, type RunState, type RunStateKind, runOf } from './state.ts';
 import { transition } from './transition.ts';
 
 const next = (state: RunState, event: RunEvent, policy = DEFAULT_POLICY): Outcome =>
@@ -394,6 +396,146 @@ test('what a guest finds damaged on its drive makes the host look at its own cop
   const updatedLive = next({ kind: 'installing', run: live, session }, report('digest-mismatch'));
   movedTo(updatedLive, 'connected');
   assert.ok(effectsOf(updatedLive).includes('verify-blobs'));
+});
+
+const OVERLAY = { ...DEFAULT_POLICY, overlay: true };
+const FAILED: RunEvent = {
+  kind: 'installed',
+  session,
+  manifestDigest: MANIFEST,
+  results: [{ item: 'i', outcome: 'failed', durationMs: 1 }],
+  rebootRequired: false,
+};
+const fetched: RunEvent = { kind: 'fetched', step: SAMPLE_STEP };
+
+test('an overlay is begun before the drive is shown, where the policy says so, and not in the middle of an update [X5]', () => {
+  const planning: RunState = { kind: 'planning', run: { ...offered, manifests: [] }, session, phase: 'fetching' };
+  assert.deepEqual(effectsOf(next(planning, fetched)), ['attach-drive']);
+  const begun = next(planning, fetched, OVERLAY);
+  assert.deepEqual(effectsOf(begun), ['begin-overlay', 'attach-drive']);
+  const offering = movedTo(begun, 'offering');
+  assert.ok(offering.kind === 'offering' && offering.run.isOnTrial);
+  // What was begun without one goes on without one; what is on one stays there.
+  assert.deepEqual(effectsOf(next({ ...planning, run: offered }, fetched, OVERLAY)), ['attach-drive']);
+  assert.deepEqual(effectsOf(next({ ...planning, run: onTrial }, fetched)), ['begin-overlay', 'attach-drive']);
+  assert.deepEqual(effectsOf(next({ ...planning, run: { ...live, manifests: [] } }, fetched, OVERLAY)), [
+    'attach-drive',
+  ]);
+});
+
+test('where no overlay can be made nothing is offered, and the VM is held as it is [X5]', () => {
+  const offering: RunState = { kind: 'offering', run: onTrial, session, isDriveAttached: false };
+  const outcome = next(offering, {
+    kind: 'effect-failed',
+    step: SAMPLE_STEP,
+    effect: 'begin-overlay',
+    detail: 'no space',
+    isRunning: true,
+  });
+  const held = movedTo(outcome, 'quarantined');
+  assert.ok(held.kind === 'quarantined' && held.reason.kind === 'host-failure' && !held.run.isOnTrial);
+  assert.ok(!effectsOf(outcome).includes('stop-vm'));
+});
+
+test('what fails on trial is remembered, thrown away with its VM, and the VM boots as before, gated [X5]', () => {
+  const failed = next({ kind: 'installing', run: onTrial, session }, FAILED);
+  const rolling = movedTo(failed, 'rolling-back');
+  assert.deepEqual(effectsOf(failed), ['remember-failed', 'record-quarantine', 'close-gate', 'stop-vm']);
+  assert.ok(rolling.kind === 'rolling-back');
+  assert.deepEqual(rolling.reason.versions, [{ item: 'i', version: '2' }]);
+  const ended = next(rolling, { kind: 'exited', detail: 'we ended it', isGuestsWish: false });
+  const held = movedTo(ended, 'quarantined');
+  assert.ok(held.kind === 'quarantined' && held.isRunning && held.reason === rolling.reason);
+  const effects = effectsOf(ended);
+  assert.ok(effects.indexOf('settle-overlay') >= 0 && effects.indexOf('settle-overlay') < effects.indexOf('start-vm'));
+  assert.ok(effects.lastIndexOf('close-gate') < effects.indexOf('resume-vm'));
+  // Its agent comes back, and is left alone: only a retry or a new start goes on.
+  movedTo(next(held, { kind: 'agent-opened', session, run: OTHER_RUN, atMs: 2 }), 'quarantined');
+  const retried = next(held, { kind: 'retry', run: OTHER_RUN, atMs: 2 });
+  assert.equal(effectsOf(retried)[0], 'forget-failed', 'the operator wants it tried again');
+});
+
+test('whatever ends a run on trial in quarantine rolls it back; only a VM out of our hands stays as it is [X5]', () => {
+  const kinds = new Set<string>();
+  for (const state of STATES.filter((each) => runOf(each)?.isOnTrial === true)) {
+    for (const event of EVENTS) {
+      const outcome = next(state, event);
+      if (outcome.kind !== 'moved') continue;
+      kinds.add(outcome.state.kind);
+      if (outcome.state.kind !== 'quarantined') continue;
+      const isDead = !outcome.state.isRunning;
+      assert.ok(isDead || event.kind === 'monitor-lost', `${state.kind} + ${event.kind}`);
+      if (isDead) assert.ok(effectsOf(outcome).includes('settle-overlay'));
+    }
+  }
+  assert.ok(kinds.has('rolling-back') && kinds.has('opening'), 'positive control');
+});
+
+test('a failure of the host is rolled back too, and blames no version; nor does one before anything was offered [X5]', () => {
+  const versionsAfter = (state: RunState, event: RunEvent) => {
+    const rolling = movedTo(next(state, event), 'rolling-back');
+    return rolling.kind === 'rolling-back' ? rolling.reason.versions.length : null;
+  };
+  const installing: RunState = { kind: 'installing', run: onTrial, session };
+  const broke: RunEvent = { kind: 'effect-failed', step: SAMPLE_STEP, effect: 'x', detail: 'y', isRunning: true };
+  const late: RunEvent = { kind: 'deadline', step: SAMPLE_STEP, waitedMs: 1 };
+  assert.equal(versionsAfter(installing, broke), 0);
+  assert.equal(versionsAfter(installing, { kind: 'disk-full' }), 0);
+  assert.equal(
+    versionsAfter({ kind: 'offering', run: { ...onTrial, manifests: [] }, session, isDriveAttached: false }, late),
+    0,
+  );
+  assert.equal(versionsAfter(installing, late), 1, 'positive control');
+});
+
+test('what was on trial is accepted before the gate opens, also when an operator opens it [A11] [X5]', () => {
+  const accepted = ['accept-overlay', 'open-gate'];
+  const detached: RunEvent = { kind: 'drive-detached', step: SAMPLE_STEP };
+  const plugging = next({ kind: 'opening', run: onTrial, session, phase: 'detaching', grant }, detached);
+  assert.deepEqual(effectsOf(plugging), accepted);
+  const admitted = next({ kind: 'installing', run: onTrial, session }, { kind: 'admit', reason: 'r', actor: 'a' });
+  assert.deepEqual(effectsOf(next(movedTo(admitted, 'opening'), detached)), accepted);
+  const state = movedTo(plugging, 'opening');
+  assert.ok(state.kind === 'opening' && !state.run.isOnTrial, 'from now on nothing throws it away');
+  assert.ok(effectsOf(next(state, { kind: 'opened', step: SAMPLE_STEP })).includes('commit-overlay'));
+});
+
+test('QEMU that dies on trial begins anew from the disk as it was, a bounded number of times [X4] [X5]', () => {
+  let state: RunState = { kind: 'installing', run: { ...onTrial, isInstalled: true }, session };
+  const died: RunEvent = { kind: 'exited', detail: 'killed', isGuestsWish: false };
+  const again = next(state, died);
+  state = movedTo(again, 'booting');
+  const run = runOf(state);
+  assert.ok(run !== null && !run.isOnTrial && !run.isInstalled && run.manifests.length === 0 && run.plan !== null);
+  const effects = effectsOf(again);
+  assert.ok(effects.indexOf('settle-overlay') < effects.indexOf('start-vm'));
+  const often: RunState = { kind: 'installing', run: { ...onTrial, reboots: REBOOTS_MAX }, session };
+  const held = movedTo(next(often, died), 'quarantined');
+  assert.ok(held.kind === 'quarantined' && held.isRunning && held.reason.kind === 'rolled-back');
+});
+
+test('an update is not pushed to a VM that is plugged in where the policy wants an overlay [X5]', () => {
+  const connected: RunState = { kind: 'connected', run: offered, session, grant, trouble: null };
+  const outcome = next(connected, { kind: 'update', run: OTHER_RUN, atMs: 2 }, OVERLAY);
+  assert.ok(outcome.kind === 'denied' && /restart the guest/.test(outcome.because));
+});
+
+test('an update that is well although something else is left out is kept, behind a closed gate [X5]', () => {
+  const judging: RunState = { kind: 'judging', run: onTrial, session, phase: 'weighing' };
+  const refusal = (code: string): RunEvent => ({ kind: 'judged-refused', step: SAMPLE_STEP, code, detail: 'x' });
+  const kept = next(judging, refusal('left-out'));
+  movedTo(kept, 'quarantined');
+  assert.ok(effectsOf(kept).includes('accept-overlay') && effectsOf(kept).includes('close-gate'));
+  movedTo(next(judging, refusal('still-behind')), 'rolling-back');
+});
+
+test('a run that takes longer than its policy allows is quarantined; a later run is not [X8]', () => {
+  const installing: RunState = { kind: 'installing', run: offered, session };
+  const late = movedTo(next(installing, { kind: 'run-deadline', run: RUN, waitedMs: 9 }), 'quarantined');
+  assert.ok(late.kind === 'quarantined' && late.reason.kind === 'deadline' && late.reason.state === 'run');
+  assert.equal(next(installing, { kind: 'run-deadline', run: OTHER_RUN, waitedMs: 9 }).kind, 'ignored');
+  // An agent that speaks again does not begin the time anew.
+  movedTo(next(late, { kind: 'agent-opened', session, run: OTHER_RUN, atMs: 2 }), 'quarantined');
 });
 
 test('a fence that somebody else changed closes every gate; an open VM proves itself anew at once [A11] [X1]', () => {

@@ -52,7 +52,7 @@ export function transition(journaled: Journaled, event: RunEvent, policy: Policy
     case 'admit':
       return onAdmit(state, event);
     case 'update':
-      return onUpdate(state, event);
+      return onUpdate(state, event, policy);
     case 'stage':
       return state.kind === 'off' || state.kind === 'staged' ? moved(state, { kind: 'stage' }) : ignored('the VM runs');
     case 'reset':
@@ -141,12 +141,17 @@ function onAdmit(state: RunState, event: { readonly reason: string; readonly act
   });
 }
 
-function onUpdate(state: RunState, event: { readonly run: RunId; readonly atMs: number }): Outcome {
+function onUpdate(state: RunState, event: { readonly run: RunId; readonly atMs: number }, policy: Policy): Outcome {
   if (state.kind === 'quarantined') return onRetry(state, event);
   if (isUnderWay(state)) return denied('under-way', `a run is under way (${state.kind})`);
   if (state.kind !== 'connected')
     return denied('not-running', 'the VM is off; its updates are staged and installed when it starts');
   if (state.session === null) return denied('no-agent', 'the agent of this VM is not on the channel');
+  if (policy.overlay) {
+    // What it wrote since it was plugged in would be thrown away with an update that fails.
+    const because = 'its policy wants updates on a disk overlay, which a VM that is plugged in cannot have';
+    return denied('overlay', `${because}; restart the guest to update it, or take \`overlay\` out of its policy`);
+  }
   const run: Run = { ...nextRun(state, event), liveGrant: state.grant };
   return askInventory(run, state.session, []);
 }

@@ -93,6 +93,14 @@ const PROMISES: Readonly<Record<TinyScenario, { readonly promise: string; readon
       assert.deepEqual(run.document.installed, { hello: '1.0.0' });
     },
   },
+  'rolled-back': {
+    promise: 'a VM whose update fails its check on a disk overlay is as before, stays unplugged and says why [X5 X8]',
+    check: (run) => {
+      checkQuarantined(run, /rolled back.*as before.*does not answer with the new version.*bundle\/hello 1\.1\.0/);
+      assert.deepEqual(run.document.installed, { hello: '1.0.0' });
+      assert.notEqual(run.document.timelineMs['rolling-back'], undefined);
+    },
+  },
   'forged-confirm': {
     promise: 'a confirmation that is well-formed but untrue is not believed [A10 A11 X8]',
     check: (run) => {

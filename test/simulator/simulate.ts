@@ -121,7 +121,8 @@ class Life {
       uid: 1,
       spec: SPEC,
       specDigest: digestOf('spec'),
-      policy: { ...DEFAULT_POLICY, overlay: seed % 3 !== 0 },
+      own: { overlay: seed % 3 !== 0 },
+      group: null,
       journaled: { step: 0, state: { kind: 'off' } },
       sinceMs: this.#clock.nowMs(),
     });
@@ -307,7 +308,9 @@ class Life {
       complain: (broken) => this.#complain(broken),
       isDiscardingAll: this.#sabotage === 'discards-accepted',
     });
-    const run = new VmRun(makeDeps({ db: this.#db, outside, journal, driver, touch }), record);
+    const { own, group: _none, ...rest } = record;
+    const policy = { ...DEFAULT_POLICY, ...own };
+    const run = new VmRun(makeDeps({ db: this.#db, outside, journal, driver, touch }), { ...rest, policy });
     const daemon: Daemon = Object.assign(mine, { run, driver });
     this.#daemon = daemon;
     this.#aliveSinceMs = this.#clock.nowMs();

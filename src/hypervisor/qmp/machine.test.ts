@@ -234,3 +234,13 @@ test('ending a VM asks the guest first only if told to', async (t) => {
   assert(!hard.qemu.commands.some(({ execute }) => execute === 'system_powerdown'));
   assert.deepEqual(hard.events, [{ kind: 'exited', detail: 'we ended the VM', isGuestsWish: false }]);
 });
+
+test('a guest that stands still for want of space on the host is told; an error that the guest sees is not ours [X5]', async (t) => {
+  const { qemu, events } = await machine(t);
+  const error = { device: '', 'node-name': 'overlay0', operation: 'write', reason: 'No space left on device' };
+  qemu.emit('BLOCK_IO_ERROR', { ...error, action: 'report', nospace: true });
+  qemu.emit('BLOCK_IO_ERROR', { ...error, action: 'stop', nospace: false });
+  qemu.emit('BLOCK_IO_ERROR', { ...error, action: 'stop', nospace: true });
+  await soon(() => events.length > 0);
+  assert.deepEqual(events, [{ kind: 'disk-full' }]);
+});
