@@ -31,7 +31,7 @@ const UNIT_FILE = /\.(service|target|socket|path|timer)$/;
 
 const CONTENT: BaseContent = {
   include: [
-    ...['systemd-sysv', 'udev', 'dbus', 'kmod', 'mount', 'iproute2', 'busybox-static'],
+    ...['systemd-sysv', 'udev', 'dbus', 'kmod', 'mount', 'e2fsprogs', 'iproute2', 'busybox-static'],
     ...['linux-image-cloud-amd64', 'initramfs-tools', 'zstd'],
     ...['nginx', 'jq', 'libexpat1', 'unzip', 'zip'],
   ],

@@ -1,4 +1,5 @@
 // How many real updates Debian has for an image today, counted before anything is started: an archive that has few is not dressed up.
+import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { ImageDebian } from '../../images/images.ts';
 import { hostArch } from '../../images/kernel.ts';
@@ -27,6 +28,8 @@ export async function pendingUpdates(options: {
 }): Promise<readonly Release[]> {
   const { debian, dataFolder, clock, log } = options;
   const config = debianVendor(debian);
+  // As the daemon itself makes it: each QEMU runs under a user of its own and must find its drive below.
+  await mkdir(dataFolder, { recursive: true, mode: 0o711 });
   const vendor = await openVendor(config, {
     folder: join(dataFolder, 'vendors', config.name),
     http: makeHttpFetch({ clock, log }),
