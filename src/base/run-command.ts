@@ -1,5 +1,6 @@
 // Runs one outside command with bounded output and time. argv only, never a shell.
 import { spawn } from 'node:child_process';
+import { systemClock } from './clock.ts';
 import { PratiqueError } from './errors.ts';
 import { COMMAND_OUTPUT_BYTES_MAX, COMMAND_TIMEOUT_MS } from './limits.ts';
 import { printableBlock } from './printable.ts';
@@ -36,9 +37,10 @@ export async function tryCommand(argv: readonly string[], options: CommandOption
       env: options.env ?? process.env,
       ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
       ...(options.signal === undefined ? {} : { signal: options.signal }),
-      timeout: options.timeoutMs ?? COMMAND_TIMEOUT_MS,
       killSignal: 'SIGKILL',
     });
+    // Not Node's own time limit: its timer outlives a program that could not start, and keeps our process alive with it.
+    const cancel = systemClock.after(options.timeoutMs ?? COMMAND_TIMEOUT_MS, () => void child.kill('SIGKILL'));
     const out: Buffer[] = [];
     const err: Buffer[] = [];
     let total = 0;
@@ -51,6 +53,7 @@ export async function tryCommand(argv: readonly string[], options: CommandOption
     child.stderr.on('data', keep(err));
     child.stdin.on('error', () => {}); // EPIPE: the command ended without reading; its exit code tells.
     child.on('error', (cause) => {
+      cancel();
       reject(
         new CommandError('host-fault/command', `${purpose}: ${program} could not run`, {
           cause,
@@ -59,6 +62,7 @@ export async function tryCommand(argv: readonly string[], options: CommandOption
       );
     });
     child.on('close', (exitCode, signal) => {
+      cancel();
       if (total > outputMax) {
         reject(
           new CommandError('host-fault/command-output', `${purpose}: ${program} printed more than ${outputMax} bytes`),
