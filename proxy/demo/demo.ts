@@ -13,7 +13,6 @@ import { makeLog } from '../../src/base/log.ts';
 import { runCommand } from '../../src/base/run-command.ts';
 import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
 import type { VmId } from '../../src/model/ids.ts';
-import type { Release } from '../../src/model/release.ts';
 import type { VendorConfig } from '../../src/vendor/registry.ts';
 import type { Service, VmEventRecord } from '../service.ts';
 import { makeDemoDaemon } from './demo-daemon.ts';
@@ -21,7 +20,7 @@ import { DEMO_BRIDGE, type DemoNetwork, makeDemoNetwork, waitUntil } from './dem
 import { type DemoVendor, startDemoVendor } from './demo-vendor.ts';
 import { type DemoDocument, writeDocument } from './document.ts';
 import { followRun } from './follow-run.ts';
-import { debianVendor, pendingUpdates } from './pending.ts';
+import { debianVendor, pendingUpdates, remarksOn } from './pending.ts';
 import { brokenPromises } from './promises.ts';
 import { type DemoGuest, SCENARIO_TABLE, type Scenario, type ScenarioName } from './scenarios.ts';
 import { askGuest } from './served.ts';
@@ -49,8 +48,6 @@ type Guest = typeof SUBJECT;
 
 /** Milliseconds for the whole run: a Debian guest under emulation installs for minutes. */
 const RUN_TIMEOUT_MS = { tiny: 180_000, debian: 1_200_000, 'debian-systemd': 1_800_000 } as const;
-/** Real security updates that a Debian run should have at least; what is missing, a product of our own signing completes. */
-const DEBIAN_UPDATES_MIN = 3;
 /** Frames that prove the control's point; one would do, a few show that it goes on. */
 const CONTROL_FRAMES = 3;
 const CONTROL_TIMEOUT_MS = 90_000;
@@ -196,7 +193,7 @@ async function prepareVendors(stage: Stage): Promise<Vendors> {
     log: makeLog('warn'),
   });
   const debian = debianVendor(image.debian);
-  const remarks = remarksOn(pending, stage);
+  const remarks = remarksOn(pending, plan);
   // The image with a boot loader has no such product; its scenario lives on Debian's kernel alone.
   const isCompleted = remarks.length > 0 && !plan.bootsNewKernel;
   return vendorsOf([debian], isCompleted ? await startHelloVendor(folder, plan) : null, remarks);
@@ -208,19 +205,6 @@ function vendorsOf(others: readonly VendorConfig[], own: DemoVendor | null, rema
     remarks,
     close: async () => await own?.close(),
   };
-}
-
-/** What a day with few updates makes of the run, in words; nothing on other days. */
-function remarksOn(pending: readonly Release[], { plan }: Stage): readonly string[] {
-  if (plan.bootsNewKernel) {
-    const hasKernel = pending.some(({ product }) => product.startsWith('linux-image-'));
-    return hasKernel ? [] : ['the Debian archive has no newer kernel for this image today: no reboot can be shown'];
-  }
-  const names = pending.filter(({ kind }) => kind === 'security').map(({ product }) => product);
-  if (names.length >= DEBIAN_UPDATES_MIN) return [];
-  const real =
-    names.length === 0 ? 'no security update' : `only ${names.length} security updates (${names.join(', ')})`;
-  return [`the Debian archive has ${real} for this image today; the signed product hello completes the run`];
 }
 
 async function startHelloVendor(folder: string, plan: Scenario): Promise<DemoVendor> {

@@ -10,6 +10,10 @@ import type { Inventory } from '../../src/model/inventory.ts';
 import { DEFAULT_POLICY } from '../../src/model/policy.ts';
 import type { Release } from '../../src/model/release.ts';
 import { openVendor, type VendorConfig } from '../../src/vendor/registry.ts';
+import type { Scenario } from './scenarios.ts';
+
+/** Real security updates that a Debian run should have at least; what is missing, a product of our own signing completes. */
+const DEBIAN_UPDATES_MIN = 3;
 
 /** The source of a Debian guest's updates: the archives of this machine's own apt. */
 export function debianVendor({ suite }: ImageDebian): VendorConfig {
@@ -45,6 +49,25 @@ export async function pendingUpdates(options: {
   } finally {
     await vendor.close();
   }
+}
+
+/** What a day with few updates makes of a run, in words; nothing on other days. */
+export function remarksOn(
+  pending: readonly Pick<Release, 'product' | 'kind'>[],
+  { bootsNewKernel }: Pick<Scenario, 'bootsNewKernel'>,
+): readonly string[] {
+  if (bootsNewKernel) {
+    const hasKernel = pending.some(({ product }) => product.startsWith('linux-image-'));
+    return hasKernel ? [] : ['the Debian archive has no newer kernel for this image today: no reboot can be shown'];
+  }
+  const names = pending.filter(({ kind }) => kind === 'security').map(({ product }) => product);
+  if (names.length >= DEBIAN_UPDATES_MIN) return [];
+  const real =
+    names.length === 0
+      ? 'no security update'
+      : `no more than ${names.length} security ${names.length === 1 ? 'update' : 'updates'}`;
+  const which = names.length === 0 ? '' : ` (${names.join(', ')})`;
+  return [`the Debian archive has ${real}${which} for this image today; the signed product hello completes the run`];
 }
 
 /** What the image's guest will report, as far as the vendor looks at it. */

@@ -14,6 +14,7 @@ export function brokenPromises(plan: Scenario, document: DemoDocument): readonly
     [!isOpen || !isStale, 'installed is not the latest'],
     [!isOpen || Object.keys(latest).length > 0, 'no product was compared'],
     [!isOpen || servesLatest(document), `the guest's own page says: ${JSON.stringify(document.served)}`],
+    [!startsTooEarly(document), 'the application started before the machine was admitted'],
     [isOpen || document.gate.linkUpAtMs === null, 'the gate opened'],
     [plan.reason === null || plan.reason.test(document.why.reason), `the reason is: ${document.why.reason}`],
     ...(plan.bootsNewKernel ? kernelChecks(document) : []),
@@ -23,6 +24,14 @@ export function brokenPromises(plan: Scenario, document: DemoDocument): readonly
 
 function servesLatest({ served, latest }: DemoDocument): boolean {
   return served !== null && Object.entries(latest).every(([product, version]) => served[product] === version);
+}
+
+/** The guest tells seconds, cut off, by a clock that QEMU sets to a second. */
+const GUEST_CLOCK_MS = 2_000;
+
+function startsTooEarly({ applicationStartedMs, gate }: DemoDocument): boolean {
+  if (applicationStartedMs === null || gate.confirmedAtMs === null) return false;
+  return applicationStartedMs + GUEST_CLOCK_MS < gate.confirmedAtMs;
 }
 
 function kernelChecks({ kernel, timelineMs }: DemoDocument): readonly (readonly [boolean, string])[] {
