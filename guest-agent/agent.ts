@@ -25,7 +25,7 @@ import { announce, clearOldAnnouncement, isAdmittedBefore } from './console.ts';
 import { Drive, type VerifiedDrive } from './drive.ts';
 import { digestOfFile } from './durable.ts';
 import { installManifest } from './install.ts';
-import { isReplaced } from './installers/agent-update.ts';
+import { findUnfitAgent, isReplaced } from './installers/agent-update.ts';
 import { recoverBundle } from './installers/bundle.ts';
 import { repairPackages } from './installers/debian.ts';
 import { restorePolicy, startDeferred } from './installers/service-starts.ts';
@@ -330,10 +330,12 @@ class Agent {
   async #giveWayIfReplaced(): Promise<void> {
     const { digest } = await this.#identity;
     if (digest === null || !(await isReplaced(this.#platform, digest))) return;
+    // One that does not start has failed its item for that already, and this one goes on.
+    if ((await findUnfitAgent(this.#platform, digest)) !== null) return;
     try {
       await this.#restartAgent();
     } catch (error) {
-      this.#platform.log(textOf(error)); // It cannot be started; its item has failed for that already.
+      this.#platform.log(textOf(error));
     }
   }
 

@@ -131,8 +131,8 @@ export class FakeHost {
   }
 
   /** The next message of a type that was not waited for yet (others before it stay); fails after a while. */
-  async take<K extends AgentMessage['type']>(type: K): Promise<AgentMessageOf<K>> {
-    const endMs = systemClock.monotonicMs() + WAIT_MS;
+  async take<K extends AgentMessage['type']>(type: K, waitMs = WAIT_MS): Promise<AgentMessageOf<K>> {
+    const endMs = systemClock.monotonicMs() + waitMs;
     for (;;) {
       const index = this.messages.findIndex((message) => message.type === type);
       // The cast holds: the message was found by its type.
