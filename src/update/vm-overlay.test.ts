@@ -45,7 +45,11 @@ function house() {
   // The casts hold: an overlay asks for no more of a VM and of a driver.
   const running = { overlay } as RunningVm;
   const parts = { clock, driver: driver as HypervisorDriver };
-  const vmOverlay = new VmOverlay(parts, { spec: SPEC, note: (kind, text) => notes.push(`${kind}: ${text}`) });
+  const vmOverlay = new VmOverlay(parts, {
+    spec: SPEC,
+    note: (kind, text) => notes.push(`${kind}: ${text}`),
+    running: () => running,
+  });
   const rest = async () => {
     for (let turn = 0; turn < 10; turn += 1) await tick();
   };
@@ -54,7 +58,7 @@ function house() {
 
 test('the next update waits until the overlay of the one before is merged, and no longer than its run [X5]', async () => {
   const { overlay, running, merges, begun, rest } = house();
-  overlay.startMerge(running);
+  overlay.startMerge();
   const beginning = overlay.begin(running, PLAN, never);
   const gaveUp = new AbortController();
   const givenUp = assert.rejects(overlay.begin(running, PLAN, gaveUp.signal), /moved on/);
@@ -67,10 +71,23 @@ test('the next update waits until the overlay of the one before is merged, and n
   assert.deepEqual(begun, [OVERLAY_FREE_BYTES_MIN]);
 });
 
+test('an update does not wait until a merge that failed is due again: it is tried at once, and the update fails if it does [X5]', async () => {
+  const { overlay, running, merges, begun, rest } = house();
+  overlay.startMerge();
+  merges[0]?.reject(new Error('No space left on device'));
+  await rest();
+  const beginning = overlay.begin(running, PLAN, never);
+  await rest();
+  assert.equal(merges.length, 2);
+  merges[1]?.reject(new Error('still not'));
+  await beginning;
+  assert.equal(begun.length, 1, 'the driver refuses or begins; it is not waited for longer');
+});
+
 test('a merge that fails is said and tried again, one at a time, until it is done or the VM is off [X5]', async () => {
-  const { clock, overlay, running, merges, notes, rest } = house();
-  overlay.startMerge(running);
-  overlay.startMerge(running);
+  const { clock, overlay, merges, notes, rest } = house();
+  overlay.startMerge();
+  overlay.startMerge();
   assert.equal(merges.length, 1);
   merges[0]?.reject(new Error('No space left on device'));
   await rest();

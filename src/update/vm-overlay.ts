@@ -7,20 +7,31 @@ import {
   OVERLAY_RETRY_MS,
 } from '../base/limits.ts';
 import { printable } from '../base/printable.ts';
-import type { DiskOverlay, OverlayFate, RunningVm } from '../hypervisor/hypervisor.ts';
+import type { OverlayFate, RunningVm } from '../hypervisor/hypervisor.ts';
 import type { VmSpec } from '../hypervisor/vm-spec.ts';
 import { type Plan, planSizeBytes } from '../model/plan.ts';
 import { RunError, type Runner } from './runner.ts';
 import type { VmRunDeps } from './vm-run-deps.ts';
 
-export type OverlayOwner = { readonly spec: VmSpec; readonly note: Runner['note'] };
+export type OverlayOwner = {
+  readonly spec: VmSpec;
+  readonly note: Runner['note'];
+  /** The VM as it is held now: another after it was taken over anew. */
+  readonly running: () => RunningVm | null;
+};
+
+/** A merge into the disks of the VM that runs; ends with the VM, or with the daemon. */
+type Merge = {
+  readonly ending: AbortController;
+  /** Tries at once instead of later; resolves with the end of that attempt, or of one under way. */
+  readonly attempt: () => Promise<void>;
+};
 
 /** Where the overlay of a VM stands, and the merge that goes on beside its runs. */
 export class VmOverlay {
   readonly #deps: Pick<VmRunDeps, 'driver' | 'clock'>;
   readonly #owner: OverlayOwner;
-  /** The merge into the disks of the VM that runs; ends with the VM, or with the daemon. */
-  #merge: { readonly done: Promise<void>; readonly ending: AbortController } | null = null;
+  #merge: Merge | null = null;
 
   constructor(deps: Pick<VmRunDeps, 'driver' | 'clock'>, owner: OverlayOwner) {
     this.#deps = deps;
@@ -39,8 +50,8 @@ export class VmOverlay {
         next: 'take `overlay` out of its policy, or let Pratique start the VM',
       });
     }
-    // What the update before wrote may still be on its way into the disk.
-    if (this.#merge !== null) await unlessAborted(this.#merge.done, signal);
+    // What the update before wrote may still be on its way into the disk. If it does not get there, this throws below.
+    if (this.#merge !== null) await unlessAborted(this.#merge.attempt(), signal);
     await running.overlay.begin(OVERLAY_FREE_BYTES_MIN + OVERLAY_BYTES_PER_PLAN_BYTE * planSizeBytes(plan));
     this.#owner.note('state', 'it updates on a disk overlay, which is thrown away if the update fails');
   }
@@ -51,17 +62,33 @@ export class VmOverlay {
   }
 
   /** Merges an accepted overlay beside everything else, again and again until it is done. */
-  startMerge({ overlay }: RunningVm): void {
-    if (overlay === undefined || this.#merge !== null) return;
+  startMerge(): void {
+    if (this.#merge !== null) return;
     const ending = new AbortController();
-    const done = this.#mergeUntilDone(overlay, ending.signal).finally(() => {
+    let ended = Promise.withResolvers<void>();
+    let pause = new AbortController();
+    const onAttempted = (): AbortSignal => {
+      ended.resolve();
+      ended = Promise.withResolvers();
+      pause = new AbortController();
+      return AbortSignal.any([ending.signal, pause.signal]);
+    };
+    void this.#mergeUntilDone(ending.signal, onAttempted).finally(() => {
       this.#merge = null;
+      ended.resolve();
     });
-    this.#merge = { done, ending };
+    const attempt = (): Promise<void> => {
+      pause.abort();
+      return ended.promise;
+    };
+    this.#merge = { ending, attempt };
   }
 
-  async #mergeUntilDone(overlay: DiskOverlay, ending: AbortSignal): Promise<void> {
+  /** `onAttempted` is told of each failure, and gives what cuts the pause short. */
+  async #mergeUntilDone(ending: AbortSignal, onAttempted: () => AbortSignal): Promise<void> {
     for (let afterMs = OVERLAY_RETRY_MS; ; afterMs = Math.min(2 * afterMs, OVERLAY_RETRY_MAX_MS)) {
+      const overlay = this.#owner.running()?.overlay;
+      if (overlay === undefined) return;
       try {
         if (await overlay.commit()) this.#noteMerged();
         return;
@@ -69,7 +96,7 @@ export class VmOverlay {
         if (ending.aborted) return;
         this.#owner.note('warning', `its update is not in its disk yet: ${printable(describeError(error), 400)}`);
       }
-      await this.#deps.clock.sleep(afterMs, ending).catch(() => {});
+      await this.#deps.clock.sleep(afterMs, onAttempted()).catch(() => {});
       if (ending.aborted) return;
     }
   }

@@ -88,7 +88,7 @@ export class VmRun {
       note: (...words) => this.runner.note(...words),
     });
     this.#drive = new VmDrive(deps, { vm, spec, uid, note, policy: () => this.policy });
-    this.#overlay = new VmOverlay(deps, { spec, note });
+    this.#overlay = new VmOverlay(deps, { spec, note, running: () => this.#running });
   }
 
   get running(): RunningVm | null {
@@ -148,6 +148,7 @@ export class VmRun {
 
   /** Gives back what the host keeps for this VM: call it after `close`, when the VM is removed. */
   async forget(): Promise<void> {
+    await this.#overlay.settle();
     await this.#drive.forget();
   }
 
@@ -262,7 +263,7 @@ export class VmRun {
         await this.#overlay.accept(this.#require('accept-overlay'));
         return null;
       case 'commit-overlay':
-        if (this.#running !== null) this.#overlay.startMerge(this.#running);
+        this.#overlay.startMerge();
         return null;
       case 'settle-overlay':
         await this.#overlay.settle();

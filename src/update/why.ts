@@ -78,6 +78,18 @@ function explainWaiting(
   }
 }
 
+function nextAfterFailure(
+  vm: VmId,
+  step: string,
+  how: { readonly isRunning: boolean; readonly retry: string },
+): string {
+  // What cannot be taken over can still be ended.
+  if (step === 'hold-vm' && how.isRunning) return `End it: pratique vm stop --force ${vm}, then start it again`;
+  if (step === 'begin-overlay')
+    return `Mend that, or do without an overlay: pratique vm set ${vm} overlay=false; then: ${how.retry}`;
+  return `Run pratique doctor, mend what it names, then: ${how.retry}`;
+}
+
 /** Named versions in a sentence: three of them, and how many more. */
 function listVersions(versions: readonly FailedVersion[]): string {
   const named = versions.slice(0, 3).map(({ item, version }) => `${printable(item)} ${printable(version)}`);
@@ -141,11 +153,7 @@ export function explainQuarantine(vm: VmId, reason: QuarantineReason, isRunning:
     case 'host-failure':
       return {
         reason: `This host could not do its part (${reason.step}): ${printable(reason.detail, 400)}.`,
-        // What cannot be taken over can still be ended.
-        next:
-          reason.step === 'hold-vm' && isRunning
-            ? `End it: pratique vm stop --force ${vm}, then start it again`
-            : `Run pratique doctor, mend what it names, then: ${retry}`,
+        next: nextAfterFailure(vm, reason.step, { isRunning, retry }),
       };
     case 'too-many-reboots':
       return {

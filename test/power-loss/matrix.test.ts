@@ -2,8 +2,12 @@
 // evidence only, and its run went on by itself. A seeded sample by default; every cell with PRATIQUE_TEST_FULL=1.
 import assert from 'node:assert/strict';
 import { randomInt } from 'node:crypto';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { waitUntil } from '../../proxy/demo/demo-network.ts';
 import type { RunStateName } from '../../proxy/service.ts';
+import { systemClock } from '../../src/base/clock.ts';
 import { isAlive, type ProcessId } from '../../src/hypervisor/qmp/process.ts';
 import { crash, type House, makeHouse, type TestVm } from '../e2e/harness.ts';
 
@@ -22,9 +26,27 @@ const STATES = [
 
 const FAULTS = ['daemon killed', 'QEMU killed', 'guest reset', 'both killed'] as const;
 type Fault = (typeof FAULTS)[number];
-type Cell = { readonly state: (typeof STATES)[number]; readonly fault: Fault };
+/** `disk`: what the update is installed on. */
+type Cell = {
+  readonly state: (typeof STATES)[number] | 'rolling-back';
+  readonly fault: Fault;
+  readonly disk: 'itself' | 'overlay';
+};
 
-const CELLS: readonly Cell[] = STATES.flatMap((state) => FAULTS.map((fault) => ({ state, fault })));
+/** States in which an overlay is on trial, accepted, being merged, or thrown away. */
+const OVERLAY_STATES = [
+  'offering',
+  'installing',
+  'rebooting',
+  'judging',
+  'opening',
+  'connected',
+  'rolling-back',
+] as const;
+const CELLS: readonly Cell[] = FAULTS.flatMap((fault) => [
+  ...STATES.map((state) => ({ state, fault, disk: 'itself' as const })),
+  ...OVERLAY_STATES.map((state) => ({ state, fault, disk: 'overlay' as const })),
+]);
 const SAMPLE_SIZE = 4;
 const isFull = process.env.PRATIQUE_TEST_FULL === '1';
 const seed = Number(process.env.PRATIQUE_TEST_SEED ?? randomInt(1, 2 ** 31));
@@ -49,6 +71,7 @@ type Row = Cell & { readonly hit: RunStateName; readonly end: string; readonly f
 /** The release of a house: one that asks for a reboot is the only one that passes `rebooting`. */
 const VERSION = '1.1.0';
 const SEEDED_VERSION = '1.0.0';
+const BEGUN = /updates on a disk overlay/;
 
 async function strike(house: House, vm: TestVm, { fault }: Cell): Promise<RunStateName> {
   const hit = async () => (await house.service.showVm(vm.vm)).state;
@@ -89,18 +112,50 @@ async function killQemu(vm: TestVm): Promise<void> {
 
 /** Brings a VM to the cell's state, strikes, and holds what comes after against the promises. */
 async function runCell(house: House, cell: Cell): Promise<Row> {
-  const vm = await house.addVm();
+  const vm = await house.addVm({ policy: { overlay: cell.disk === 'overlay' } });
   await vm.start();
   await vm.reach(cell.state);
   if (cell.state === 'booting') await vm.hear(/^closed: start/);
   const qemu = await vm.qemu();
   const hit = await strike(house, vm, cell);
-  const end = await endOf(house, vm, { hit, fault: cell.fault });
+  const isRolledBack = cell.state === 'rolling-back';
+  const end = isRolledBack ? await endOfRollBack(house, vm) : await endOf(house, vm, { hit, fault: cell.fault });
   assert.deepEqual(await vm.strayFrames(), [], 'frames arrived while nothing had opened the gate');
-  await assertSame(vm, qemu, cell.fault);
+  if (!isRolledBack) await assertSame(vm, qemu, cell.fault);
+  await assertSettled(house, vm);
   const frames = (await vm.frames()).length;
   await house.service.stopVm(vm.vm, { force: true });
   return { ...cell, hit, end, frames };
+}
+
+/** Whatever was cut off: it is not tried again by itself, the VM stays gated, and why says so, also after the next start. */
+async function endOfRollBack(house: House, vm: TestVm): Promise<string> {
+  assert.equal(await vm.settle(), 'quarantined');
+  assert.match((await house.service.whyVm(vm.vm)).reason, /rolled back/);
+  // It is off already where its QEMU was killed once more.
+  await house.service.stopVm(vm.vm, { force: true }).catch(() => {});
+  const isOff = async () => !(await isAliveNow(vm));
+  assert(await waitUntil(systemClock, 30_000, isOff), 'it can be ended');
+  await vm.start();
+  await vm.reach('planning');
+  await vm.reach('quarantined');
+  assert.match((await house.service.whyVm(vm.vm)).reason, /failed on this VM before and was rolled back/);
+  assert.deepEqual(await vm.frames(), []);
+  const begun = (await vm.events()).filter(({ text }) => BEGUN.test(text));
+  assert.equal(begun.length, 1, 'tried once');
+  return 'quarantined, as before';
+}
+
+async function isAliveNow(vm: TestVm): Promise<boolean> {
+  const qemu = await vm.qemu().catch(() => null);
+  return qemu !== null && (await isAlive(qemu));
+}
+
+/** Nothing of an overlay is left, on trial or unmerged. */
+async function assertSettled(house: House, vm: TestVm): Promise<void> {
+  const folder = join(house.folder, 'data/overlays', vm.vm);
+  const isGone = async () => !existsSync(folder);
+  assert(await waitUntil(systemClock, 30_000, isGone), `${folder} is still there`);
 }
 
 /** What the run comes to by itself; a VM that was plugged in and ended is off, and comes back by a start. */
@@ -129,35 +184,45 @@ async function assertSame(vm: TestVm, before: ProcessId, fault: Fault): Promise<
 }
 
 function drawTable(rows: readonly Row[]): string {
-  const lines = [['aimed at', 'fault', 'hit', 'ended', 'stray frames'], ...rows.map(cellsOf)];
-  const widths = [0, 1, 2, 3, 4].map((column) => Math.max(...lines.map((line) => line[column]?.length ?? 0)));
+  const lines = [['aimed at', 'on', 'fault', 'hit', 'ended', 'stray frames'], ...rows.map(cellsOf)];
+  const widths = [0, 1, 2, 3, 4, 5].map((column) => Math.max(...lines.map((line) => line[column]?.length ?? 0)));
   return lines.map((line) => line.map((word, column) => word.padEnd(widths[column] ?? 0)).join('  ')).join('\n');
 }
-const cellsOf = ({ state, fault, hit, end, frames }: Row): string[] => [state, fault, hit, end, `0 of ${frames}`];
+const cellsOf = ({ state, disk, fault, hit, end, frames }: Row): string[] => {
+  return [state, disk, fault, hit, end, `0 of ${frames}`];
+};
 
-describe('state × fault [A2] [A11] [X4]', () => {
+describe('state × fault [A2] [A11] [X4] [X5]', () => {
   const rows: Row[] = [];
   const cells = isFull ? CELLS : sample();
-  const houses: { plain?: House; rebooting?: House } = {};
+  const houses: { plain?: House; rebooting?: House; failing?: House } = {};
   before(async () => {
     houses.plain = await makeHouse({ version: VERSION, installSeconds: 2 });
   });
   after(async () => {
     await houses.plain?.close();
     await houses.rebooting?.close();
+    await houses.failing?.close();
   });
 
   for (const cell of cells) {
-    test(`${cell.fault} while ${cell.state}: it ends plugged in, updated, with no frame before`, async () => {
-      const house = cell.state === 'rebooting' ? await rebootingHouse() : houses.plain;
-      assert(house !== undefined);
-      rows.push(await runCell(house, cell));
+    const ends = cell.state === 'rolling-back' ? 'as before and unplugged' : 'plugged in, updated';
+    test(`${cell.fault} while ${cell.state} on ${cell.disk}: it ends ${ends}, with no frame before`, async () => {
+      rows.push(await runCell(await houseFor(cell), cell));
     });
   }
 
-  async function rebootingHouse(): Promise<House> {
-    houses.rebooting ??= await makeHouse({ version: VERSION, behaviour: 'reboot' });
-    return houses.rebooting;
+  async function houseFor({ state }: Cell): Promise<House> {
+    if (state === 'rolling-back') {
+      houses.failing ??= await makeHouse({ version: VERSION, behaviour: 'check-fails' });
+      return houses.failing;
+    }
+    if (state === 'rebooting') {
+      houses.rebooting ??= await makeHouse({ version: VERSION, behaviour: 'reboot' });
+      return houses.rebooting;
+    }
+    assert(houses.plain !== undefined);
+    return houses.plain;
   }
 
   test('the table', (t) => {

@@ -78,7 +78,10 @@ async function openLab(name: string): Promise<Lab> {
         if (commands > cutAfter) return await new Promise(() => {});
         return await qmp.execute(...command);
       };
-      const bases = disks.map((base, index) => ({ node: `disk${index}`, base, baseFormat: 'raw' as const }));
+      const bases = disks.map((base, index) => ({
+        node: `disk${index}`,
+        base: { path: base, format: 'raw' as const },
+      }));
       const overlay = makeOverlay({ qmp: { ...qmp, execute }, clock: systemClock, files, disks: bases, uid: null });
       return { overlay, commands: () => commands };
     },
@@ -119,7 +122,7 @@ async function patterns({ disks }: Lab): Promise<readonly string[]> {
   );
 }
 
-const settle = async (lab: Lab) => await settleOverlay(overlayFiles(join(lab.folder, 'overlays'), VM), null);
+const settle = async (lab: Lab) => await settleOverlay(overlayFiles(join(lab.folder, 'overlays'), VM));
 const fate = async (lab: Lab) => await overlayFate(overlayFiles(join(lab.folder, 'overlays'), VM));
 const both = (pattern: number): readonly string[] => [`0x${pattern.toString(16)}`, `0x${pattern.toString(16)}`];
 

@@ -121,6 +121,11 @@ function backingNode(image: DiskImage): object {
   return { driver: image.format, 'read-only': true, file, ...backingOf(image) };
 }
 
+/** A disk that may be written, with all that lies beneath it, as block layer options. */
+export function writableNode(image: DiskImage): object {
+  return { driver: image.format, file: { driver: 'file', filename: image.path }, ...backingOf(image) };
+}
+
 /** An empty tray: the medium is inserted at admission. */
 function trayArguments(id: string, index: number, isScsi: boolean): readonly string[] {
   return isScsi

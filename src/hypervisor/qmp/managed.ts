@@ -177,17 +177,18 @@ async function makeManaged(
 /** The disks that the guest can write, by the names of their nodes on QEMU's command line. */
 function writableDisks(spec: ManagedVm, paths: Paths): readonly WritableDisk[] {
   return spec.disks.flatMap((disk, index) => {
-    const base = paths.disks[index];
-    if (base === undefined || disk.readOnly === true) return [];
-    return [{ node: diskNode(index), base, baseFormat: disk.format }];
+    const path = paths.disks[index];
+    if (path === undefined || disk.readOnly === true) return [];
+    const backing = paths.backings[index];
+    const base = { path, format: disk.format, ...(backing === undefined ? {} : { backing }) };
+    return [{ node: diskNode(index), base }];
   });
 }
 
 /** Merges or throws away the overlay of a VM that is off. */
 export async function settleManaged(spec: ManagedVm, context: ManagedContext) {
   await refuseSecond(spec.vm, runFiles(context.runFolder, spec.vm));
-  const uid = (await context.uidFor?.(spec.vm)) ?? null;
-  return await settleOverlay(overlayFiles(context.overlayFolder, spec.vm), uid);
+  return await settleOverlay(overlayFiles(context.overlayFolder, spec.vm));
 }
 
 /** Two writers of one disk would be its end: what an accepted overlay holds is merged before anything starts from the disk. */

@@ -11,10 +11,11 @@ import { syncFolder, writeDurably } from '../../base/durable-file.ts';
 import { OVERLAY_MERGE_TIMEOUT_MS } from '../../base/limits.ts';
 import { makeParser, parseJson } from '../../base/parse.ts';
 import { runCommand } from '../../base/run-command.ts';
-import { DiskFormatSchema } from '../../model/disk-image.ts';
+import { BackingSchema, DiskFormatSchema, HostPathSchema } from '../../model/disk-image.ts';
 import { type VmId, VmIdSchema } from '../../model/ids.ts';
 import { HypervisorError } from '../errors.ts';
 import type { OverlayFate } from '../hypervisor.ts';
+import { writableNode } from './command-line.ts';
 import { giveTo } from './disk-paths.ts';
 
 const strict = { additionalProperties: false } as const;
@@ -23,9 +24,11 @@ const OverlayDiskSchema = Type.Object(
     /** QEMU's name of the disk's own node, and of the overlay's. */
     node: Type.String({ maxLength: 31 }),
     overlayNode: Type.String({ maxLength: 31 }),
-    /** The disk and its format, from the VM's spec: neither is ever read from a file that a guest or its QEMU can write. */
-    base: Type.String({ maxLength: 4096 }),
-    baseFormat: DiskFormatSchema,
+    /** The disk as the VM's spec has it: nothing of it is ever read from a file that a guest or its QEMU can write. */
+    base: Type.Object(
+      { path: HostPathSchema, format: DiskFormatSchema, backing: Type.Optional(BackingSchema) },
+      strict,
+    ),
     file: Type.String({ maxLength: 4096 }),
   },
   strict,
@@ -37,6 +40,8 @@ const RecordSchema = Type.Object(
     format: Type.Literal('pratique.overlay/1'),
     vm: VmIdSchema,
     fate: Type.Union([Type.Literal('trial'), Type.Literal('accepted')]),
+    /** Whose files the overlay's are: the user of the VM's QEMU, who alone reads them; null: ours. */
+    uid: Type.Union([Type.Integer({ minimum: 1 }), Type.Null()]),
     disks: Type.Array(OverlayDiskSchema, { minItems: 1, maxItems: 16 }),
   },
   strict,
@@ -45,7 +50,7 @@ export type OverlayRecord = Static<typeof RecordSchema>;
 const parseRecord = makeParser(RecordSchema, 'host-fault/overlay-record');
 
 /** A disk that is to have an overlay. */
-export type WritableDisk = Pick<OverlayDisk, 'node' | 'base' | 'baseFormat'>;
+export type WritableDisk = Pick<OverlayDisk, 'node' | 'base'>;
 
 export type OverlayFiles = {
   readonly vm: VmId;
@@ -80,7 +85,7 @@ export async function overlayFate(files: OverlayFiles): Promise<OverlayFate> {
 /** Records a trial for these disks, before any of its files exists. Throws HypervisorError when the folder takes nothing, or has too little space. */
 export async function recordTrial(
   files: OverlayFiles,
-  disks: readonly WritableDisk[],
+  owned: { readonly disks: readonly WritableDisk[]; readonly uid: number | null },
   spaceBytes: number,
 ): Promise<OverlayRecord> {
   const { vm, folder } = files;
@@ -100,7 +105,8 @@ export async function recordTrial(
       format: 'pratique.overlay/1',
       vm,
       fate: 'trial',
-      disks: disks.map((disk) => ({
+      uid: owned.uid,
+      disks: owned.disks.map((disk) => ({
         ...disk,
         overlayNode: disk.node.replace('disk', 'overlay'),
         file: join(folder, `${disk.node}.qcow2`),
@@ -148,33 +154,34 @@ export async function removeOverlay(files: OverlayFiles): Promise<void> {
  * What becomes of the overlay of a VM that is off: accepted ones are merged into the disk, all others are thrown away. Merging
  * again after a crash is the same merge: nothing else has written the disk since. As the VM's own user: its QEMU wrote the file.
  */
-export async function settleOverlay(
-  files: OverlayFiles,
-  uid: number | null,
-): Promise<'none' | 'discarded' | 'committed'> {
+export async function settleOverlay(files: OverlayFiles): Promise<'none' | 'discarded' | 'committed'> {
   const record = await readOverlay(files);
   if (record === null) {
     await removeFolder(files);
     return 'none';
   }
-  if (record.fate === 'accepted') for (const disk of record.disks) await mergeFile(files.vm, disk, uid);
+  if (record.fate === 'accepted') for (const disk of record.disks) await mergeFile(files.vm, disk, record.uid);
   await removeOverlay(files);
   return record.fate === 'accepted' ? 'committed' : 'discarded';
 }
 
 async function mergeFile(vm: VmId, disk: OverlayDisk, uid: number | null): Promise<void> {
-  const base = { driver: disk.baseFormat, file: { driver: 'file', filename: disk.base } };
-  const image = { driver: 'qcow2', file: { driver: 'file', filename: disk.file }, backing: base };
+  const file = { driver: 'file', filename: disk.file };
+  const image = { driver: 'qcow2', file, backing: writableNode(disk.base) };
   const identity =
     uid === null ? [] : ['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups', '--no-new-privs', '--'];
   const argv = [...identity, 'qemu-img', 'commit', '-q', '-d', `json:${JSON.stringify(image)}`];
   try {
     await runCommand(argv, { purpose: `merging the overlay of ${vm}`, timeoutMs: OVERLAY_MERGE_TIMEOUT_MS });
   } catch (cause) {
-    throw new HypervisorError('host-fault/overlay-merge', `${vm}: its update could not be merged into ${disk.base}`, {
-      cause,
-      next: 'see that the disk can be written and its file system has space; the overlay is kept',
-    });
+    throw new HypervisorError(
+      'host-fault/overlay-merge',
+      `${vm}: its update could not be merged into ${disk.base.path}`,
+      {
+        cause,
+        next: 'see that the disk can be written and its file system has space; the overlay is kept',
+      },
+    );
   }
 }
 

@@ -39,7 +39,7 @@ export function makeOverlay(parts: OverlayParts): DiskOverlay {
 }
 
 async function begin(parts: OverlayParts, spaceBytes: number): Promise<void> {
-  const { qmp, files, disks } = parts;
+  const { qmp, files, disks, uid } = parts;
   const { vm } = files;
   if (disks.length === 0) {
     throw new HypervisorError('usage/overlay', `${vm}: it has no disk that it can write, so an overlay keeps nothing`, {
@@ -56,10 +56,10 @@ async function begin(parts: OverlayParts, spaceBytes: number): Promise<void> {
   }
   await removeLeftovers(qmp);
   const sizes = await sizesOf(qmp);
-  const record = await recordTrial(files, disks, spaceBytes);
+  const record = await recordTrial(files, { disks, uid }, spaceBytes);
   try {
     for (const disk of record.disks) {
-      await makeOverlayFile(disk, sizes.get(disk.node) ?? 0, parts.uid);
+      await makeOverlayFile(disk, sizes.get(disk.node) ?? 0, uid);
       await qmp.execute('blockdev-add', nodeOf(disk));
     }
     await qmp.execute('transaction', { actions: record.disks.map(snapshotOf) });
