@@ -25,7 +25,10 @@ export function makeApiClient(options: ApiClientOptions): Service {
   const ask = async <T>(call: Call): Promise<T> => (await askDaemon(options, call)) as T; // The cast holds: the daemon's serializer sends what the schema of this route declares.
   const vmPath = (vm: string, verb = '') => `/v1/vms/${encodeURIComponent(vm)}${verb}`;
   return {
-    addVm: async (spec, policy) => await ask({ method: 'POST', path: '/v1/vms', body: { spec, policy } }),
+    addVm: async (spec, policy, options = {}) =>
+      await ask({ method: 'POST', path: '/v1/vms', body: { spec, policy, ...options } }),
+    vmPolicy: async (vm) => await ask({ method: 'GET', path: vmPath(vm, '/policy') }),
+    setVmPolicy: async (vm, body) => await ask({ method: 'POST', path: vmPath(vm, '/policy'), body }),
     listVms: async () => await pick(ask, 'vms', { method: 'GET', path: '/v1/vms' }),
     showVm: async (vm) => await ask({ method: 'GET', path: vmPath(vm) }),
     startVm: async (vm) => await ask({ method: 'POST', path: vmPath(vm, '/start') }),

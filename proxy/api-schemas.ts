@@ -4,7 +4,7 @@ import { VmSpecSchema } from '../src/hypervisor/vm-spec.ts';
 import { DiskFormatSchema } from '../src/model/disk-image.ts';
 import { RunIdSchema, VmIdSchema } from '../src/model/ids.ts';
 import { InstalledProductSchema, InventorySchema, OsSchema } from '../src/model/inventory.ts';
-import { PolicySchema } from '../src/model/policy.ts';
+import { POLICY_KEYS, POLICY_ORIGINS, type Policy, PolicySchema } from '../src/model/policy.ts';
 import { KindSchema } from '../src/model/release.ts';
 import type { Problem } from './problem.ts';
 import {
@@ -14,6 +14,7 @@ import {
   type DoctorLine,
   type DriftRow,
   type Inspection,
+  type PolicyView,
   RUN_STATES,
   type Service,
   type VmEventRecord,
@@ -30,6 +31,8 @@ const nullable = <S extends TSchema>(schema: S) => Type.Union([schema, Type.Null
 const oneOf = <Word extends string>(words: readonly Word[]) =>
   Type.Unsafe<Word>(Type.Union(words.map((word) => Type.Literal(word))));
 
+const PolicyOriginSchema = oneOf(POLICY_ORIGINS);
+type OriginFields = Record<keyof Policy, typeof PolicyOriginSchema>;
 export const RunStateSchema = oneOf(RUN_STATES);
 
 export const ProblemSchema = Type.Object({
@@ -48,6 +51,20 @@ export const WhySchema = Type.Object(
     state: RunStateSchema,
     reason: Type.String(),
     next: Type.String(),
+    remarks: Type.Array(Type.String()),
+  },
+  strict,
+);
+
+/** Each value of a policy with where it comes from. */
+export const PolicyViewSchema = Type.Object(
+  {
+    vm: VmIdSchema,
+    policy: PolicySchema,
+    from: Type.Object(Object.fromEntries(POLICY_KEYS.map((key) => [key, PolicyOriginSchema])) as OriginFields, strict), // The keys are those of the policy.
+    own: Type.Partial(PolicySchema, strict),
+    group: nullable(Type.String()),
+    trouble: nullable(Type.String({ description: 'Why this is not what was meant; then the VM stays gated' })),
   },
   strict,
 );
@@ -63,6 +80,8 @@ const vmViewFields = {
   agentVersion: nullable(Type.String()),
   specDigest: Type.String(),
   policy: PolicySchema,
+  group: nullable(Type.String()),
+  ungatedNics: Type.Array(Type.String()),
   fenceDropped: Type.Object({ fromGuest: count, toGuest: count }, strict),
   why: WhySchema,
 };
@@ -148,6 +167,7 @@ export const DriftRowSchema = Type.Object(
     advisories: Type.Array(Type.String()),
     sinceMs: wallMs,
     source: InventorySourceSchema,
+    remark: nullable(Type.String()),
   },
   strict,
 );
@@ -209,9 +229,10 @@ export const SCHEMAS_CARRY_THE_SERVICE: readonly [
   Carries<Answer<'listVendors'>[number], typeof VendorListedSchema>,
   Carries<Answer<'addVendor'>, typeof VendorStatusSchema>,
   Carries<DriftRow, typeof DriftRowSchema>,
+  Carries<PolicyView, typeof PolicyViewSchema>,
   Carries<DoctorLine, typeof DoctorLineSchema>,
   Carries<AuditCheckpoint, typeof AuditCheckpointSchema>,
   Carries<AuditReport, typeof AuditReportSchema>,
   Carries<AuditEntry['record']['kind'], (typeof AuditEntrySchema)['properties']['record']['properties']['kind']>,
   Carries<Problem, typeof ProblemSchema>,
-] = [true, true, true, true, true, true, true, true, true, true, true, true, true];
+] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true];

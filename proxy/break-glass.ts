@@ -2,10 +2,10 @@
 import { join } from 'node:path';
 import { FENCE_TABLE } from '../src/hypervisor/fence-rules.ts';
 import { enterPrefix } from '../src/hypervisor/namespace.ts';
-import { tapsOf } from '../src/hypervisor/network.ts';
+import { gatedTapsOf } from '../src/hypervisor/network.ts';
 import { nicDevice } from '../src/hypervisor/qmp/command-line.ts';
 import { runFiles } from '../src/hypervisor/qmp/run-files.ts';
-import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
+import { gatedNics, type VmSpec } from '../src/hypervisor/vm-spec.ts';
 
 /**
  * Sends its input to a unix socket and prints what is answered within two seconds. Perl, because the host has it anyway
@@ -58,14 +58,14 @@ type Doors = { readonly taps: readonly string[]; readonly devices: readonly stri
 function doorsOf(spec: VmSpec, runFolder: string): Doors {
   if (spec.kind === 'attached') {
     return {
-      taps: spec.nics.map(({ tap }) => tap),
-      devices: spec.nics.map(({ id }) => id),
+      taps: gatedNics(spec.nics).map(({ tap }) => tap),
+      devices: gatedNics(spec.nics).map(({ id }) => id),
       qmpSocket: spec.qmpSocket,
     };
   }
   return {
-    taps: tapsOf(spec).map(({ name }) => name),
-    devices: spec.nics.map(({ id }) => nicDevice(id)),
+    taps: gatedTapsOf(spec).map(({ name }) => name),
+    devices: gatedNics(spec.nics).map(({ id }) => nicDevice(id)),
     qmpSocket: runFiles(runFolder, spec.vm).qmpSocket,
   };
 }

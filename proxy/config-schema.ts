@@ -1,7 +1,7 @@
 // The configuration file's schema: every key with its meaning. proxy/pratique.schema.json is generated from it.
 import { type Static, type TInteger, type TOptional, Type } from 'typebox';
 import { NAME_CHARS_MAX, STATE_DEADLINES_MS, TUF_MIRRORS_MAX } from '../src/base/limits.ts';
-import { PolicySchema, PRODUCT_PATTERN } from '../src/model/policy.ts';
+import { POLICY_KEYS, type Policy, PolicySchema, PRODUCT_PATTERN } from '../src/model/policy.ts';
 import { DURATION_PATTERN } from './duration.ts';
 
 const GROUP_NAME_PATTERN = '^[a-z0-9][a-z0-9._-]{0,63}$';
@@ -160,6 +160,9 @@ const GroupSchema = Type.Object(
   },
   { ...strict, description: 'A policy for several VMs' },
 );
+
+/** A key of the policy, as the API takes it. */
+export const PolicyKeySchema = Type.Unsafe<keyof Policy>(Type.Union(POLICY_KEYS.map((key) => Type.Literal(key))));
 
 export const ConfigFileSchema = Type.Object(
   {

@@ -144,8 +144,8 @@ async function withBreakGlassPage(service: Service, config: Config): Promise<Ser
   await keep();
   return {
     ...service,
-    addVm: async (spec, policy) => {
-      const view = await service.addVm(spec, policy);
+    addVm: async (...given) => {
+      const view = await service.addVm(...given);
       await keep();
       return view;
     },

@@ -7,12 +7,12 @@ import type { Fence } from '../src/hypervisor/fence.ts';
 import type { Namespace, VmSpec } from '../src/hypervisor/vm-spec.ts';
 import type { InventoryStore } from '../src/inventory/inventory-store.ts';
 import type { VmId } from '../src/model/ids.ts';
-import type { Policy } from '../src/model/policy.ts';
 import type { BlobStore } from '../src/store/blob-store.ts';
 import type { Journal } from '../src/update/journal.ts';
 import type { VmRun } from '../src/update/vm-run.ts';
 import type { Config } from './config.ts';
 import type { VendorBook } from './vendor-book.ts';
+import type { OwnPolicy } from './vm-policy.ts';
 
 export type HostRooms = {
   readonly config: Config;
@@ -26,7 +26,9 @@ export type HostRooms = {
   readonly vendors: VendorBook;
   readonly fenceFor: (namespace: Namespace) => Promise<Fence>;
   readonly runs: Map<VmId, VmRun>;
-  readonly addRun: (spec: VmSpec, policy: Policy) => VmRun;
+  /** What was decided for each VM alone. */
+  readonly ownPolicies: Map<VmId, OwnPolicy>;
+  readonly addRun: (spec: VmSpec, given: OwnPolicy) => VmRun;
   /** `record` is called once nobody can ask for this VM any more; if it fails, the VM stays. */
   readonly removeRun: (run: VmRun, record: () => Promise<void>) => Promise<void>;
 };

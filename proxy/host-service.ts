@@ -1,19 +1,26 @@
 // Answers the surfaces from the rooms of a running host.
 import { describeError, PratiqueError } from '../src/base/errors.ts';
 import { EVENTS_PAGE_MAX } from '../src/base/limits.ts';
+import { isCoveredName } from '../src/hypervisor/fence.ts';
 import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
-import { findDrift } from '../src/inventory/drift.ts';
-import { DEFAULT_POLICY } from '../src/model/policy.ts';
+import { type Behind, behindLeftOut, type CompareVersions, findDrift, indexProducts } from '../src/inventory/drift.ts';
+import type { Inventory } from '../src/model/inventory.ts';
+import type { Policy } from '../src/model/policy.ts';
 import type { Journal, SeqNote } from '../src/update/journal.ts';
 import { newRunId } from '../src/update/new-run-id.ts';
 import { comparisonOf } from '../src/update/planner.ts';
+import { heldText, holderOf } from '../src/update/planner-offers.ts';
+import { remarksOf } from '../src/update/remarks.ts';
 import { hasVm, isGateOpen, runOf } from '../src/update/state.ts';
-import { tapNamesOf } from '../src/update/taps.ts';
+import { everyTapOf } from '../src/update/taps.ts';
 import type { VmRun } from '../src/update/vm-run.ts';
 import { explain } from '../src/update/why.ts';
+import type { VendorStatus } from '../src/vendor/vendor.ts';
 import { runDoctor } from './doctor.ts';
 import type { HostRooms } from './host-rooms.ts';
-import type { DriftRow, Service, VmEventRecord, VmView, Why } from './service.ts';
+import type { DriftRow, PolicyView, Service, VmEventRecord, VmView, Why } from './service.ts';
+import type { VendorBook } from './vendor-book.ts';
+import { changedPolicy, changeText, type OwnPolicy, policyOf, policyRemarks, ungatedNicsOf } from './vm-policy.ts';
 
 /** Who asked, where the surface does not say: whoever may reach the socket. */
 const API_ACTOR = 'api';
@@ -34,15 +41,22 @@ export function makeService(rooms: HostRooms): Service {
   };
 
   return {
-    addVm: async (spec, policy) => {
+    addVm: async (spec, policy, { group } = {}) => {
       if (rooms.runs.has(spec.vm)) {
         throw new PratiqueError('conflict/vm-exists', `there is a VM ${spec.vm} already`, {
           next: `remove it first: pratique vm remove ${spec.vm}`,
         });
       }
       checkSpec(spec, [...rooms.runs.values()]);
-      const run = rooms.addRun(spec, { ...DEFAULT_POLICY, ...rooms.config.policy, ...policy });
-      await recordOperator(run, 'vm-added', `spec ${run.specDigest}`);
+      const change = { set: policy, unset: [], ...(group === undefined ? {} : { group }) };
+      const run = rooms.addRun(spec, changedPolicy(rooms.config, spec.vm, { own: {}, group: null }, change));
+      const ungated = ungatedNicsOf(spec);
+      const said = [changeText(change), ungated.length === 0 ? '' : `NICs not gated: ${ungated.join(', ')}`];
+      await recordOperator(
+        run,
+        'vm-added',
+        [`spec ${run.specDigest}`, ...said].filter((text) => text !== '').join('; '),
+      );
       // A1: what it needs is fetched before it starts for the first time, as far as its disk tells.
       run.runner.post({ kind: 'stage' });
       return await viewOf(rooms, run);
@@ -57,6 +71,19 @@ export function makeService(rooms: HostRooms): Service {
         spec: run.spec,
         known: known === null ? null : { source: known.source, atMs: known.atMs },
       };
+    },
+    vmPolicy: async (vm) => policyViewOf(rooms, find(vm)),
+    setVmPolicy: async (vm, { actor, ...change }) => {
+      const run = find(vm);
+      const given = changedPolicy(rooms.config, vm, ownPolicyOf(rooms, run), change);
+      // On the record first: a policy that nobody is known to have given must not hold.
+      await recordOperator(run, 'policy', changeText(change), actor);
+      journal.savePolicy(run.vm, given);
+      rooms.ownPolicies.set(run.vm, given);
+      const { policy, trouble } = policyOf(rooms.config, vm, given);
+      run.policy = policy;
+      run.policyTrouble = trouble;
+      return policyViewOf(rooms, run);
     },
     startVm: async (vm) => {
       const run = find(vm);
@@ -101,7 +128,7 @@ export function makeService(rooms: HostRooms): Service {
       await recordOperator(run, 'update');
       return await viewOf(rooms, run);
     },
-    whyVm: async (vm) => whyOf(find(vm)),
+    whyVm: async (vm) => whyOf(rooms, find(vm)),
     inspectVm: async (vm) => await find(vm).inspectDisk(new AbortController().signal),
     pastEvents: async ({ vm, afterSeq, limit }) =>
       journal.notes({ ...(vm === undefined ? {} : { vm }), afterSeq, limit }).map(asEvent),
@@ -111,8 +138,8 @@ export function makeService(rooms: HostRooms): Service {
       await audit.append({ kind: 'operator', actor: API_ACTOR, action: 'vendor-added', detail: config.name });
       return status;
     },
-    listVendors: async () => vendors.registry.reports(),
-    checkVendor: async (name) => await vendors.registry.refresh(name, {}),
+    listVendors: async () => vendors.registry.reports().map((report) => withAge(rooms, report)),
+    checkVendor: async (name) => (await vendors.registry.refresh(name, {})).map((report) => withAge(rooms, report)),
     vendorOffers: async (name) => await vendors.registry.get(name).offers(),
     drift: async () => await driftOf(rooms),
     doctor: async () => await runDoctor(rooms),
@@ -124,15 +151,25 @@ export function makeService(rooms: HostRooms): Service {
 
 /** Taps of two VMs with one name would be admitted together. Throws PratiqueError. */
 function checkSpec(spec: VmSpec, runs: readonly VmRun[]): void {
-  const taps = tapNamesOf(spec);
+  const taps = everyTapOf(spec);
   const twice = taps.find((tap, index) => taps.indexOf(tap) !== index);
   if (twice !== undefined) {
     throw new PratiqueError('usage/spec', `${spec.vm}: nics: two of them have the same id or tap`, {
       next: 'give each NIC of the spec an id and a tap of its own',
     });
   }
+  const covered = spec.nics.find((nic) => nic.gated === false && 'tap' in nic && isCoveredName(nic.tap));
+  if (covered !== undefined) {
+    throw new PratiqueError(
+      'usage/spec',
+      `${spec.vm}: the tap of ${covered.id} has a name that the fence always drops`,
+      {
+        next: 'give the tap of a NIC that is not gated a name that does not begin with pq',
+      },
+    );
+  }
   for (const other of runs) {
-    const shared = tapNamesOf(other.spec).find((tap) => taps.includes(tap));
+    const shared = everyTapOf(other.spec).find((tap) => taps.includes(tap));
     if (shared === undefined) continue;
     throw new PratiqueError('conflict/tap', `${spec.vm}: the tap ${shared} is one of ${other.vm} already`, {
       next: 'name the taps that this VM alone has: whoever is admitted, is admitted by them',
@@ -140,9 +177,26 @@ function checkSpec(spec: VmSpec, runs: readonly VmRun[]): void {
   }
 }
 
-function whyOf(run: VmRun): Why {
+const ownPolicyOf = (rooms: HostRooms, { vm }: VmRun): OwnPolicy =>
+  rooms.ownPolicies.get(vm) ?? { own: {}, group: null };
+
+function policyViewOf(rooms: HostRooms, run: VmRun): PolicyView {
+  const given = ownPolicyOf(rooms, run);
+  return { vm: run.vm, own: given.own, ...policyOf(rooms.config, run.vm, given) };
+}
+
+function whyOf(rooms: HostRooms, run: VmRun): Why {
   const state = run.runner.state();
-  return { vm: run.vm, isPlugged: isGateOpen(state), state: state.kind, ...explain(run.vm, state) };
+  const inventory = rooms.inventories.last(run.vm)?.inventory ?? null;
+  const given = policyOf(rooms.config, run.vm, ownPolicyOf(rooms, run));
+  const remarks = [...remarksOf(state), ...policyRemarks(run.spec, given, inventory)];
+  return { vm: run.vm, isPlugged: isGateOpen(state), state: state.kind, ...explain(run.vm, state), remarks };
+}
+
+/** A vendor knows whether its signatures are valid; the host's default policy, how old they may be. */
+function withAge<T extends VendorStatus>({ config, clock }: HostRooms, report: T): T {
+  const ageMs = clock.nowMs() - (report.checkedAtMs ?? Number.NEGATIVE_INFINITY);
+  return { ...report, isFresh: report.isFresh && ageMs >= 0 && ageMs <= config.policy.metadataAgeMaxMs };
 }
 
 async function viewOf(rooms: HostRooms, run: VmRun): Promise<VmView> {
@@ -158,8 +212,10 @@ async function viewOf(rooms: HostRooms, run: VmRun): Promise<VmView> {
     agentVersion: run.agentVersion,
     specDigest: run.specDigest,
     policy: run.policy,
+    group: policyOf(rooms.config, run.vm, ownPolicyOf(rooms, run)).group,
+    ungatedNics: ungatedNicsOf(run.spec),
     fenceDropped: await fenceDroppedOf(rooms, run),
-    why: whyOf(run),
+    why: whyOf(rooms, run),
   };
 }
 
@@ -211,9 +267,37 @@ async function driftOf(rooms: HostRooms): Promise<readonly DriftRow[]> {
   for (const vm of rooms.inventories.vms()) {
     const known = rooms.inventories.last(vm);
     if (known === null) continue;
-    const { releases } = await registry.latest(known.inventory);
-    rooms.inventories.setDrift(vm, findDrift(known.inventory, releases, compare), rooms.clock.nowMs());
+    const run = rooms.runs.get(vm);
+    const policy = run?.policy ?? rooms.config.policy;
+    const behind = await behindOf(registry, known.inventory, policy, compare);
+    rooms.inventories.setDrift(vm, behind, rooms.clock.nowMs());
   }
   const sources = new Map(rooms.inventories.vms().map((vm) => [vm, rooms.inventories.last(vm)?.source]));
-  return rooms.inventories.drift().map((entry) => ({ ...entry, source: sources.get(entry.vm) ?? 'report' }));
+  return rooms.inventories.drift().map((entry) => ({
+    ...entry,
+    source: sources.get(entry.vm) ?? 'report',
+    remark: entry.remark ?? null,
+  }));
+}
+
+/** What is behind whatever holds it back, with the reason where something does. */
+async function behindOf(
+  registry: VendorBook['registry'],
+  inventory: Inventory,
+  policy: Policy,
+  compare: CompareVersions,
+): Promise<readonly Behind[]> {
+  const unheld = { ...inventory, products: inventory.products.map((product) => ({ ...product, held: false })) };
+  const { releases, leftOut } = await registry.latest(unheld);
+  const index = indexProducts(inventory);
+  const reasons = new Map<string, string>();
+  for (const product of inventory.products) {
+    const holder = holderOf(product, policy);
+    if (holder !== null) reasons.set(`${product.ecosystem}/${product.product}`, heldText(holder, product.version));
+  }
+  const known = findDrift(inventory, releases, compare).map((entry): Behind => {
+    const remark = reasons.get(`${entry.ecosystem}/${entry.product}`);
+    return remark === undefined ? entry : { ...entry, remark };
+  });
+  return [...known, ...leftOut.flatMap((entry) => behindLeftOut(entry, index))];
 }

@@ -22,10 +22,15 @@ import type { Namespace, VmSpec } from '../src/hypervisor/vm-spec.ts';
 import { makeInspector } from '../src/inspect/inspector.ts';
 import { INVENTORY_MIGRATIONS, makeInventoryStore } from '../src/inventory/inventory-store.ts';
 import type { VmId } from '../src/model/ids.ts';
-import type { Policy } from '../src/model/policy.ts';
 import { openBlobStore } from '../src/store/blob-store.ts';
 import { makeSlots } from '../src/store/slots.ts';
-import { FAILED_UPDATE_MIGRATIONS, JOURNAL_MIGRATIONS, openJournal, type RunRecord } from '../src/update/journal.ts';
+import {
+  FAILED_UPDATE_MIGRATIONS,
+  JOURNAL_MIGRATIONS,
+  OWN_POLICY_MIGRATIONS,
+  openJournal,
+  type StoredVm,
+} from '../src/update/journal.ts';
 import { namespaceOf, tapNamesOf } from '../src/update/taps.ts';
 import { VmRun } from '../src/update/vm-run.ts';
 import type { VmRunDeps } from '../src/update/vm-run-deps.ts';
@@ -35,6 +40,7 @@ import { makeService } from './host-service.ts';
 import { startMaintenance } from './maintenance.ts';
 import type { Service } from './service.ts';
 import { openVendorBook, VENDOR_MIGRATIONS, type VendorBook } from './vendor-book.ts';
+import { type OwnPolicy, policyOf } from './vm-policy.ts';
 
 export type HostOptions = {
   readonly config: Config;
@@ -56,6 +62,7 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     ...INVENTORY_MIGRATIONS,
     ...VENDOR_MIGRATIONS,
     ...FAILED_UPDATE_MIGRATIONS,
+    ...OWN_POLICY_MIGRATIONS,
   ]);
   const journal = openJournal(db);
   const inventories = makeInventoryStore(db);
@@ -97,7 +104,8 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     vendors,
     runs,
     fenceFor: fences.fenceFor,
-    addRun: (spec, policy) => addRun(rooms, deps, spec, policy),
+    ownPolicies: new Map(),
+    addRun: (spec, given) => addRun(rooms, deps, spec, given),
     removeRun: (run, record) => removeRun(rooms, run, record),
   };
   await takeOver(rooms, deps);
@@ -154,7 +162,8 @@ async function openVendors({ config, log, clock }: HostOptions, db: DatabaseSync
     http: makeHttpFetch({ clock, log }),
     clock,
     log,
-    metadataAgeMaxMs: config.policy.metadataAgeMaxMs,
+    // A vendor tells what its signatures say of its metadata; how old they may be is each VM's policy.
+    metadataAgeMaxMs: Number.MAX_SAFE_INTEGER,
   });
 }
 
@@ -180,19 +189,28 @@ function makeFences({ log, clock }: HostOptions): Fences {
   };
 }
 
-function addRun(rooms: HostRooms, deps: VmRunDeps, spec: VmSpec, policy: Policy): VmRun {
-  const record: RunRecord = {
+function addRun(rooms: HostRooms, deps: VmRunDeps, spec: VmSpec, given: OwnPolicy): VmRun {
+  const record: StoredVm = {
     vm: spec.vm,
     uid: freeUid(rooms),
     spec,
     specDigest: digestOf(canonicalJson(spec)),
-    policy,
+    ...given,
     journaled: { step: 0, state: { kind: 'off' } },
     sinceMs: rooms.clock.nowMs(),
   };
   rooms.journal.addVm(record);
-  const run = new VmRun(deps, record);
-  rooms.runs.set(spec.vm, run);
+  return openRun(rooms, deps, record);
+}
+
+/** A VM with the policy that holds for it now, by the configuration this daemon was started with. */
+function openRun(rooms: HostRooms, deps: VmRunDeps, { own, group, ...record }: StoredVm): VmRun {
+  const { policy, trouble } = policyOf(rooms.config, record.vm, { own, group });
+  const run = new VmRun(deps, { ...record, policy });
+  run.policyTrouble = trouble;
+  rooms.ownPolicies.set(record.vm, { own, group });
+  rooms.runs.set(record.vm, run);
+  if (trouble !== null) rooms.log.warn({ vm: record.vm, trouble }, 'the policy of a VM does not hold; it stays gated');
   return run;
 }
 
@@ -218,6 +236,7 @@ async function removeRun(rooms: HostRooms, run: VmRun, record: () => Promise<voi
     log.warn({ vm: run.vm, detail: describeError(error) }, 'not all that belonged to a removed VM could be given back');
   }
   inventories.forget(run.vm);
+  rooms.ownPolicies.delete(run.vm);
   journal.removeVm(run.vm);
 }
 
@@ -234,7 +253,7 @@ function freeUid({ config, runs }: HostRooms): number {
 /** Each VM on its own: what goes wrong with one is said and does not keep the others. */
 async function takeOver(rooms: HostRooms, deps: VmRunDeps): Promise<void> {
   const records = rooms.journal.load();
-  for (const record of records) rooms.runs.set(record.vm, new VmRun(deps, record));
+  for (const record of records) openRun(rooms, deps, record);
   await Promise.all(
     [...rooms.runs.values()].map(async (run) => {
       try {

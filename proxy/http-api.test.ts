@@ -83,6 +83,9 @@ test('every method of the service gives the same answer over the socket as besid
     (s) => s.admitVm(web, { reason: 'it is the router', actor: 'ann' }),
     (s) => s.pastEvents({ vm: web, afterSeq: 1, limit: 1 }),
     (s) => s.addVm({ ...SAMPLE_SPEC, vm: vmId('db') }, { install: 'security' }),
+    (s) => s.addVm({ ...SAMPLE_SPEC, vm: vmId('db2') }, {}, { group: 'web' }),
+    (s) => s.vmPolicy(web),
+    (s) => s.setVmPolicy(web, { set: { holds: ['jq'] }, unset: ['overlay'], group: null, actor: 'ann' }),
     (s) => s.removeVm('db'),
     (s) =>
       s.addVendor({ kind: 'tuf', name: 'v', metadataUrl: 'https://v/m', targetsUrl: 'https://v/t', rootPath: '/r' }),
@@ -284,5 +287,5 @@ test('the shipped OpenAPI document is up to date and describes every route', asy
   const document = JSON.parse(shipped);
   assert.deepEqual(document, JSON.parse(await openApiText(api)), 'run: node proxy/generate.ts');
   assert.equal(document.openapi, '3.1.0');
-  assert.equal(Object.keys(document.paths).length, 19);
+  assert.equal(Object.keys(document.paths).length, 20);
 });

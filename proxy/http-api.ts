@@ -19,6 +19,7 @@ import {
   DoctorLineSchema,
   DriftRowSchema,
   InspectionSchema,
+  PolicyViewSchema,
   ProblemSchema,
   VendorListedSchema,
   VendorStatusSchema,
@@ -27,7 +28,13 @@ import {
   VmViewSchema,
   WhySchema,
 } from './api-schemas.ts';
-import { PartialPolicySchema, VendorConfigSchema, VendorNameSchema } from './config-schema.ts';
+import {
+  GroupNameSchema,
+  PartialPolicySchema,
+  PolicyKeySchema,
+  VendorConfigSchema,
+  VendorNameSchema,
+} from './config-schema.ts';
 import { serveEvents } from './event-stream.ts';
 import { ApiError, problemOf } from './problem.ts';
 import { makeCheck, misfitText } from './schema-check.ts';
@@ -168,6 +175,7 @@ const NAMED_SCHEMAS = {
   DriftRow: DriftRowSchema,
   Inspection: InspectionSchema,
   Plan: PlanSchema,
+  Policy: PolicyViewSchema,
   Problem: ProblemSchema,
   Release: ReleaseSchema,
   Vendor: VendorListedSchema,
@@ -200,10 +208,14 @@ function addVmRoutes(app: Api, service: Service): void {
     { schema: { summary: 'All VMs', response: answers(200, listOf('vms', 'Vm'), 'The VMs') } },
     async () => ({ vms: await service.listVms() }),
   );
-  const body = Type.Object({ spec: VmSpecSchema, policy: Type.Optional(PartialPolicySchema) }, strict);
+  const body = Type.Object(
+    { spec: VmSpecSchema, policy: Type.Optional(PartialPolicySchema), group: Type.Optional(GroupNameSchema) },
+    strict,
+  );
   const added = answers(201, refTo('Vm'), 'The new VM');
   app.post('/v1/vms', { schema: { summary: 'Add a VM', body, response: added } }, async (request, reply) => {
-    const created = await service.addVm(request.body.spec, request.body.policy ?? {});
+    const { spec, policy = {}, group } = request.body;
+    const created = await service.addVm(spec, policy, group === undefined ? {} : { group });
     return await reply.code(201).send(created);
   });
   const detail = answers(200, refTo('VmDetail'), 'The VM, its spec and its installed products');
@@ -240,6 +252,33 @@ function addVmRoutes(app: Api, service: Service): void {
   act('retry', 'Try again after a quarantine', (vm) => service.retryVm(vm));
   act('update', 'Update now; a connected VM stays plugged in', (vm) => service.updateVm(vm));
   addVmDecisionRoutes(app, service, view);
+  addVmPolicyRoutes(app, service);
+}
+
+function addVmPolicyRoutes(app: Api, service: Service): void {
+  const response = answers(200, refTo('Policy'), 'The policy that holds, and where each value comes from');
+  app.get(
+    '/v1/vms/:vm/policy',
+    { schema: { summary: 'The policy of a VM', params: vmParams, response } },
+    async ({ params }) => service.vmPolicy(params.vm),
+  );
+  const body = Type.Object(
+    {
+      set: PartialPolicySchema,
+      unset: Type.Array(PolicyKeySchema, {
+        maxItems: 100,
+        description: 'Keys that are left to the group and the default',
+      }),
+      group: Type.Optional(Type.Union([GroupNameSchema, Type.Null()])),
+      actor: Type.String({ minLength: 1, maxLength: 100, description: 'Who decides; goes into the audit record' }),
+    },
+    strict,
+  );
+  app.post(
+    '/v1/vms/:vm/policy',
+    { schema: { summary: 'Change the policy of one VM (audited)', params: vmParams, body, response } },
+    async ({ params, body: change }) => service.setVmPolicy(params.vm, change),
+  );
 }
 
 function addVmDecisionRoutes(app: Api, service: Service, view: ReturnType<typeof answers>): void {

@@ -5,11 +5,12 @@ import type { InventorySource } from '../src/inventory/inventory-store.ts';
 import type { VmId } from '../src/model/ids.ts';
 import type { InstalledProduct, Os } from '../src/model/inventory.ts';
 import type { Plan } from '../src/model/plan.ts';
-import type { Policy } from '../src/model/policy.ts';
+import type { Policy, PolicyOrigin } from '../src/model/policy.ts';
 import type { Kind, Release } from '../src/model/release.ts';
 import type { Inspection } from '../src/update/staging.ts';
 import type { VendorConfig } from '../src/vendor/registry.ts';
 import type { VendorStatus } from '../src/vendor/vendor.ts';
+import type { PolicyChange } from './policy-words.ts';
 
 /** State names of a run, as users see them (ARCHITECTURE.md has the diagram). */
 export const RUN_STATES = [
@@ -36,6 +37,21 @@ export type Why = {
   readonly state: RunStateName;
   readonly reason: string;
   readonly next: string;
+  /** What else should be known: what it was plugged in without, on how old metadata, which NICs are not gated. */
+  readonly remarks: readonly string[];
+};
+
+/** What holds for a VM, and where each value comes from. */
+export type PolicyView = {
+  readonly vm: VmId;
+  readonly policy: Policy;
+  readonly from: Readonly<Record<keyof Policy, PolicyOrigin>>;
+  /** Keys that were decided for this VM alone. */
+  readonly own: Partial<Policy>;
+  /** Its group, by its own word or by its name; null: none. */
+  readonly group: string | null;
+  /** Why this is not what was meant; then the VM stays gated. */
+  readonly trouble: string | null;
 };
 
 export type VmView = {
@@ -49,6 +65,9 @@ export type VmView = {
   readonly agentVersion: string | null;
   readonly specDigest: string;
   readonly policy: Policy;
+  readonly group: string | null;
+  /** NICs that are never unplugged or fenced. */
+  readonly ungatedNics: readonly string[];
   /** Frames the fence dropped from and to this VM since its taps exist. */
   readonly fenceDropped: { readonly fromGuest: number; readonly toGuest: number };
   readonly why: Why;
@@ -85,6 +104,8 @@ export type DriftRow = {
   readonly sinceMs: number;
   /** Who told what is installed: the agent (`report`, `confirm`), or the disk of a VM that has never run. */
   readonly source: InventorySource;
+  /** Why it stays behind, where something keeps it back: a hold, or what it needs is not on offer. */
+  readonly remark: string | null;
 };
 
 export type { AuditCheckpoint, Inspection, VendorConfig };
@@ -113,7 +134,10 @@ export type AuditReport = {
 
 /** Every method throws a PratiqueError with a code of the one table; unknown VMs are `not-found/vm`. */
 export type Service = {
-  readonly addVm: (spec: VmSpec, policy: Partial<Policy>) => Promise<VmView>;
+  readonly addVm: (spec: VmSpec, policy: Partial<Policy>, options?: { readonly group?: string }) => Promise<VmView>;
+  readonly vmPolicy: (vm: string) => Promise<PolicyView>;
+  /** Changes what was decided for this VM alone; audited. It counts from the next plan on and unplugs nothing. */
+  readonly setVmPolicy: (vm: string, change: PolicyChange & { readonly actor: string }) => Promise<PolicyView>;
   readonly listVms: () => Promise<readonly VmView[]>;
   readonly showVm: (vm: string) => Promise<VmDetail>;
   readonly startVm: (vm: string) => Promise<VmView>;

@@ -135,7 +135,7 @@ const COMMANDS =
   'audit checkpoint, audit show, audit verify, config check, config show, demo, doctor, drift, publish delegate, ' +
   'publish init, publish refresh, publish request, publish revoke, publish rotate-key, publish show, serve, ' +
   'vendor add, vendor check, vendor list, vendor publish, vm add, vm admit, vm events, vm inspect, vm list, ' +
-  'vm plan, vm remove, vm retry, vm show, vm start, vm stop, vm update, vm wait, vm why';
+  'vm plan, vm policy, vm remove, vm retry, vm set, vm show, vm start, vm stop, vm update, vm wait, vm why';
 
 test('every command has an example, --json and a description', () => {
   const leaves: Command[] = [];
@@ -259,8 +259,20 @@ test('vm add reads a TOML or JSON spec, fills in the default bridge and hands on
   const file = join(daemon.folder, 'x.json');
   await writeFile(toml, SPEC_TOML);
   await writeFile(file, JSON.stringify({ ...SAMPLE_SPEC, vm: 'x' }));
-  const flags = ['--install', 'security', '--no-reboot', '--infrastructure', '--vendor', 'deb', 'acme'];
-  assert.equal((await run(['vm', 'add', toml, ...flags])).code, 0);
+  const flags = [
+    '--install',
+    'listed',
+    '--package',
+    'nginx',
+    'linux-image-*',
+    '--hold',
+    'jq',
+    '--no-reboot',
+    '--overlay',
+  ];
+  const more = ['--infrastructure', '--vendor', 'deb', 'acme', '--vendor-away', 'admit', '--left-out', 'admit'];
+  const last = ['--metadata-age', '36h', '--run-deadline', '90m', '--apt', 'vendor-verified', '--no-inspect-disk'];
+  assert.equal((await run(['vm', 'add', toml, ...flags, ...more, ...last, '--group', 'web'])).code, 0);
   assert.equal((await run(['vm', 'add', file])).code, 0);
   const [first, second] = daemon.service().calls;
   const spec = first?.args[0] as typeof SAMPLE_SPEC & { kind: 'managed' };
@@ -269,12 +281,51 @@ test('vm add reads a TOML or JSON spec, fills in the default bridge and hands on
     ['pratique0'],
   );
   assert.deepEqual(first?.args[1], {
-    install: 'security',
+    install: 'listed',
+    packages: ['nginx', 'linux-image-*'],
+    holds: ['jq'],
     allowReboot: false,
     infrastructure: true,
     vendors: ['deb', 'acme'],
+    metadataAgeMaxMs: 36 * 3_600_000,
+    vendorAway: 'admit',
+    leftOut: 'admit',
+    apt: 'vendor-verified',
+    overlay: true,
+    inspectDisk: false,
+    runDeadlineMs: 90 * 60_000,
   });
-  assert.deepEqual(second?.args, [{ ...SAMPLE_SPEC, vm: 'x' }, {}]);
+  assert.deepEqual(first?.args[2], { group: 'web' });
+  assert.deepEqual(second?.args, [{ ...SAMPLE_SPEC, vm: 'x' }, {}, {}]);
+});
+
+test('vm policy shows every key with its value and where it comes from', async () => {
+  const { stdout, code } = await run(['vm', 'policy', 'web']);
+  assert.equal(code, 0);
+  assert.match(stdout, /^web, in the group web\n/);
+  assert.match(stdout, /install +security +group web\n/);
+  assert.match(stdout, /holds +nginx +this VM\n/);
+  assert.match(stdout, /leftOut +admit +the default\n/);
+  assert.match(stdout, /metadataAge +24h +built in\n/);
+  const document = JSON.parse((await run(['vm', 'policy', 'web', '--json'])).stdout);
+  assert.deepEqual([document.from.install, document.policy.metadataAgeMaxMs], ['group', 86_400_000]);
+});
+
+test('vm set hands on what is set, given back and asked for, with the name of who asks; a wrong pair asks for nothing', async () => {
+  assert.equal((await run(['vm', 'set', 'web', 'holds=jq,nginx', 'runDeadline=2h', 'overlay=', 'group='])).code, 0);
+  const [{ args: [vm, change] = [] } = { args: [] }] = daemon.service().calls;
+  assert.equal(vm, 'web');
+  const { actor, ...rest } = change as Record<string, unknown>;
+  assert.ok(typeof actor === 'string' && actor !== '');
+  assert.deepEqual(rest, {
+    set: { holds: ['jq', 'nginx'], runDeadlineMs: 7_200_000 },
+    unset: ['overlay'],
+    group: null,
+  });
+  const wrong = await run(['vm', 'set', 'web', 'instal=all']);
+  assert.equal(wrong.code, 2);
+  assert.match(wrong.stderr, /`instal` is no key of a policy; the nearest is `install`/);
+  assert.equal(daemon.service().calls.length, 1);
 });
 
 test('an error in a spec names file, line, field and the nearest one, and the service is not asked', async () => {
@@ -364,7 +415,7 @@ test('drift as CSV quotes, and a cell that a spreadsheet would run is disarmed',
   const { stdout } = await run(['drift', '--csv']);
   assert.equal(
     stdout.split('\r\n')[1]?.trim(),
-    `web,bundle,"'=cmd(""x""),y",,2.0.0,security,1700000000000,ACME-2026-1,confirm`,
+    `web,bundle,"'=cmd(""x""),y",,2.0.0,security,1700000000000,ACME-2026-1,confirm,`,
   );
 });
 

@@ -22,7 +22,9 @@ export function addDriftCommand(program: Command, build: Build): void {
     'pratique drift --fail-on security',
     async ({ output, connect, clock }, _args, options) => {
       const drift = await (await connect()).drift();
-      const head = ['VM', 'PRODUCT', 'INSTALLED', 'LATEST', 'KIND', 'SINCE', 'ADVISORIES'].map((title) => ({ title }));
+      const head = ['VM', 'PRODUCT', 'INSTALLED', 'LATEST', 'KIND', 'SINCE', 'ADVISORIES', 'REMARK'].map((title) => ({
+        title,
+      }));
       const rows = drift.map((row) => [
         row.vm,
         row.product,
@@ -31,6 +33,7 @@ export function addDriftCommand(program: Command, build: Build): void {
         { text: row.kind, paint: (text: string) => (row.kind === 'security' ? output.paint('red', text) : text) },
         durationText(clock.nowMs() - row.sinceMs),
         row.advisories.join(' '),
+        row.remark ?? '',
       ]);
       output.show({ drift }, () =>
         options.csv === true
@@ -52,7 +55,18 @@ function hasDrift(drift: readonly DriftRow[], failOn: DriftOptions['failOn']): b
 
 /** The rows as CSV with a head line. A cell that a spreadsheet would run as a formula gets an apostrophe before it. */
 export function driftCsv(drift: readonly DriftRow[]): string {
-  const head = ['vm', 'ecosystem', 'product', 'installed', 'latest', 'kind', 'since_ms', 'advisories', 'source'];
+  const head = [
+    'vm',
+    'ecosystem',
+    'product',
+    'installed',
+    'latest',
+    'kind',
+    'since_ms',
+    'advisories',
+    'source',
+    'remark',
+  ];
   const rows = drift.map((row) => [
     row.vm,
     row.ecosystem,
@@ -63,6 +77,7 @@ export function driftCsv(drift: readonly DriftRow[]): string {
     String(row.sinceMs),
     row.advisories.join(' '),
     row.source,
+    row.remark ?? '',
   ]);
   return [head, ...rows].map((row) => row.map(csvCell).join(',')).join('\r\n');
 }

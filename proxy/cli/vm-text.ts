@@ -1,7 +1,9 @@
 // VMs, plans, reasons and events as text for people. Pure; every foreign text goes through printable.
 import { isoTime } from '../../src/base/clock.ts';
 import { counted, printable } from '../../src/base/printable.ts';
+import { productKey } from '../../src/model/inventory.ts';
 import type { Plan } from '../../src/model/plan.ts';
+import { leftOutText } from '../../src/update/remarks.ts';
 import type { RunStateName, VmDetail, VmEventRecord, VmView, Why } from '../service.ts';
 import type { Colour, Output } from './output.ts';
 import { renderTable } from './table.ts';
@@ -44,7 +46,7 @@ export const SOURCES = {
 
 /** The page of `vm show`. */
 export function vmText(vm: VmDetail, output: Output, nowMs: number): string {
-  const { policy, fenceDropped, why } = vm;
+  const { fenceDropped, why } = vm;
   const facts: readonly (readonly [string, string])[] = [
     ['state', `${vm.state} for ${durationText(nowMs - vm.sinceMs)}`],
     ['gate', vm.gate],
@@ -59,10 +61,9 @@ export function vmText(vm: VmDetail, output: Output, nowMs: number): string {
     ['agent', vm.agentVersion ?? '-'],
     ['known from', vm.known === null ? '-' : `${SOURCES[vm.known.source]}, ${durationText(nowMs - vm.known.atMs)} ago`],
     ['run', vm.run ?? '-'],
-    [
-      'policy',
-      `install ${policy.install}, reboot ${policy.allowReboot ? 'allowed' : 'not allowed'}${policy.infrastructure ? ', infrastructure' : ''}`,
-    ],
+    ['policy', policyLine(vm)],
+    ...(vm.ungatedNics.length === 0 ? [] : ([['not gated', `NIC ${vm.ungatedNics.join(', ')}`]] as const)),
+    ...why.remarks.map((remark) => ['note', remark] as const),
     ['fence dropped', `${fenceDropped.fromGuest} frames from the guest, ${fenceDropped.toGuest} to it`],
     ['spec', vm.specDigest],
   ];
@@ -84,13 +85,28 @@ export function vmText(vm: VmDetail, output: Output, nowMs: number): string {
   return [printable(vm.vm), ...lines, '', table, ...rest].join('\n');
 }
 
+/** The policy in a line; `vm policy` has all of it. */
+function policyLine({ policy, group }: VmDetail): string {
+  const held = policy.holds.length === 0 ? [] : [`holds ${policy.holds.join(' ')}`];
+  const words = [
+    policy.install === 'listed' ? `install ${policy.packages.join(' ')}` : `install ${policy.install}`,
+    `reboot ${policy.allowReboot ? 'allowed' : 'not allowed'}`,
+    ...held,
+    ...(policy.infrastructure ? ['infrastructure'] : []),
+    ...(policy.overlay ? ['on an overlay'] : []),
+    ...(group === null ? [] : [`group ${group}`]),
+  ];
+  return words.join(', ');
+}
+
 /** One paragraph per VM: what keeps it, and what to do. */
 export function whyText(reasons: readonly Why[]): string {
   if (reasons.length === 0) return 'Every VM is plugged in.';
   return reasons
-    .map(({ vm, state, isPlugged, reason, next }) => {
+    .map(({ vm, state, isPlugged, reason, next, remarks }) => {
       const head = `${printable(vm)} is ${state}${isPlugged ? '' : ', not plugged in'}: ${printable(reason, 1_000)}`;
-      return `${head}\n  next: ${printable(next, 1_000)}`;
+      const notes = remarks.map((remark) => `\n  note: ${printable(remark, 1_000)}`).join('');
+      return `${head}\n  next: ${printable(next, 1_000)}${notes}`;
     })
     .join('\n');
 }
@@ -120,7 +136,17 @@ export function planText(plan: Plan, output: Output): string {
   const sizeBytes = plan.items.reduce((sum, { release }) => sum + release.artifact.sizeBytes, 0);
   const total =
     rows.length === 0 ? [] : [`${counted(rows.length, 'item')}, at most ${sizeText(sizeBytes)} to download`];
-  return [table, ...total, ...stale].join('\n');
+  return [table, ...total, ...leftOutLines(plan, output), ...stale].join('\n');
+}
+
+/** What the plan does without, security in red. */
+function leftOutLines({ leftOut }: Plan, output: Output): readonly string[] {
+  if (leftOut.length === 0) return [];
+  const lines = leftOut.map((entry) => {
+    const text = `  ${leftOutText({ ...entry, item: productKey(entry) })}`;
+    return entry.kind === 'security' ? output.paint('red', text) : text;
+  });
+  return ['', `Left out: ${counted(leftOut.length, 'version')}`, ...lines];
 }
 
 /** One line per event. */

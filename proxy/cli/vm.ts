@@ -11,10 +11,20 @@ import { durationText, parseDuration, wholeNumber } from './text.ts';
 const texts = async () => await import('./vm-text.ts');
 
 type AddOptions = {
-  readonly install?: 'security' | 'all';
+  readonly group?: string;
+  readonly install?: Policy['install'];
+  readonly package?: readonly string[];
+  readonly hold?: readonly string[];
   readonly reboot: boolean;
   readonly infrastructure?: boolean;
   readonly vendor?: readonly string[];
+  readonly metadataAge?: string;
+  readonly vendorAway?: Policy['vendorAway'];
+  readonly leftOut?: Policy['leftOut'];
+  readonly apt?: Policy['apt'];
+  readonly overlay?: boolean;
+  readonly inspectDisk: boolean;
+  readonly runDeadline?: string;
   readonly qmp?: string;
   readonly channel?: string;
   readonly tap?: readonly string[];
@@ -31,6 +41,7 @@ export function addVmCommands(program: Command, build: Build): void {
   const vm = program.command('vm').description('virtual machines');
   addAdd(vm, build);
   addReadingCommands(vm, build);
+  addPolicyCommands(vm, build);
   addInspect(vm, build);
   addActingCommands(vm, build);
   addEventCommands(vm, build);
@@ -41,15 +52,30 @@ function addAdd(vm: Command, build: Build): void {
     .command('add')
     .description('take a VM under the gate: from a spec file, or one that runs already (--qmp, --channel, --tap)')
     .argument('<spec-or-name>', 'spec file (TOML or JSON), or the name of a running VM')
-    .addOption(new Option('--install <kinds>', 'what a run installs').choices(['security', 'all']))
+    .optionsGroup('Policy of this VM alone; the rest comes from its group and the default (docs/policy.md):')
+    .option('--group <name>', 'group of the configuration')
+    .addOption(new Option('--install <which>', 'what a run installs').choices(['all', 'security', 'listed']))
+    .option('--package <name...>', 'with --install listed: products, or beginnings such as linux-image-*')
+    .option('--hold <name...>', 'products that stay at their version')
     .option('--no-reboot', 'never reboot the guest for an update')
     .option('--infrastructure', 'plug in unchecked (audited) when no vendor can be reached: for a router or DNS server')
     .option('--vendor <name...>', 'ask only these vendors')
+    .option('--metadata-age <duration>', 'how old verified vendor metadata may be: 24h')
+    .addOption(new Option('--vendor-away <do>', 'when it is older and the vendor is away').choices(['gate', 'admit']))
+    .addOption(new Option('--left-out <do>', 'when a security update cannot be installed').choices(['gate', 'admit']))
+    .addOption(
+      new Option('--apt <trust>', 'how Debian packages are trusted in the guest').choices(['fast', 'vendor-verified']),
+    )
+    .option('--overlay', 'install on a disk overlay that is thrown away if the update fails')
+    .option('--no-inspect-disk', 'never look into the disk of the VM')
+    .option('--run-deadline <duration>', 'how long a run may take: 4h')
+    .optionsGroup('A VM that runs already:')
     .option('--qmp <socket>', "unix socket of the running VM's QMP monitor")
     .option('--channel <socket>', "unix socket of the running VM's agent channel")
     .option('--tap <nic=tap...>', "tap of each of the running VM's NICs")
     .option('--drive-port <id>', 'spare pcie-root-port of the running VM')
-    .option('--netns <name>', "network namespace of the running VM's taps");
+    .option('--netns <name>', "network namespace of the running VM's taps")
+    .optionsGroup('Options:');
   completeCommand<AddOptions>(
     command,
     build,
@@ -60,20 +86,66 @@ function addAdd(vm: Command, build: Build): void {
       const { config } = await context.loadConfig();
       const spec = isAttached ? attachedSpec(given, options) : await readVmSpec(given, config.network.bridge);
       const service = await context.connect();
-      const view = await service.addVm(spec, policyOf(options));
+      const { parseSettings } = await import('../policy-words.ts');
+      const { set, group } = parseSettings(settingsOf(options));
+      const view = await service.addVm(spec, set, typeof group === 'string' ? { group } : {});
       context.output.done(view, `VM ${view.vm} is under the gate; start it with: pratique vm start ${view.vm}`);
       return undefined;
     },
   );
 }
 
-function policyOf(options: AddOptions): Partial<Policy> {
-  return {
-    ...(options.install === undefined ? {} : { install: options.install }),
-    ...(options.reboot ? {} : { allowReboot: false }),
-    ...(options.infrastructure === true ? { infrastructure: true } : {}),
-    ...(options.vendor === undefined ? {} : { vendors: [...options.vendor] }),
+/** The options as `vm set` would have them, so that there is one place that understands values. */
+function settingsOf(options: AddOptions): readonly string[] {
+  const texts: Readonly<Record<string, string | undefined>> = {
+    group: options.group,
+    install: options.install,
+    packages: options.package?.join(','),
+    holds: options.hold?.join(','),
+    allowReboot: options.reboot ? undefined : 'false',
+    infrastructure: options.infrastructure === true ? 'true' : undefined,
+    vendors: options.vendor?.join(','),
+    metadataAge: options.metadataAge,
+    vendorAway: options.vendorAway,
+    leftOut: options.leftOut,
+    apt: options.apt,
+    overlay: options.overlay === true ? 'true' : undefined,
+    inspectDisk: options.inspectDisk ? undefined : 'false',
+    runDeadline: options.runDeadline,
   };
+  return Object.entries(texts).flatMap(([key, text]) => (text === undefined ? [] : [`${key}=${text}`]));
+}
+
+function addPolicyCommands(vm: Command, build: Build): void {
+  const policy = vm
+    .command('policy')
+    .description('what holds for a VM, and where each value comes from')
+    .argument('<vm>');
+  completeCommand(policy, build, 'pratique vm policy web', async ({ output, connect }, [name = '']) => {
+    const shown = await (await connect()).vmPolicy(name);
+    const { policyText } = await import('./policy-text.ts');
+    output.show(shown, () => policyText(shown, output));
+    return undefined;
+  });
+  const set = vm
+    .command('set')
+    .description(
+      'change the policy of one VM (audited): key=value; lists with commas; key= leaves it to group and default',
+    )
+    .argument('<vm>')
+    .argument('<key=value...>', 'keys as in `vm policy`, and group');
+  completeCommand(
+    set,
+    build,
+    'pratique vm set web install=security holds=nginx metadataAge=48h overlay=',
+    async ({ output, connect, env }, [name = '', ...pairs]) => {
+      const { parseSettings } = await import('../policy-words.ts');
+      const change = parseSettings(pairs);
+      const shown = await (await connect()).setVmPolicy(name, { ...change, actor: actorOf(env) });
+      output.done(shown, `The policy of ${name} is changed; see: pratique vm policy ${name}`);
+      return undefined;
+    },
+  );
 }
 
 function addReadingCommands(vm: Command, build: Build): void {

@@ -9,7 +9,7 @@ import type { Fence } from './fence.ts';
 import { TAP_PREFIX } from './fence-rules.ts';
 import type { Tap } from './hypervisor.ts';
 import { enterPrefix, namespaceKey } from './namespace.ts';
-import type { ManagedVm, Namespace } from './vm-spec.ts';
+import { gatedNics, type ManagedVm, type Namespace } from './vm-spec.ts';
 
 /** The name of a VM's tap: always the same, 15 characters, 65 bits of a digest so that no two VMs meet. */
 export function tapName(vm: VmId, nic: string): string {
@@ -20,9 +20,20 @@ export function tapName(vm: VmId, nic: string): string {
   return TAP_PREFIX + text.slice(-13);
 }
 
-/** The taps of a managed VM. */
+/** Beginning of the taps of NICs that are not gated: the standing rules must not match it. */
+const OPEN_TAP_PREFIX = 'po';
+
+/** The taps of a managed VM, in the order of its NICs. */
 export function tapsOf(spec: ManagedVm): readonly Tap[] {
-  return spec.nics.map((nic) => ({ name: tapName(spec.vm, nic.id), nic: nic.id }));
+  return spec.nics.map(({ id, gated }) => {
+    const name = tapName(spec.vm, id);
+    return { name: gated === false ? OPEN_TAP_PREFIX + name.slice(TAP_PREFIX.length) : name, nic: id };
+  });
+}
+
+/** Those that stand behind the fence. */
+export function gatedTapsOf(spec: ManagedVm): readonly Tap[] {
+  return tapsOf({ ...spec, nics: [...gatedNics(spec.nics)] });
 }
 
 export type InterfaceFacts = {
@@ -63,14 +74,14 @@ export async function readInterface(namespace: Namespace, name: string): Promise
 }
 
 /**
- * Makes the VM's bridges (where the spec asks for it) and taps, closed by the fence. Left-over taps of that name are replaced.
+ * Makes the VM's bridges (where the spec asks for it) and taps, those of gated NICs closed by the fence. Left-over taps of that name are replaced.
  * `uid` owns the taps. Throws HypervisorError `host-fault/network` or CommandError; taps that were made are removed again.
  */
 export async function makeTaps(spec: ManagedVm, namespace: Namespace, fence: Fence, uid: number | null): Promise<void> {
   const taps = tapsOf(spec);
   const names = taps.map((tap) => tap.name);
   await fence.ensure();
-  await fence.expel(names);
+  await fence.expel(gatedTapsOf(spec).map((tap) => tap.name));
   for (const nic of spec.nics) await ensureBridge(spec.vm, namespace, nic.bridge, nic.createBridge === true);
   await removeTaps(namespace, names);
   const lines = spec.nics.flatMap((nic, index) => {

@@ -86,7 +86,12 @@ export const AttachedVmSchema = Type.Object(
     /** Tap of each NIC by QEMU device id. */
     nics: Type.Array(
       Type.Object(
-        { id: word, tap: Type.String({ minLength: 1, maxLength: 15, pattern: '^[a-zA-Z0-9_.-]+$' }) },
+        {
+          id: word,
+          tap: Type.String({ minLength: 1, maxLength: 15, pattern: '^[a-zA-Z0-9_.-]+$' }),
+          /** False: as for managed VMs; whatever this NIC is connected to is left alone. */
+          gated: Type.Optional(Type.Boolean()),
+        },
         strict,
       ),
       {
@@ -103,3 +108,8 @@ export type AttachedVm = Static<typeof AttachedVmSchema>;
 
 export const VmSpecSchema = Type.Union([ManagedVmSchema, AttachedVmSchema]);
 export type VmSpec = Static<typeof VmSpecSchema>;
+
+/** The NICs that are unplugged and fenced: all but those that the operator took out by name. */
+export function gatedNics<Nic extends { readonly gated?: boolean }>(nics: readonly Nic[]): readonly Nic[] {
+  return nics.filter(({ gated }) => gated !== false);
+}

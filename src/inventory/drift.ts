@@ -1,7 +1,7 @@
 // What of an inventory is behind what the vendors have. Pure: the host decides that a version is old, not the guest (A7).
 import type { Digest } from '../base/digest-text.ts';
 import type { Ecosystem, InstalledProduct, Inventory } from '../model/inventory.ts';
-import type { Kind, Release } from '../model/release.ts';
+import type { Kind, LeftOut, Release } from '../model/release.ts';
 
 /** Orders two version strings of an ecosystem: negative, zero, positive. Throws on a version it cannot read. */
 export type CompareVersions = (ecosystem: Ecosystem, a: string, b: string) => number;
@@ -20,6 +20,8 @@ export type Behind = {
   readonly vendor: string;
   /** `broken`: half-installed at whatever version; `unreadable`: a version that cannot be compared, so it is not believed. */
   readonly why: 'older' | 'broken' | 'unreadable' | 'missing';
+  /** Why it stays behind, where something keeps it back. */
+  readonly remark?: string;
 };
 
 type Wanted = {
@@ -70,6 +72,23 @@ export function findDrift(
       return why === null ? [] : [behind(release, product, why)];
     });
   });
+}
+
+/** What a vendor leaves out, for each installed product that it is about. */
+export function behindLeftOut(leftOut: LeftOut, index: ProductIndex): readonly Behind[] {
+  const { ecosystem, product, arch, version, kind, vendor, reason } = leftOut;
+  return findInstalled(index, leftOut).map((installed) => ({
+    ecosystem,
+    product,
+    arch: arch ?? null,
+    installed: installed.version,
+    latest: version,
+    kind,
+    advisories: [],
+    vendor,
+    why: 'older',
+    remark: reason,
+  }));
 }
 
 function whyBehind(product: InstalledProduct, release: Release, compare: CompareVersions): Behind['why'] | null {

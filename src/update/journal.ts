@@ -30,15 +30,27 @@ export const FAILED_UPDATE_MIGRATIONS: readonly Migration[] = [
     ),
 ];
 
-export type RunRecord = {
+/** The first version stored the whole policy of a VM: that is now what the VM has of its own. */
+export const OWN_POLICY_MIGRATIONS: readonly Migration[] = [
+  (db) => db.exec("UPDATE vm SET policy = json_object('group', NULL, 'own', json(policy))"),
+];
+
+/** A VM as the journal keeps it. */
+export type StoredVm = {
   readonly vm: VmId;
   readonly uid: number;
   readonly spec: VmSpec;
   readonly specDigest: string;
-  readonly policy: Policy;
+  /** What was decided for this VM alone; the rest of its policy comes from its group and the host's configuration. */
+  readonly own: Partial<Policy>;
+  /** The group it was put into by name; null: none but one that its name matches. */
+  readonly group: string | null;
   readonly journaled: Journaled;
   readonly sinceMs: number;
 };
+
+/** A VM with the policy that holds for it now. */
+export type RunRecord = Omit<StoredVm, 'own' | 'group'> & { readonly policy: Policy };
 
 /** One thing worth telling about a VM, in a printable sentence. */
 export type RunNote = {
@@ -54,8 +66,10 @@ export type FailedUpdate = FailedVersion & { readonly atMs: number; readonly cau
 export type SeqNote = RunNote & { readonly seq: number };
 
 export type Journal = {
-  readonly load: () => readonly RunRecord[];
-  readonly addVm: (record: RunRecord) => void;
+  readonly load: () => readonly StoredVm[];
+  readonly addVm: (record: StoredVm) => void;
+  /** On disk when it returns. */
+  readonly savePolicy: (vm: VmId, given: Pick<StoredVm, 'own' | 'group'>) => void;
   readonly removeVm: (vm: VmId) => void;
   /** Resolves when the state is on disk. Saves that arrive together share one transaction and one fsync. */
   readonly saveState: (vm: VmId, journaled: Journaled, sinceMs: number) => Promise<void>;
@@ -84,7 +98,7 @@ export type Journal = {
 
 type Pending = { readonly write: () => void; readonly settle: (error: unknown) => void };
 
-/** A journal over an open database (JOURNAL_MIGRATIONS and FAILED_UPDATE_MIGRATIONS applied). */
+/** A journal over an open database (JOURNAL_MIGRATIONS, FAILED_UPDATE_MIGRATIONS and OWN_POLICY_MIGRATIONS applied). */
 export function openJournal(db: DatabaseSync): Journal {
   const statements = prepareStatements(db);
   const listeners = new Set<(note: SeqNote) => void>();
@@ -123,13 +137,7 @@ export function openJournal(db: DatabaseSync): Journal {
     load: () => statements.load.all().map(readRecord),
     addVm: (record) => {
       inTransaction(db, () => {
-        statements.addVm.run(
-          record.vm,
-          record.uid,
-          JSON.stringify(record.spec),
-          record.specDigest,
-          JSON.stringify(record.policy),
-        );
+        statements.addVm.run(record.vm, record.uid, JSON.stringify(record.spec), record.specDigest, policyText(record));
         statements.saveState.run(
           record.vm,
           record.journaled.step,
@@ -138,6 +146,7 @@ export function openJournal(db: DatabaseSync): Journal {
         );
       });
     },
+    savePolicy: (vm, given) => void statements.savePolicy.run(policyText(given), vm),
     removeVm: (vm) => {
       inTransaction(db, () => {
         statements.removeNotes.run(vm);
@@ -187,6 +196,10 @@ export function openJournal(db: DatabaseSync): Journal {
   };
 }
 
+function policyText({ own, group }: Pick<StoredVm, 'own' | 'group'>): string {
+  return JSON.stringify({ group, own });
+}
+
 type Statements = ReturnType<typeof prepareStatements>;
 
 function prepareStatements(db: DatabaseSync) {
@@ -195,6 +208,7 @@ function prepareStatements(db: DatabaseSync) {
       'SELECT name, uid, spec, spec_digest, policy, step, since_ms, state FROM vm JOIN run_state ON vm = name ORDER BY name',
     ),
     addVm: db.prepare('INSERT INTO vm (name, uid, spec, spec_digest, policy) VALUES (?, ?, ?, ?, ?)'),
+    savePolicy: db.prepare('UPDATE vm SET policy = ? WHERE name = ?'),
     removeVm: db.prepare('DELETE FROM vm WHERE name = ?'),
     saveState: db.prepare(
       'INSERT INTO run_state (vm, step, since_ms, state) VALUES (?, ?, ?, ?) ON CONFLICT (vm) DO UPDATE SET step = excluded.step, since_ms = excluded.since_ms, state = excluded.state',
@@ -231,7 +245,7 @@ function insertNote(statements: Statements, counts: Map<VmId, number>, note: Run
 }
 
 // The casts below hold: each row was written by the statement of the same name in this file.
-function readRecord(row: Record<string, unknown>): RunRecord {
+function readRecord(row: Record<string, unknown>): StoredVm {
   const text = row as {
     name: VmId;
     uid: number;
@@ -247,7 +261,7 @@ function readRecord(row: Record<string, unknown>): RunRecord {
     uid: text.uid,
     spec: JSON.parse(text.spec) as VmSpec,
     specDigest: text.spec_digest,
-    policy: JSON.parse(text.policy) as Policy,
+    ...(JSON.parse(text.policy) as Pick<StoredVm, 'own' | 'group'>),
     journaled: { step: text.step, state: JSON.parse(text.state) as Journaled['state'] },
     sinceMs: text.since_ms,
   };

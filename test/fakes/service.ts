@@ -4,6 +4,7 @@ import type {
   AuditCheckpoint,
   DriftRow,
   Inspection,
+  PolicyView,
   RunStateName,
   Service,
   VmEventRecord,
@@ -14,7 +15,7 @@ import { PratiqueError } from '../../src/base/errors.ts';
 import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
 import { isVmId, type RunId, type VmId } from '../../src/model/ids.ts';
 import type { Plan } from '../../src/model/plan.ts';
-import { DEFAULT_POLICY } from '../../src/model/policy.ts';
+import { DEFAULT_POLICY, resolvePolicy } from '../../src/model/policy.ts';
 import type { Release } from '../../src/model/release.ts';
 
 export type FakeService = Service & {
@@ -74,6 +75,7 @@ export const SAMPLE_DRIFT: DriftRow = {
   advisories: ['ACME-2026-1'],
   sinceMs: 1_700_000_000_000,
   source: 'confirm',
+  remark: null,
 };
 
 export const SAMPLE_INSPECTION: Inspection = {
@@ -135,6 +137,8 @@ function sampleView(vm: VmId, spec: VmSpec, state: RunStateName): VmView {
     agentVersion: '0.1.0',
     specDigest: digestOf(JSON.stringify(spec)),
     policy: DEFAULT_POLICY,
+    group: null,
+    ungatedNics: [],
     fenceDropped: { fromGuest: 7, toGuest: 3 },
     why: {
       vm,
@@ -142,8 +146,16 @@ function sampleView(vm: VmId, spec: VmSpec, state: RunStateName): VmView {
       state,
       reason: isPlugged ? 'it is plugged in' : 'the check of shop failed',
       next: isPlugged ? 'nothing' : `run pratique vm retry ${vm}`,
+      remarks: [],
     },
   };
+}
+
+/** A policy of which one value comes from each place. */
+function samplePolicyView(vm: VmId): PolicyView {
+  const own = { holds: ['nginx'] };
+  const group = { install: 'security', overlay: true } as const;
+  return { vm, own, group: 'web', trouble: null, ...resolvePolicy({ default: { leftOut: 'admit' }, group, vm: own }) };
 }
 
 /** A service that knows one VM, `web`, in the given state. */
@@ -196,8 +208,8 @@ export function makeFakeService(state: RunStateName = 'off'): FakeService {
       drift = rows;
     },
     followers: () => bus.listenerCount('event'),
-    addVm: async (spec, policy) => {
-      enter('addVm', spec, policy);
+    addVm: async (spec, policy, options = {}) => {
+      enter('addVm', spec, policy, options);
       if (vms.has(spec.vm)) throw new PratiqueError('conflict/vm', `there is already a VM ${spec.vm}`);
       vms.set(spec.vm, { spec, state: 'off' });
       return view(spec.vm);
@@ -221,6 +233,16 @@ export function makeFakeService(state: RunStateName = 'off'): FakeService {
       ] as const;
       const known = { source: 'confirm', atMs: 1_700_000_000_000 } as const;
       return { ...view(vm), products: [...products], spec: find(vm).spec, known };
+    },
+    vmPolicy: async (vm) => {
+      enter('vmPolicy', vm);
+      find(vm);
+      return samplePolicyView(vmId(vm));
+    },
+    setVmPolicy: async (vm, change) => {
+      enter('setVmPolicy', vm, change);
+      find(vm);
+      return samplePolicyView(vmId(vm));
     },
     startVm: async (vm) => {
       enter('startVm', vm);

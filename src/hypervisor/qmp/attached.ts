@@ -8,7 +8,7 @@ import { type Fence, isCoveredName } from '../fence.ts';
 import type { AdoptedState, RunningVm, VmEvent } from '../hypervisor.ts';
 import { HOST_NAMESPACE } from '../namespace.ts';
 import { readInterface } from '../network.ts';
-import type { AttachedVm, Namespace } from '../vm-spec.ts';
+import { type AttachedVm, gatedNics, type Namespace } from '../vm-spec.ts';
 import { networkCards, parseChardevs, parseNodes, parseQomList, parseStatus, parseText } from './answers.ts';
 import { AGENT_PORT_NAME } from './command-line.ts';
 import { makeMachine } from './machine.ts';
@@ -42,8 +42,8 @@ export async function adoptAttached(spec: AttachedVm, options: QmpDriverOptions)
     return makeMachine({
       vm: spec.vm,
       namespace,
-      taps: spec.nics.map((nic) => ({ name: nic.tap, nic: nic.id })),
-      nicDevices: spec.nics.map((nic) => nic.id),
+      taps: gatedNics(spec.nics).map((nic) => ({ name: nic.tap, nic: nic.id })),
+      nicDevices: gatedNics(spec.nics).map((nic) => nic.id),
       channelSocket: spec.channelSocket,
       adopted,
       missed,
@@ -54,7 +54,7 @@ export async function adoptAttached(spec: AttachedVm, options: QmpDriverOptions)
       isManaged: false,
       hasEnded: async () => !(await isListening(spec.qmpSocket)),
       kill: null,
-      onEnded: () => fence.expel(spec.nics.map((nic) => nic.tap)),
+      onEnded: () => fence.expel(gatedNics(spec.nics).map((nic) => nic.tap)),
       clock: options.clock,
       log: options.log,
       ...(options.unplugTimeoutMs === undefined ? {} : { unplugTimeoutMs: options.unplugTimeoutMs }),
@@ -79,7 +79,7 @@ function refuseMigrated(spec: AttachedVm, status: string): void {
   );
 }
 
-/** Every network card must be one that we were told of, and its other end a tap. */
+/** Every network card must be one that we were told of, and the other end of a gated one a tap. */
 async function checkCards(spec: AttachedVm, qmp: QmpClient): Promise<void> {
   const told = new Set(spec.nics.map((nic) => nic.id));
   const untold = networkCards(await qmp.execute('query-pci')).find((id) => !told.has(id));
@@ -99,6 +99,7 @@ async function checkCards(spec: AttachedVm, qmp: QmpClient): Promise<void> {
   for (const nic of spec.nics) {
     const card = cards.find((one) => one.nic === nic.id);
     if (card === undefined) throw refuse(spec, `it has no network card "${nic.id}"`, 'correct the spec');
+    if (nic.gated === false) continue;
     if (card.backend !== 'tap') {
       throw refuse(
         spec,
@@ -113,7 +114,7 @@ async function checkCards(spec: AttachedVm, qmp: QmpClient): Promise<void> {
 }
 
 async function checkTaps(spec: AttachedVm, namespace: Namespace): Promise<void> {
-  for (const nic of spec.nics) {
+  for (const nic of gatedNics(spec.nics)) {
     const facts = await readInterface(namespace, nic.tap);
     if (facts?.isTap !== true) throw refuse(spec, `${nic.tap} is not a tap`, 'correct the spec, or its namespace');
     if (facts.master === null || (await readInterface(namespace, facts.master))?.kind !== 'bridge') {
@@ -127,7 +128,11 @@ async function checkTaps(spec: AttachedVm, namespace: Namespace): Promise<void> 
 }
 
 async function guardTaps(spec: AttachedVm, fence: Fence): Promise<void> {
-  await fence.guard(spec.nics.map((nic) => nic.tap).filter((tap) => !isCoveredName(tap)));
+  await fence.guard(
+    gatedNics(spec.nics)
+      .map((nic) => nic.tap)
+      .filter((tap) => !isCoveredName(tap)),
+  );
 }
 
 /** The virtio-serial port of our agent, wherever QEMU's owner put it. */

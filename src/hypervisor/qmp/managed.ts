@@ -7,8 +7,8 @@ import type { VmId } from '../../model/ids.ts';
 import { HypervisorError } from '../errors.ts';
 import type { AdoptedState, RunningVm, VmEvent } from '../hypervisor.ts';
 import { HOST_NAMESPACE } from '../namespace.ts';
-import { makeTaps, removeTaps, tapsOf } from '../network.ts';
-import type { ManagedVm } from '../vm-spec.ts';
+import { gatedTapsOf, makeTaps, removeTaps, tapsOf } from '../network.ts';
+import { gatedNics, type ManagedVm } from '../vm-spec.ts';
 import type { Accelerator } from './accel.ts';
 import { parseChardevs, parseStatus } from './answers.ts';
 import {
@@ -148,8 +148,8 @@ async function makeManaged(
   return makeMachine({
     vm: spec.vm,
     namespace: spec.namespace ?? HOST_NAMESPACE,
-    taps: tapsOf(spec),
-    nicDevices: spec.nics.map((nic) => nicDevice(nic.id)),
+    taps: gatedTapsOf(spec),
+    nicDevices: gatedNics(spec.nics).map((nic) => nicDevice(nic.id)),
     channelSocket: files.channelSocket,
     adopted,
     missed,
@@ -255,7 +255,7 @@ async function cleanUp(spec: ManagedVm, context: ManagedContext, files: RunFiles
   const names = tapsOf(spec).map((tap) => tap.name);
   const fence = await context.fenceFor(namespace);
   await fence.ensure();
-  await fence.expel(names);
+  await fence.expel(gatedTapsOf(spec).map((tap) => tap.name));
   await removeTaps(namespace, names);
   await forgetLaunch(files);
 }
