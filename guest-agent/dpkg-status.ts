@@ -4,7 +4,8 @@ import { makeDpkgStatusReader } from '../src/model/dpkg-status.ts';
 import type { InstalledProduct } from '../src/model/inventory.ts';
 import { AgentError, type Platform } from './platform/platform.ts';
 
-const PIECE_BYTES = 65_536;
+/** Small, because text, its split form and the packages in it are in memory together. */
+const PIECE_BYTES = 16_384;
 const NEWLINE = 10;
 
 /** The packages of a status file; empty if there is none. */

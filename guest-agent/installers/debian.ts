@@ -39,8 +39,8 @@ export async function installDebianPackages(
   const { platform, paths } = context;
   try {
     for (const item of items) context.report(item, 'install');
-    const isAllThere = items.every((item) => isInstalled(readPackages(platform, paths), item));
-    const isDone = isAllThere && !isDpkgInterrupted(platform, paths);
+    const present = readPackages(platform, paths);
+    const isDone = items.every((item) => isInstalled(present, item)) && !isDpkgInterrupted(platform, paths);
     const outcomes = isDone
       ? items.map(() => INSTALLED)
       : await withoutStarts(platform, paths, () => runInstaller(context, items));
