@@ -15,7 +15,7 @@ import {
   OS_RELEASE,
   patch,
 } from '../../test/fakes/disk-images.ts';
-import { systemClock } from '../base/clock.ts';
+import { type Clock, systemClock } from '../base/clock.ts';
 import { digestOf } from '../base/digest.ts';
 import { runCommand } from '../base/run-command.ts';
 import type { DiskFormat, DiskImage } from '../model/disk-image.ts';
@@ -291,6 +291,20 @@ test('a look ends with whoever asked, also when that one is killed: nothing runs
   assert.equal(await processWith('qemu-storage-daemon', '/disk/image'), null);
   const report = await look({ path: debian, format: 'raw' });
   assert.equal(report.inventory.products.length, 4, 'and it can be looked into at once');
+});
+
+test('a look whose disk does not answer is ended in its time [A3]', async () => {
+  // The same limits, ten times faster.
+  const clock: Clock = { ...systemClock, after: (ms, callback) => systemClock.after(ms / 10, callback) };
+  const image: DiskImage = { path: debian, format: 'raw' };
+  const opened = await openLook({ image, uid: LOOK_UID, clock, signal: new AbortController().signal });
+  const pid = (await processWith('qemu-storage-daemon', '/disk/image')) ?? assert.fail('it does not run');
+  process.kill(pid, 'SIGSTOP');
+  await assert.rejects(opened.read(4 * MIB, 4096), { code: 'timeout/inspect' });
+  await opened.close();
+  for (let tries = 0; tries < 200 && (await processWith('qemu-storage-daemon', '/disk/image')) !== null; tries += 1)
+    await systemClock.sleep(20);
+  assert.equal(await processWith('qemu-storage-daemon', '/disk/image'), null);
 });
 
 /** Pid of a process of this program that has the word among its arguments and one of our images open; null if there is none. */

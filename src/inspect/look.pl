@@ -1,7 +1,7 @@
 #!/usr/bin/perl
 # Shows one disk image to debugfs inside namespaces of its own, and answers what is asked about it on stdin. Perl, because
 # Debian always has it (perl-base) and because the mounts have to be made from inside. All of it ends with this process,
-# which ends with its stdin: nothing stays mounted, whatever happens to the one who asked.
+# which ends when its descriptor 3 is let go of: nothing stays mounted, whatever happens to the one who asked.
 #
 #   look.pl outer UID NEXT...   (as root, in a mount namespace of its own) makes /dev/fuse usable, becomes UID and runs NEXT
 #   look.pl inner NODE FILE...  (first process of user, mount, pid and net namespaces) shows FILE... as /disk/0, /disk/1, …
@@ -83,8 +83,26 @@ sub inner {
     chdir '/' or fail("chdir: $!");
     syscall( $call->{umount2}, $old, MNT_DETACH ) == 0 or fail("umount: $!");
     refuse_written('/disk/0');
-    show_image($node);
-    serve();
+    watch_over( sub { show_image($node); serve() } );
+}
+
+# Does the work in a child. This process, whose end is everybody's end here, never touches the image: whoever has a file of an
+# image open that no longer answers cannot even exit. It ends with the work, or when the one who asked lets go of descriptor 3.
+sub watch_over {
+    my ($work) = @_;
+    open( my $lifeline, '<&=', 3 ) or fail("descriptor 3: $!");
+    pipe( my $working, my $worker ) or fail("pipe: $!");
+    my $pid = fork // fail("fork: $!");
+    if ( $pid == 0 ) {
+        close $_ for $lifeline, $working;
+        $work->();
+        exit 0;
+    }
+    close $_ for $worker, *STDIN, *STDOUT;
+    my $wanted = '';
+    vec( $wanted, fileno($_), 1 ) = 1 for $lifeline, $working;
+    1 while select( my $ready = $wanted, undef, undef, undef ) < 0;
+    exit 0;
 }
 
 # A system whose /bin is a link into /usr needs the link only.

@@ -53,22 +53,27 @@ export async function openLook(options: LookOptions): Promise<Look> {
   signal.throwIfAborted();
   const [program = 'prlimit', ...args] = argvOf(options);
   const child = spawn(program, args, {
-    stdio: 'pipe',
+    // The last one is the lifeline: all of it ends when our side is closed, also by our own death.
+    stdio: ['pipe', 'pipe', 'pipe', 'pipe'],
     cwd: '/',
     env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin', LC_ALL: 'C' },
   });
   const answers = new Answers(child);
   const ended = endOf(child);
-  const close = async (): Promise<void> => {
+  const letGo = (): void => {
     child.stdin.destroy();
-    // It ends with its stdin; if not, it is killed, and its first process takes the others along.
+    child.stdio[3]?.destroy();
+  };
+  const close = async (): Promise<void> => {
+    letGo();
+    // If it does not end by itself it is killed, and its first process takes the others along.
     const cancel = clock.after(INSPECT_END_TIMEOUT_MS, () => child.kill('SIGKILL'));
     await ended;
     cancel();
   };
   const give = (reason: unknown): void => {
     answers.fail(reason);
-    child.stdin.destroy();
+    letGo();
   };
   const cancelDeadline = clock.after(INSPECT_TIMEOUT_MS, () => give(tooLong(image)));
   const stop = (): void => give(signal.reason);
