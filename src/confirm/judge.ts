@@ -1,6 +1,7 @@
 // Decides whether a guest's confirmation is true: plan, results and a fresh inventory become evidence, or why not (A10).
 import { digestOf } from '../base/digest.ts';
 import { canonicalJson, type Digest } from '../base/digest-text.ts';
+import { compareKernelReleases, kernelFlavourOf, kernelPackageOf, kernelReleaseOf } from '../base/kernel-release.ts';
 import { VENDOR_RECHECK_MS } from '../base/limits.ts';
 import { printable } from '../base/printable.ts';
 import { type CompareVersions, findInstalled, indexProducts, type ProductIndex } from '../inventory/drift.ts';
@@ -27,6 +28,7 @@ export const JUDGE_CODES = {
   'check-missing': "an item's check was not run",
   'os-changed': 'the operating system is not the one that was reported before the install',
   'reboot-required': 'the guest still has to reboot',
+  'old-kernel': 'the plan installed a newer kernel than the one that runs',
   'product-missing': 'the fresh inventory does not show a product of the plan',
   'product-broken': 'a product of the plan is broken',
   'version-differs': 'the fresh inventory shows another version than the plan',
@@ -198,6 +200,25 @@ function checkInventory({ plan, confirmation, reported }: JudgeInput): JudgeRefu
   for (const item of plan.items) {
     const refusal = checkProduct(item, index);
     if (refusal !== null) return refusal;
+  }
+  return checkKernel(plan, inventory);
+}
+
+/**
+ * A kernel that the plan installed is the one that runs. Nothing is said where the running kernel is in no package of the guest: it
+ * comes from the host then, and no reboot of the guest changes it; nor of a kernel of another kind than the one that runs.
+ */
+function checkKernel(plan: Plan, { os, products }: Inventory): JudgeRefusal | null {
+  const running = os.kernel;
+  if (running === undefined || !products.some(({ product }) => product === kernelPackageOf(running))) return null;
+  for (const { id, release } of plan.items) {
+    const planned = release.ecosystem === 'debian' ? kernelReleaseOf(release.product) : null;
+    if (planned === null || kernelFlavourOf(planned) !== kernelFlavourOf(running)) continue;
+    const isBuildOld = planned === running && (os.kernelVersion ?? release.version) !== release.version;
+    if (isBuildOld || compareKernelReleases(running, planned) < 0) {
+      const detail = `${id} ${release.version} is installed, but the kernel that runs is ${running} ${os.kernelVersion ?? ''}`;
+      return refused('old-kernel', detail.trim());
+    }
   }
   return null;
 }
