@@ -47,6 +47,21 @@ const without = (program: string): Partial<DoctorPorts> => ({
 
 test('a fit host has nothing to mend', async () => assert.deepEqual(await findings({}), []));
 
+test('NICs that are not gated are shown, and a VM without any that is gated is a warning', async () => {
+  const lineOf = async (...gated: readonly (boolean | undefined)[]) => {
+    assert.ok(SAMPLE_SPEC.kind === 'managed');
+    const [nic] = SAMPLE_SPEC.nics;
+    assert.ok(nic !== undefined);
+    const nics = gated.map((is, index) => ({ ...nic, id: `net${index}`, ...(is === undefined ? {} : { gated: is }) }));
+    const lines = await runDoctor({ ...host, runs: new Map([['web', { spec: { ...SAMPLE_SPEC, nics } }]]) }, FIT);
+    const line = lines.find(({ check }) => check === 'ungated NICs');
+    return `${line?.state}: ${line?.detail}`;
+  };
+  assert.equal(await lineOf(undefined, true), 'ok: none');
+  assert.equal(await lineOf(undefined, false), 'ok: web (net1)');
+  assert.equal(await lineOf(false), 'warning: no NIC is gated of web (net0)');
+});
+
 test('each missing tool is named with its package', async () => {
   for (const [program, check] of [
     ['ip', 'ip'],
@@ -120,6 +135,7 @@ test('on the machine of the test every check answers', async () => {
       'space',
       'clock',
       'apt sources',
+      'ungated NICs',
     ],
   );
 });

@@ -12,6 +12,7 @@ import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
 import { breakGlassCommands } from './break-glass.ts';
 import type { Config } from './config.ts';
 import type { DoctorLine } from './service.ts';
+import { ungatedNicsOf } from './vm-policy.ts';
 
 export type DoctorPorts = {
   /** Whether hardware virtualisation was proven to work. */
@@ -67,6 +68,7 @@ export async function runDoctor(host: DoctorHost, ports = hostPorts(host)): Prom
     checkSpace(config, ports),
     checkClock(ports),
     checkAptSources(config, ports),
+    checkNics([...(host.runs?.values() ?? [])].map(({ spec }) => spec)),
   ]);
   const byHand = [...(host.runs?.values() ?? [])].map(({ spec }) =>
     ok(`break-glass ${spec.vm}`, breakGlassCommands(spec, config.runFolder).join(' && ')),
@@ -117,6 +119,19 @@ async function nearestFolder(path: string): Promise<string> {
     folder = folder.slice(0, Math.max(1, folder.lastIndexOf('/')));
   }
   return folder;
+}
+
+/** NICs that the operator took out of the gate, on purpose or not. */
+function checkNics(specs: readonly VmSpec[]): DoctorLine {
+  const some = specs.filter((spec) => ungatedNicsOf(spec).length > 0);
+  const whole = some.filter((spec) => ungatedNicsOf(spec).length === spec.nics.length);
+  const list = (found: readonly VmSpec[]) =>
+    found.map((spec) => `${spec.vm} (${ungatedNicsOf(spec).join(', ')})`).join('; ');
+  if (whole.length > 0) {
+    const mend = 'take `gated = false` out of the spec of at least one NIC, then remove the VM and add it again';
+    return bad('ungated NICs', 'warning', `no NIC is gated of ${printable(list(whole), 400)}`, mend);
+  }
+  return ok('ungated NICs', some.length === 0 ? 'none' : printable(list(some), 400));
 }
 
 async function checkRights({ uid }: DoctorPorts): Promise<DoctorLine> {

@@ -7,7 +7,7 @@ import { faultOfPolicy, matchesProduct, type Policy, type ResolvedPolicy, resolv
 import type { StoredVm } from '../src/update/journal.ts';
 import type { Config, Groups } from './config.ts';
 import { nearestWord } from './nearest-word.ts';
-import { type PolicyChange, wordOfKey } from './policy-words.ts';
+import { fileOfPolicy, type PolicyChange, wordOfKey } from './policy-words.ts';
 
 /** What an operator decided for one VM alone. */
 export type OwnPolicy = Pick<StoredVm, 'own' | 'group'>;
@@ -74,7 +74,9 @@ export function changedPolicy(
 
 /** A change in one line, for the audit record. */
 export function changeText({ set, unset, group }: PolicyChange): string {
-  const words = Object.entries(set).map(([key, value]) => `${key}=${Array.isArray(value) ? value.join(',') : value}`);
+  const words = Object.entries(fileOfPolicy(set)).map(
+    ([key, value]) => `${key}=${Array.isArray(value) ? value.join(',') || '[]' : value}`,
+  );
   return [
     ...words,
     ...unset.map((key) => `${wordOfKey(key)}=`),

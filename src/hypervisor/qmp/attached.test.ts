@@ -71,6 +71,36 @@ test('a VM that has not run yet is fresh, and its tap is fenced under its own na
   assert(state.gated.has('vnet3') && !state.admitted.has('vnet3'));
 });
 
+test('a card that is not gated is left alone whatever it is connected to; the other one is fenced and unplugged', async (t) => {
+  const { driver, fence, spec, qemu } = await house(t);
+  const cards = [
+    { id: 'net0', tap: 'vnet3' },
+    { id: 'mgmt', tap: 'none', backend: 'user' },
+  ];
+  const fake = await qemu({ nics: cards });
+  await assert.rejects(driver().start(spec(cards)), /"mgmt" is connected by user, not by a tap/, 'positive control');
+  const vm = await driver().start(
+    spec([
+      { id: 'net0', tap: 'vnet3' },
+      { id: 'mgmt', tap: 'none', gated: false },
+    ]),
+  );
+  t.after(vm.release);
+  await vm.lowerLinks();
+  assert.deepEqual(
+    [...fake.links],
+    [
+      ['net0', false],
+      ['mgmt', true],
+    ],
+  );
+  assert.deepEqual(
+    vm.taps.map(({ name }) => name),
+    ['vnet3'],
+  );
+  assert.deepEqual([...(await fence.verify()).gated], ['vnet3']);
+});
+
 test('a running VM is ungated; found again after our restart it is the same process; a new QEMU is not [A2] [X4]', async (t) => {
   const { driver, spec, qemu } = await house(t);
   const first = await qemu({ status: 'running' });
