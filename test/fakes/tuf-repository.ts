@@ -146,14 +146,16 @@ export async function write(repository: FakeRepository, ...names: readonly strin
   for (const name of names) {
     const bytes = signed(repository, name);
     repository.bytes.set(name, bytes);
-    await writeFile(join(folder, fileName(repository, name)), bytes);
+    const path = join(folder, fileName(repository, name));
+    await mkdir(dirname(path), { recursive: true });
+    await writeFile(path, bytes);
   }
 }
 
-/** The name under which a client asks for a role's present version. */
+/** The file of a role's present version. A name with slashes makes folders: a server unescapes what a client asks for. */
 export function fileName({ roles, isConsistent }: FakeRepository, name: string): string {
   const isVersioned = name === 'root' || (isConsistent && name !== 'timestamp');
-  return `${isVersioned ? `${roles.get(name)?.version}.` : ''}${encodeURIComponent(name)}.json`;
+  return `${isVersioned ? `${roles.get(name)?.version}.` : ''}${name}.json`;
 }
 
 /** Raises the versions of all roles but the root and writes everything, as an honest publisher does. */

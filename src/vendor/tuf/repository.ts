@@ -39,9 +39,9 @@ export function metadataFolder(repository: string): string {
   return join(repository, 'metadata');
 }
 
-/** The name of a version of a role's file, as clients ask for it (TUF 6.2). */
+/** The name of a version of a role's file (TUF 6.2). Clients escape it in the URL, and web servers take that back. */
 export function roleFile(version: number, role: string): string {
-  return `${version}.${encodeURIComponent(role)}.json`;
+  return `${version}.${role}.json`;
 }
 
 /** Throws VendorError `usage/tuf-repository` when the folder holds no repository. */
@@ -160,7 +160,7 @@ type Search = {
 };
 
 async function readNewest({ folder, names, role, seen, verify }: Search): Promise<TargetsFile | null> {
-  const ending = `.${encodeURIComponent(role)}.json`;
+  const ending = `.${role}.json`;
   const versions = names
     .filter((name) => name.endsWith(ending) && /^[1-9]\d{0,14}$/.test(name.slice(0, -ending.length)))
     .map((name) => Number(name.slice(0, -ending.length)))

@@ -118,6 +118,8 @@ function tryLocal(text: string | undefined, load: (bytes: Buffer) => void): bool
 
 /** TUF 5.4. An expired one of ours still says below which version nothing is accepted. */
 async function updateTimestamp({ deps, store, trusted, fetch }: RunningRound): Promise<void> {
+  // Before ours is looked at: with an expired root nothing is verified, and ours must not be forgotten for that.
+  if (store.root.signed.isExpired(new Date(deps.nowMs))) throw new Error('root.json is expired');
   tryLocal(trusted.timestamp, (bytes) => store.updateTimestamp(bytes));
   const own = store.timestamp;
   // TUF 5.3.11: one whose keys were rotated away is trusted no more, which is how a vendor recovers from a fast-forward.
