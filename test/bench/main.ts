@@ -1,7 +1,18 @@
 // npm run bench -- NAME [--json]: runs one bench and prints its figures; progress goes to stderr.
 import { inspect, parseArgs } from 'node:util';
 
-type Bench = { readonly title: string; readonly run: (say: (line: string) => void) => Promise<object> };
+/** What only some benches know: `patch`. */
+type Wishes = {
+  readonly quick: boolean;
+  readonly installPeers: boolean;
+  readonly guests: number;
+  readonly packages: readonly string[];
+};
+
+type Bench = {
+  readonly title: string;
+  readonly run: (say: (line: string) => void, wishes: Wishes) => Promise<object>;
+};
 
 const BENCHES: Readonly<Record<string, Bench>> = {
   gate: {
@@ -12,6 +23,11 @@ const BENCHES: Readonly<Record<string, Bench>> = {
     title: 'building drives of 10 to 100,000 files; reading them beside a plain ISO file',
     run: async () => await (await import('./drive-build.ts')).run(),
   },
+  patch: {
+    title:
+      'power-on to patched and on the network, beside virt-customize and apt-cacher-ng (needs root; docs/bench-patch.md)',
+    run: async (say, wishes) => await (await import('./patch.ts')).run(wishes, say),
+  },
 };
 
 const USAGE = `usage: npm run bench -- NAME [--json]
@@ -20,26 +36,46 @@ ${Object.entries(BENCHES)
   .map(([name, { title }]) => `  ${name.padEnd(8)}${title}`)
   .join('\n')}
 
-  --json  one JSON document on stdout
+  --json           one JSON document on stdout
+
+Of patch:
+  --quick          one guest in each way
+  --guests N       guests in a row and side by side, 1 to 10; 10 by default
+  --packages A,B   only these packages and what they need; everything that is pending by default
+  --install-peers  install the peers' Debian packages first
 `;
 
+const OPTIONS = {
+  json: { type: 'boolean' },
+  help: { type: 'boolean', short: 'h' },
+  quick: { type: 'boolean' },
+  guests: { type: 'string', default: '10' },
+  packages: { type: 'string' },
+  'install-peers': { type: 'boolean' },
+} as const;
+const GUESTS_MAX = 10;
+
 async function main(args: readonly string[]): Promise<number> {
-  const { values, positionals } = parseArgs({
-    args: [...args],
-    allowPositionals: true,
-    options: { json: { type: 'boolean' }, help: { type: 'boolean', short: 'h' } },
-  });
+  const { values, positionals } = parseArgs({ args: [...args], allowPositionals: true, options: OPTIONS });
   if (values.help === true) {
     process.stdout.write(USAGE);
     return 0;
   }
   const [name] = positionals;
   const bench = name !== undefined && Object.hasOwn(BENCHES, name) ? BENCHES[name] : undefined;
-  if (bench === undefined || positionals.length !== 1) {
+  const guests = Number(values.guests);
+  const isCount = Number.isInteger(guests) && guests >= 1 && guests <= GUESTS_MAX;
+  if (bench === undefined || positionals.length !== 1 || !isCount) {
     process.stderr.write(USAGE);
     return 2;
   }
-  const figures = await bench.run((line) => process.stderr.write(`${line}\n`));
+  const wishes = {
+    quick: values.quick === true,
+    installPeers: values['install-peers'] === true,
+    guests,
+    packages: (values.packages ?? '').split(',').filter((name) => name !== ''),
+  };
+  const figures = await bench.run((line) => process.stderr.write(`${line}\n`), wishes);
   const shown =
     values.json === true ? JSON.stringify({ bench: name, ...figures }, null, 2) : inspect(figures, { depth: 6 });
   process.stdout.write(`${shown}\n`);
