@@ -1,5 +1,6 @@
 // What is known of a switched-off VM, for the updates it is staged with (A1). One that has never run is asked of its disk (A3), and
 // what its agent reports later is held against that.
+import type { Audit } from '../audit/audit.ts';
 import { describeError, PratiqueError } from '../base/errors.ts';
 import { counted, printable } from '../base/printable.ts';
 import type { VmSpec } from '../hypervisor/vm-spec.ts';
@@ -21,7 +22,9 @@ export type StagingOwner = {
   readonly note: Runner['note'];
 };
 
-type StagingDeps = Pick<VmRunDeps, 'inventories' | 'inspector' | 'clock' | 'audit' | 'log'>;
+type StagingDeps = Pick<VmRunDeps, 'inventories' | 'inspector' | 'clock' | 'log'> & {
+  readonly audit: Pick<Audit, 'append'>;
+};
 
 /** What a disk tells when somebody asks, beside what is known. */
 export type Inspection = DiskReport & {
