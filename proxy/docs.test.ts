@@ -6,10 +6,12 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { ERROR_FAMILIES } from '../src/base/errors.ts';
 import { STATE_DEADLINES_MS } from '../src/base/limits.ts';
+import { DEFAULT_POLICY } from '../src/model/policy.ts';
 import { SAMPLE_SPEC } from '../test/fakes/service.ts';
 import { breakGlassCommands } from './break-glass.ts';
 import { parseConfigText } from './config.ts';
 import { ConfigFileSchema, FilePolicySchema } from './config-schema.ts';
+import { fileOfPolicy } from './policy-words.ts';
 import { readVmSpec } from './spec-file.ts';
 
 const page = async (path: string): Promise<string> =>
@@ -29,6 +31,16 @@ test('the configuration page names every key, and its example is a correct file'
     assert.ok(text.includes(`\`${key}\``), key);
   const example = await parseConfigText(tomlOf(text), 'configuration.md');
   assert.equal(example.vendors?.length, 2);
+});
+
+test('the policy page explains every key with what is built in, and its example is a correct file', async () => {
+  const text = await page('policy.md');
+  for (const [key, value] of Object.entries(fileOfPolicy(DEFAULT_POLICY))) {
+    const builtIn = Array.isArray(value) ? '[]' : String(value);
+    assert.ok(text.includes(`| \`${key}\` | \`${builtIn}\` |`), `${key} ${builtIn}`);
+  }
+  const { groups } = await parseConfigText(tomlOf(text), 'policy.md');
+  assert.deepEqual(groups?.web?.vms, ['web-*', 'shop']);
 });
 
 test('the example of the VM spec page is a correct spec', async () => {

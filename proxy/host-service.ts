@@ -1,4 +1,5 @@
 // Answers the surfaces from the rooms of a running host.
+import { isoTime } from '../src/base/clock.ts';
 import { describeError, PratiqueError } from '../src/base/errors.ts';
 import { EVENTS_PAGE_MAX } from '../src/base/limits.ts';
 import { isCoveredName } from '../src/hypervisor/fence.ts';
@@ -195,8 +196,12 @@ function whyOf(rooms: HostRooms, run: VmRun): Why {
 
 /** A vendor knows whether its signatures are valid; the host's default policy, how old they may be. */
 function withAge<T extends VendorStatus>({ config, clock }: HostRooms, report: T): T {
-  const ageMs = clock.nowMs() - (report.checkedAtMs ?? Number.NEGATIVE_INFINITY);
-  return { ...report, isFresh: report.isFresh && ageMs >= 0 && ageMs <= config.policy.metadataAgeMaxMs };
+  const { checkedAtMs, trouble } = report;
+  if (!report.isFresh || checkedAtMs === null) return report;
+  const ageMs = clock.nowMs() - checkedAtMs;
+  if (ageMs >= 0 && ageMs <= config.policy.metadataAgeMaxMs) return report;
+  const message = `verified last at ${isoTime(checkedAtMs)}, which is not within the policy's metadataAge`;
+  return { ...report, isFresh: false, trouble: trouble ?? { code: 'vendor-ill/stale', message } };
 }
 
 async function viewOf(rooms: HostRooms, run: VmRun): Promise<VmView> {
