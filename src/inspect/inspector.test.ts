@@ -77,6 +77,28 @@ test('a VM that starts waits for no look: it is left, and nobody has the disk op
   await inspector.leave(WEB); // Nothing is under way: nothing to wait for.
 });
 
+test('few looks run at once; one that waits for its turn is left at once', async () => {
+  let go = (): void => {};
+  const gate = new Promise<void>((resolve) => {
+    go = resolve;
+  });
+  const { inspector, prepared } = makeOne(() => gate);
+  const names = ['a', 'b', 'c', 'd'].map((name) => name as VmId); // Letters are a VM's name.
+  const looks = names.map((vm) => inspector.inspect({ vm, disks: [disk('root', path)] }, never));
+  const left = assert.rejects(looks[2] ?? Promise.resolve(), { code: 'conflict/inspect-left' });
+  await systemClock.sleep(20);
+  assert.deepEqual(prepared, ['a/root', 'b/root']);
+  await inspector.leave(names[2] ?? WEB);
+  await left;
+  go();
+  const others = await Promise.all([looks[0], looks[1], looks[3]]);
+  assert.deepEqual(
+    others.map((report) => report?.disk),
+    ['root', 'root', 'root'],
+  );
+  assert.deepEqual(prepared, ['a/root', 'b/root', 'd/root']);
+});
+
 test('whoever gives up ends the look, unless another one waits for it', async () => {
   let go = (): void => {};
   const gate = new Promise<void>((resolve) => {

@@ -36,7 +36,7 @@ type Underway = { readonly report: Promise<DiskReport>; readonly abort: AbortCon
 export function makeInspector(options: InspectorOptions): Inspector {
   const { clock } = options;
   const underway = new Map<VmId, Underway>();
-  const slots = makeTurns(INSPECT_AT_ONCE_MAX);
+  const inTurn = makeTurns(INSPECT_AT_ONCE_MAX);
 
   const lookInto = async ({ vm, disks }: VmDisks, signal: AbortSignal): Promise<DiskReport> => {
     const uid = await options.uidFor(vm);
@@ -60,7 +60,7 @@ export function makeInspector(options: InspectorOptions): Inspector {
 
   const begin = (of: VmDisks): Underway => {
     const abort = new AbortController();
-    const report = slots(() => lookInto(of, abort.signal));
+    const report = inTurn(abort.signal, () => lookInto(of, abort.signal));
     const begun: Underway = { report, abort, waiting: 0 };
     underway.set(of.vm, begun);
     const end = (): void => {
@@ -102,12 +102,27 @@ export function makeInspector(options: InspectorOptions): Inspector {
   };
 }
 
-/** Runs works in turn, so many at once. */
-function makeTurns(count: number): <T>(work: () => Promise<T>) => Promise<T> {
+type InTurn = <T>(signal: AbortSignal, work: () => Promise<T>) => Promise<T>;
+
+/** Runs works in turn, so many at once; who is told to stop while it waits, stops at once. */
+function makeTurns(count: number): InTurn {
   let busy = 0;
   const queue: (() => void)[] = [];
-  return async (work) => {
-    if (busy >= count) await new Promise<void>((resolve) => queue.push(resolve));
+  const waitForTurn = (signal: AbortSignal): Promise<void> =>
+    new Promise((resolve, reject) => {
+      const enter = (): void => {
+        signal.removeEventListener('abort', leave);
+        resolve();
+      };
+      const leave = (): void => {
+        queue.splice(queue.indexOf(enter), 1);
+        reject(signal.reason);
+      };
+      queue.push(enter);
+      signal.addEventListener('abort', leave, { once: true });
+    });
+  return async (signal, work) => {
+    if (busy >= count) await waitForTurn(signal);
     else busy += 1;
     try {
       return await work();
