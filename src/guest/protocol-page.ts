@@ -156,12 +156,15 @@ Items are installed in the order of the manifest, by their \`install.action\`:
 - \`bundle\`: unpack the tar (\`compression\`) to \`<prefix>/versions/<version>\`, refusing absolute paths, \`..\`, links that lead out, and
   devices; run its \`install\` entry there, if named; put the link \`<prefix>/current\` in its place atomically; run its \`check\` entry, if
   named, and report \`checkPassed\`. If something fails, \`current\` goes back to the previous version, which is kept.
-- \`debian-package\`: all such items of the manifest are given to apt together, offline; Debian's own signed indices are under \`/apt\`.
+- \`debian-package\`: all such items of the manifest are given to apt together, offline. Without \`apt\` in the manifest the files are given as they are.
+  With it the guest's own apt verifies them: each folder of \`apt.archives\` is the root of an archive (\`deb file:<drive><folder> <suite> <components>\`),
+  its signed files are among \`extraFiles\`, and what is asked for is \`product=version\`. Services are neither started nor stopped by package
+  scripts; those that run what was replaced end before \`installed\`, and start after \`admitted\`.
 - \`agent\`: replace the agent's own executable atomically, say \`bye\` with reason \`agent-update\`, and start again.
 
 After an item that failed the others are \`skipped\` with the code \`earlier-failed\`, but every item has a result. Codes of a failed result:
-\`digest-mismatch\`, \`no-space\`, \`bad-bundle\`, \`unpack-failed\`, \`install-failed\`, \`check-failed\`, \`timeout\`, \`unsupported-compression\`; others may
-be made up. A drive that is \`refused\` ends the run; an item that failed does, too, and the VM stays unplugged.`;
+\`digest-mismatch\`, \`no-space\`, \`bad-bundle\`, \`unpack-failed\`, \`install-failed\`, \`check-failed\`, \`timeout\`, \`unsupported-compression\`,
+\`bad-signature\`, \`signed-digest-mismatch\`, \`not-in-archive\`, \`no-apt\`, \`no-dpkg\`, \`agent-unfit\`; others may be made up. A drive that is \`refused\` ends the run; an item that failed does, too, and the VM stays unplugged.`;
 
 const DURABILITY = `## What an agent must keep, and survive
 
