@@ -523,9 +523,11 @@ test('an update is not pushed to a VM that is plugged in where the policy wants 
 test('an update that is well although something else is left out is kept, behind a closed gate [X5]', () => {
   const judging: RunState = { kind: 'judging', run: onTrial, session, phase: 'weighing' };
   const refusal = (code: string): RunEvent => ({ kind: 'judged-refused', step: SAMPLE_STEP, code, detail: 'x' });
-  const kept = next(judging, refusal('left-out'));
-  movedTo(kept, 'quarantined');
-  assert.ok(effectsOf(kept).includes('accept-overlay') && effectsOf(kept).includes('close-gate'));
+  for (const code of ['left-out', 'metadata-old']) {
+    const kept = next(judging, refusal(code));
+    movedTo(kept, 'quarantined');
+    assert.ok(effectsOf(kept).includes('accept-overlay') && effectsOf(kept).includes('close-gate'), code);
+  }
   movedTo(next(judging, refusal('still-behind')), 'rolling-back');
 });
 

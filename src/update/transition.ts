@@ -461,12 +461,16 @@ function onAnswer(state: RunState, event: Answer, policy: Policy): Outcome {
   }
 }
 
-/** What was installed is well, but something else stays behind: there is nothing to throw away, and the gate stays closed. */
+/**
+ * What was installed is well, but something else stays behind, or what is known of the vendor is too old: there is nothing to
+ * throw away, and the gate stays closed. The judge says so only after everything else was right.
+ */
 function onRefused(
   state: Extract<RunState, { kind: 'judging' }>,
   reason: Extract<Trouble, { kind: 'confirm-refused' }>,
 ): Outcome {
-  if (!state.run.isOnTrial || reason.code !== 'left-out') return fail(state, reason);
+  const isWell = reason.code === 'left-out' || reason.code === 'metadata-old';
+  if (!state.run.isOnTrial || !isWell) return fail(state, reason);
   const keep: readonly Effect[] = [{ kind: 'accept-overlay' }, { kind: 'commit-overlay' }];
   return hold({ ...state.run, isOnTrial: false }, state.session, reason, keep);
 }

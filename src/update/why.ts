@@ -115,6 +115,12 @@ export function explainQuarantine(vm: VmId, reason: QuarantineReason, isRunning:
           : `Mend the cause in the guest or publish a better release, then: ${retry}`,
       };
     case 'confirm-refused':
+      if (reason.code === 'metadata-old') {
+        return {
+          reason: `Whether it is up to date is not known any more: ${printable(reason.detail)}.`,
+          next: `Look at pratique vendor check, then: ${retry}`,
+        };
+      }
       if (reason.code === 'left-out') {
         return {
           reason: `What it should have cannot be installed: ${printable(reason.detail, 400)}.`,
