@@ -66,6 +66,8 @@ export const OVERLAY_RETRY_MS = 60_000;
 export const OVERLAY_RETRY_MAX_MS = 60 * 60_000;
 /** Versions named in a run's state; the plan has them all. */
 export const PLAN_SUMMARY_ITEMS_MAX = 20;
+/** Milliseconds for which a KVM that did not work is not tried again by the next daemon. */
+export const KVM_MEMORY_MS = 60 * 60_000;
 /** Bytes of a guest's serial console that QEMU keeps; a power of two (ringbuf), so that a guest cannot fill our disk. */
 export const CONSOLE_BYTES = 256 * 1024;
 /** Bytes of a unix socket's path (sun_path is 108 with its zero). */
@@ -144,6 +146,8 @@ export const RELEASE_ADVISORIES_MAX = 200;
 export const CHANGELOGS_WAITING_MAX = 1_000;
 /** Package names whose offers are remembered between two refreshes: about 3 KB each, and a fleet has a few thousand in all. */
 export const CATALOG_NAMES_MAX = 8_000;
+/** Bytes of one stanza of a package index; the longest of Debian main has about 110,000. */
+export const STANZA_BYTES_MAX = 2 * 1024 * 1024;
 /** Other releases that one release names as installed together with it; a kernel needs one, a compiler a dozen. */
 export const RELEASE_REQUIRES_MAX = 100;
 /** Characters of one line of a package index; the longest Provides line of Debian main has about 100,000. */

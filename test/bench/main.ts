@@ -19,6 +19,11 @@ const BENCHES: Readonly<Record<string, Bench>> = {
     title: 'agent start to plugged; drive released to link up with 100 VMs at once; 500 VMs on one daemon (needs root)',
     run: async (say) => await (await import('./gate.ts')).run(say),
   },
+  index: {
+    title:
+      'Debian main verified, downloaded, unpacked, parsed and stored, beside `xz -dc`; memory; what the next VM costs',
+    run: async (say) => await (await import('./package-index.ts')).run(say),
+  },
   drive: {
     title: 'building drives of 10 to 100,000 files; reading them beside a plain ISO file',
     run: async () => await (await import('./drive-build.ts')).run(),

@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process';
 import { Readable } from 'node:stream';
 import { constants, createGunzip } from 'node:zlib';
 import { extract } from 'tar-stream';
+import type { Clock } from '../../base/clock.ts';
 import {
   ADVISORIES_PER_CHANGELOG_MAX,
   CHANGELOG_BYTES_MAX,
@@ -70,15 +71,14 @@ async function readText(entry: AsyncIterable<unknown>, isPacked: boolean): Promi
  * The changelog of a downloaded package, undefined where it has none (its documentation may be a link into another package).
  * Throws what dpkg-deb, the tar or the packing object to, and when the package is too large to be searched.
  */
-export async function readChangelog(path: string, name: string): Promise<Changelog | undefined> {
+export async function readChangelog(path: string, name: string, clock: Clock): Promise<Changelog | undefined> {
   const folder = `usr/share/doc/${name}/`;
   const wanted = ['changelog.Debian.gz', 'changelog.gz', 'changelog.Debian', 'changelog'].map((one) => folder + one);
   // dpkg-deb unpacks beside us, and it is stopped as soon as the changelog was seen.
   const child = spawn('dpkg-deb', ['--fsys-tarfile', path], {
     stdio: ['ignore', 'pipe', 'ignore'],
-    timeout: COMMAND_TIMEOUT_MS,
-    killSignal: 'SIGKILL',
   });
+  const cancel = clock.after(COMMAND_TIMEOUT_MS, () => void child.kill('SIGKILL'));
   const tar = extract();
   child.on('error', (error) => tar.destroy(error));
   let searchedBytes = 0;
@@ -97,6 +97,7 @@ export async function readChangelog(path: string, name: string): Promise<Changel
     }
     return undefined;
   } finally {
+    cancel();
     child.kill('SIGKILL');
     tar.destroy();
   }

@@ -329,7 +329,7 @@ function makeChangelogReader({ config, deps, index }: Debian, inTurn: (write: ()
   let last: Promise<void> = Promise.resolve();
   const read = async (name: string, path: string): Promise<void> => {
     try {
-      const changelog = isClosed ? undefined : await readChangelog(path, name);
+      const changelog = isClosed ? undefined : await readChangelog(path, name, deps.clock);
       if (changelog !== undefined) await inTurn(() => index.addAdvisories(changelog.source, changelog.entries));
     } catch (error) {
       deps.log.warn(

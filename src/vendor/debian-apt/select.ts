@@ -192,16 +192,14 @@ function settle(installed: readonly Member[], updates: readonly Update[], catalo
   return { world: before, additions: new Map(), banned };
 }
 
-/** A security update drags along what it needs: that is then for security too, or a security-only run could not install it. */
-function spreadSecurity(kinds: Map<string, Kind>, requirements: ReadonlyMap<string, readonly Requirement[]>): void {
-  const queue = [...kinds].filter(([, kind]) => kind === 'security').map(([name]) => name);
-  for (let name = queue.shift(); name !== undefined; name = queue.shift()) {
-    for (const { product } of requirements.get(name) ?? []) {
-      if (kinds.get(product) === 'security') continue;
-      kinds.set(product, 'security');
-      queue.push(product);
-    }
-  }
+/** The updates, and of the new packages those that any of them requires: another may have come that meets the same need. */
+function withoutOrphans(
+  updates: readonly Update[],
+  requirements: ReadonlyMap<string, readonly Requirement[]>,
+): ReadonlySet<string> {
+  const reached = new Set(updates.map(({ offer }) => offer.name));
+  for (const name of reached) for (const { product } of requirements.get(name) ?? []) reached.add(product);
+  return reached;
 }
 
 type Sorted = {
@@ -299,13 +297,13 @@ export function selectPackages(products: readonly InstalledProduct[], catalog: C
   const accepted = updates.filter(({ offer }) => !banned.has(keyOf(offer)));
   const offers = new Map([...accepted.map(({ offer }) => [offer.name, offer] as const), ...additions]);
   const requirements = requirementsOf(new World(installed), world, new Set(offers.keys()));
-  const kinds = new Map<string, Kind>([...additions.keys()].map((name) => [name, 'fix']));
-  for (const { offer, kind } of accepted) kinds.set(offer.name, kind);
-  spreadSecurity(kinds, requirements);
-
-  const chosen = [...offers].map(([name, offer]): Chosen => {
-    return { offer, kind: kinds.get(name) ?? 'fix', requires: requirements.get(name) ?? [] };
-  });
+  const kinds = new Map(accepted.map(({ offer, kind }) => [offer.name, kind]));
+  const wanted = withoutOrphans(accepted, requirements);
+  const chosen = [...offers]
+    .filter(([name]) => wanted.has(name))
+    .map(([name, offer]): Chosen => {
+      return { offer, kind: kinds.get(name) ?? 'fix', requires: requirements.get(name) ?? [] };
+    });
   const refused = updates
     .filter(({ offer }) => banned.has(keyOf(offer)))
     .map(({ offer: { name, version, arch }, offer, kind }): LeftOut => {
