@@ -1,10 +1,11 @@
 // One VM's overlay between its runs: what waits for a merge, what is tried again, and what is said and remembered.
 import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { setImmediate as tick } from 'node:timers/promises';
 import { makeFakeClock } from '../../test/simulator/clock.ts';
 import { SPEC } from '../../test/simulator/machine.ts';
-import { OVERLAY_FREE_BYTES_MIN, OVERLAY_RETRY_MS } from '../base/limits.ts';
+import { OVERLAY_BYTES_PER_PLAN_BYTE, OVERLAY_FREE_BYTES_MIN, OVERLAY_RETRY_MS } from '../base/limits.ts';
 import { openDatabase } from '../base/sqlite.ts';
 import type { DiskOverlay, HypervisorDriver, OverlayFate, RunningVm } from '../hypervisor/hypervisor.ts';
 import type { RunId, VmId } from '../model/ids.ts';
@@ -168,4 +169,10 @@ test('why names the versions that were rolled back, the cause, and what to do; a
   const hosts = explainQuarantine(VM, { kind: 'rolled-back', versions: [], cause: full }, false);
   assert.match(hosts.reason, /as before.*disk-full.*no space/);
   assert.match(hosts.next, /doctor.*pratique vm start vm1$/);
+});
+
+test('the page about overlays has the figures of the code', async () => {
+  const text = await readFile(new URL('../../docs/overlay.md', import.meta.url), 'utf8');
+  assert.ok(text.includes(`${OVERLAY_FREE_BYTES_MIN / 1024 ** 2} MiB`));
+  assert.ok(OVERLAY_BYTES_PER_PLAN_BYTE === 8 && text.includes('eight times'));
 });

@@ -22,13 +22,14 @@ if (
 }
 
 const broken: SimResult[] = [];
-const sums = { steps: 0, opened: 0, crashes: 0, quarantines: 0 };
+const sums = { steps: 0, opened: 0, crashes: 0, quarantines: 0, rollBacks: 0 };
 for (let seed = from; seed < from + seeds; seed += 1) {
   const result = await simulate({ seed, steps });
   sums.steps += result.steps;
   sums.opened += result.opened;
   sums.crashes += result.crashes;
   sums.quarantines += result.quarantines;
+  sums.rollBacks += result.rollBacks;
   if (result.broken === null) continue;
   broken.push(result);
   if (!values.json) process.stdout.write(`seed ${seed}: ${result.broken}\n  ${result.story.join('\n  ')}\n`);

@@ -28,8 +28,13 @@ const DISK_BYTES = 1024 * 1024;
 const EXIT_CODE_PROVEN = (0x2a << 1) | 1;
 
 /** Starts a throw-away VM with KVM and returns what VMs are to use; the log says it with the reason. Never throws. */
-export async function probeAccelerator(qemuBinary: string, clock: Clock, log: Log): Promise<Accelerator> {
-  const trouble = await kvmTrouble(qemuBinary, clock);
+export async function probeAccelerator(
+  qemuBinary: string,
+  clock: Clock,
+  log: Log,
+  kvmDevice = '/dev/kvm',
+): Promise<Accelerator> {
+  const trouble = await kvmTrouble(qemuBinary, clock, kvmDevice);
   if (trouble === null) log.info('VMs run with KVM');
   else log.warn({ reason: trouble }, 'KVM does not work here; VMs are emulated (TCG), which is slow');
   return trouble === null ? 'kvm' : 'tcg';
@@ -56,11 +61,11 @@ export function isProven(exitCode: number | null): boolean {
   return exitCode === EXIT_CODE_PROVEN;
 }
 
-async function kvmTrouble(qemuBinary: string, clock: Clock): Promise<string | null> {
+async function kvmTrouble(qemuBinary: string, clock: Clock, kvmDevice: string): Promise<string | null> {
   try {
-    await access('/dev/kvm');
+    await access(kvmDevice);
   } catch {
-    return 'there is no /dev/kvm';
+    return `there is no ${kvmDevice}`;
   }
   const folder = await mkdtemp(join(tmpdir(), 'pratique-probe-'));
   try {

@@ -1,17 +1,19 @@
 // The QMP driver: managed and attached VMs behind the HypervisorDriver contract.
 import { HypervisorError } from '../errors.ts';
 import type { HypervisorDriver } from '../hypervisor.ts';
-import { type Accelerator, probeAccelerator } from './accel.ts';
+import type { Accelerator } from './accel.ts';
+import { chooseAccelerator } from './accel-memory.ts';
 import { adoptAttached } from './attached.ts';
 import { adoptManaged, settleManaged, startManaged } from './managed.ts';
 import type { QmpDriverOptions } from './options.ts';
 
-/** A driver for QEMUs on this host. The first start tries KVM with a throw-away VM, once. */
+/** A driver for QEMUs on this host. The first start tries KVM with a throw-away VM. */
 export function makeQmpDriver(options: QmpDriverOptions): HypervisorDriver {
   let probed: Promise<Accelerator> | null = null;
   const accelerator = () => {
     if (options.accelerator !== undefined) return Promise.resolve(options.accelerator);
-    probed ??= probeAccelerator(options.qemuBinary ?? 'qemu-system-x86_64', options.clock, options.log);
+    const { qemuBinary = 'qemu-system-x86_64', runFolder, clock, log } = options;
+    probed ??= chooseAccelerator({ qemuBinary, runFolder, clock, log });
     return probed;
   };
   const context = { ...options, chooseAccelerator: accelerator };

@@ -2,16 +2,18 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { systemClock } from '../../base/clock.ts';
 import type { Digest } from '../../base/digest-text.ts';
+import { KVM_MEMORY_MS } from '../../base/limits.ts';
 import { silentLog } from '../../base/log.ts';
 import { tryCommand } from '../../base/run-command.ts';
 import type { VmId } from '../../model/ids.ts';
 import { isProven, probeAccelerator, probeCommand, probeDisk } from './accel.ts';
+import { chooseAccelerator } from './accel-memory.ts';
 import { isAlive, parseProcessId } from './process.ts';
 import { readLaunch, recordLaunch, runFiles } from './run-files.ts';
 
@@ -75,4 +77,28 @@ test('the probe runs to its end on an accelerator that works, and nothing else c
 
 test('a QEMU that is not there means TCG, not an error', async () => {
   assert.equal(await probeAccelerator('/nonexistent/qemu', systemClock, silentLog), 'tcg');
+});
+
+test('that KVM does not work is tried once, and again when anything is different', async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), 'pq-kvm-'));
+  t.after(async () => await rm(folder, { recursive: true }));
+  const [kvmDevice, qemuBinary, tries] = [join(folder, 'kvm'), join(folder, 'qemu'), join(folder, 'tries')];
+  await writeFile(kvmDevice, '');
+  await writeFile(qemuBinary, `#!/bin/sh\necho tried >>${tries}\nexit 1\n`, { mode: 0o755 });
+  const choice = { qemuBinary, runFolder: join(folder, 'run'), clock: systemClock, log: silentLog, kvmDevice };
+  const triesAfter = async () => {
+    assert.equal(await chooseAccelerator(choice), 'tcg');
+    return (await readFile(tries, 'utf8')).trim().split('\n').length;
+  };
+  assert.equal(await triesAfter(), 1);
+  assert.equal(await triesAfter(), 1, 'remembered');
+  await chmod(kvmDevice, 0o660);
+  assert.equal(await triesAfter(), 2, 'somebody changed the device');
+  await writeFile(join(folder, 'run/no-kvm.json'), '{"format":');
+  assert.equal(await triesAfter(), 3, 'a damaged note says nothing');
+  const later = { ...systemClock, nowMs: () => systemClock.nowMs() + KVM_MEMORY_MS };
+  assert.equal(await chooseAccelerator({ ...choice, clock: later }), 'tcg');
+  assert.equal(await triesAfter(), 5, 'an old one neither, nor one of tomorrow');
+  await rm(kvmDevice);
+  assert.equal(await triesAfter(), 5, 'without a device there is nothing to try');
 });
