@@ -45,6 +45,12 @@ const without = (program: string): Partial<DoctorPorts> => ({
   run: async (argv) => (argv[0] === program ? null : await FIT.run(argv)),
 });
 
+test('what is missing to look into disks is a warning: all else works without', async () => {
+  for (const program of ['qemu-storage-daemon', 'debugfs'])
+    assert.deepEqual(await findings(without(program)), ['disk inspection: warning'], program);
+  assert.deepEqual(await findings({ mayUse: async (path) => path !== '/dev/fuse' }), ['disk inspection: warning']);
+});
+
 test('a fit host has nothing to mend', async () => assert.deepEqual(await findings({}), []));
 
 test('NICs that are not gated are shown, and a VM without any that is gated is a warning', async () => {
@@ -92,7 +98,7 @@ test('an old QEMU, no tun device, folders open to others, no space and a wrong c
       argv[0] === 'qemu-system-x86_64' ? { exitCode: 0, text: 'QEMU emulator version 6.9.0' } : await FIT.run(argv),
   };
   assert.deepEqual(await findings(old), ['qemu: unfit']);
-  assert.deepEqual(await findings({ mayUse: async () => false }), ['tun: unfit']);
+  assert.deepEqual(await findings({ mayUse: async (path) => path !== '/dev/net/tun' }), ['tun: unfit']);
   const open = async () => ({ freeBytes: 100e9, mode: 0o777 });
   assert.deepEqual(await findings({ folder: open }), ['data folder: unfit', 'run folder: unfit']);
   assert.deepEqual(await findings({ folder: async () => ({ freeBytes: 1e9, mode: null }) }), ['space: warning']);
@@ -128,7 +134,8 @@ test('on the machine of the test every check answers', async () => {
       'setpriv',
       'gpgv',
       'xz',
-      'tun',
+      'disk inspection',
+    'tun',
       'bridge netfilter',
       'data folder',
       'run folder',

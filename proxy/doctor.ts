@@ -61,6 +61,7 @@ export async function runDoctor(host: DoctorHost, ports = hostPorts(host)): Prom
     checkQemu(ports),
     checkNft(ports),
     ...TOOLS.map(async (tool) => await checkTool(tool, ports)),
+    checkInspection(ports),
     checkTun(ports),
     checkBridgeNetfilter(ports),
     checkFolder('data folder', config.dataFolder, ports),
@@ -187,6 +188,21 @@ async function checkTool(tool: Tool, ports: DoctorPorts): Promise<DoctorLine> {
   const answer = await ports.run(tool.argv);
   if (answer?.exitCode === 0) return ok(tool.name, printable(answer.text.split('\n')[0] || tool.need));
   return bad(tool.name, 'unfit', `${tool.name} is missing; it ${tool.need}`, `install the package ${tool.package}`);
+}
+
+/** Without it everything works; only a VM's first boot waits for its downloads. */
+async function checkInspection(ports: DoctorPorts): Promise<DoctorLine> {
+  const check = 'disk inspection';
+  const missing = (what: string, mend: string) =>
+    bad(check, 'warning', `${what}: switched-off disks cannot be looked into`, mend);
+  const storage = await ports.run(['qemu-storage-daemon', '--version']);
+  if (storage?.exitCode !== 0)
+    return missing('qemu-storage-daemon is missing', 'install the package qemu-system-common');
+  const debugfs = await ports.run(['debugfs', '-V']);
+  if (debugfs?.exitCode !== 0) return missing('debugfs is missing', 'install the package e2fsprogs');
+  if (!(await ports.mayUse('/dev/fuse')))
+    return missing('/dev/fuse cannot be opened', 'load the module fuse (as root)');
+  return ok(check, 'switched-off disks can be looked into');
 }
 
 async function checkTun(ports: DoctorPorts): Promise<DoctorLine> {
