@@ -135,7 +135,7 @@ test('on the machine of the test every check answers', async () => {
       'gpgv',
       'xz',
       'disk inspection',
-    'tun',
+      'tun',
       'bridge netfilter',
       'data folder',
       'run folder',
