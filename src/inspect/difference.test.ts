@@ -1,3 +1,4 @@
+// What a disk told against what the agent reports.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { InstalledProduct, Inventory } from '../model/inventory.ts';

@@ -1,3 +1,4 @@
+// Real disks as people have them: what each tells, and what the programs that read it may do.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';

@@ -1,3 +1,4 @@
+// Who shares a look, who waits for it, and who does not.
 import assert from 'node:assert/strict';
 import { readdir, readFile, rm } from 'node:fs/promises';
 import { after, before, test } from 'node:test';

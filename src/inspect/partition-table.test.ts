@@ -1,3 +1,4 @@
+// Partition tables, most of them hostile.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { crc32 } from 'node:zlib';

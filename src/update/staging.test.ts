@@ -1,3 +1,4 @@
+// What counts as known of a VM that is off, and what is told of it.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { AuditRecord } from '../audit/record.ts';
