@@ -68,6 +68,12 @@ export const OVERLAY_RETRY_MAX_MS = 60 * 60_000;
 export const PLAN_SUMMARY_ITEMS_MAX = 20;
 /** Milliseconds for which a KVM that did not work is not tried again by the next daemon. */
 export const KVM_MEMORY_MS = 60 * 60_000;
+/**
+ * MiB of translated code that an emulated VM's QEMU keeps; its own default is 1024. Each write of the guest to memory goes through all
+ * translations ever made of that page: with the default, a Debian guest that reboots after an installation spends minutes in the one
+ * loop of its kernel's unpacker (five and more, measured), with this a few seconds.
+ */
+export const TCG_CODE_MIB = 128;
 /** Bytes of a guest's serial console that QEMU keeps; a power of two (ringbuf), so that a guest cannot fill our disk. */
 export const CONSOLE_BYTES = 256 * 1024;
 /** Bytes of a unix socket's path (sun_path is 108 with its zero). */

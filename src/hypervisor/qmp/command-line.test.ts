@@ -1,6 +1,7 @@
 // The command line of a managed VM: everything that holds it closed is on it, and nothing QEMU would guess.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { TCG_CODE_MIB } from '../../base/limits.ts';
 import { makeParser } from '../../base/parse.ts';
 import { CHANNEL_PORT_NAME } from '../../guest/messages.ts';
 import type { VmId } from '../../model/ids.ts';
@@ -46,6 +47,12 @@ test('a VM starts stopped, stops at resets, and is sandboxed [A2]', () => {
   assert.equal(argv[argv.indexOf('-action') + 1], 'reboot=shutdown,shutdown=pause');
   assert.match(argv[argv.indexOf('-sandbox') + 1] ?? '', /^on,.*spawn=deny/);
   for (const flag of ['-nodefaults', '-no-user-config']) assert(argv.includes(flag));
+});
+
+test('an emulated VM keeps a bounded amount of translated code, a VM on KVM has none', () => {
+  const acceleratorOf = (argv: readonly string[]) => argv[argv.indexOf('-accel') + 1];
+  assert.equal(acceleratorOf(line(SPEC, 'tcg')), `tcg,tb-size=${TCG_CODE_MIB}`);
+  assert.equal(acceleratorOf(line(SPEC, 'kvm')), 'kvm');
 });
 
 test('every disk has the format of the spec, at every layer', () => {

@@ -1,5 +1,5 @@
 // The QEMU command line of a managed VM. Pure: what is in the spec, and nothing QEMU would add or guess by itself.
-import { CONSOLE_BYTES } from '../../base/limits.ts';
+import { CONSOLE_BYTES, TCG_CODE_MIB } from '../../base/limits.ts';
 import { type DiskImage, FORMATS_WITH_BACKING } from '../../model/disk-image.ts';
 import type { ManagedVm } from '../vm-spec.ts';
 import type { Accelerator } from './accel.ts';
@@ -51,7 +51,8 @@ export function commandLine(parts: CommandLineParts): readonly string[] {
     // Stopped before the first instruction, and again at each reset, so that the gate is closed before the guest goes on.
     ...['-S', '-action', 'reboot=shutdown,shutdown=pause'],
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-nographic', '-serial', 'none', '-monitor', 'none'],
-    ...['-machine', `${spec.machine},accel=${parts.accelerator},usb=off,dump-guest-core=off`],
+    ...['-machine', `${spec.machine},usb=off,dump-guest-core=off`],
+    ...['-accel', parts.accelerator === 'kvm' ? 'kvm' : `tcg,tb-size=${TCG_CODE_MIB}`],
     ...['-cpu', parts.accelerator === 'kvm' ? 'host' : TCG_CPU],
     ...['-m', String(spec.memoryMiB), '-smp', String(spec.cpus), '-rtc', 'base=utc'],
     ...['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'],
