@@ -45,7 +45,7 @@ export function recover(state: RunState, found: Found, fresh: Fresh): Recovery {
   if (found.kind === 'none') return recoverEnded(state, run, fresh);
   const isSure = found.isSameProcess && !found.isStopped && found.isAdmitted;
   if (state.kind === 'connected' && isSure)
-    return { state: { ...state, session: null }, effects: [{ kind: 'open-channel' }, { kind: 'clean-up' }, MERGE] };
+    return { state: { ...state, session: null }, effects: [MERGE, { kind: 'open-channel' }, { kind: 'clean-up' }] };
   const close: Effect = { kind: 'close-gate', reason: 'daemon restart' };
   const { isOnTrial } = found;
   if (state.kind === 'rolling-back') {

@@ -533,7 +533,7 @@ function onOpened(state: RunState): Outcome {
   const { run, session, grant } = state;
   const tell: readonly Effect[] = session === null ? [] : [send({ type: 'admitted', run: run.run })];
   const settled: Run = { ...run, liveGrant: null };
-  const after: readonly Effect[] = [{ kind: 'clean-up' }, { kind: 'commit-overlay' }];
+  const after: readonly Effect[] = [{ kind: 'commit-overlay' }, { kind: 'clean-up' }];
   return moved({ kind: 'connected', run: settled, session, grant, trouble: null }, ...tell, ...after);
 }
 

@@ -72,6 +72,18 @@ test('the next update waits until the overlay of the one before is merged, and n
   assert.deepEqual(begun, [OVERLAY_FREE_BYTES_MIN]);
 });
 
+test('an overlay that was accepted and never merged, because its gate did not open, is merged before the next update [X5]', async () => {
+  const { overlay, running, merges, begun, rest } = house();
+  await overlay.begin(running, PLAN, never);
+  await overlay.accept(running);
+  const beginning = overlay.begin(running, PLAN, never);
+  await rest();
+  assert.equal(begun.length, 1);
+  merges[0]?.resolve(true);
+  await beginning;
+  assert.equal(begun.length, 2);
+});
+
 test('an update does not wait until a merge that failed is due again: it is tried at once, and the update fails if it does [X5]', async () => {
   const { overlay, running, merges, begun, rest } = house();
   overlay.startMerge();

@@ -51,6 +51,7 @@ export class VmOverlay {
       });
     }
     // What the update before wrote may still be on its way into the disk. If it does not get there, this throws below.
+    if ((await running.overlay.fate()) === 'accepted') this.startMerge();
     if (this.#merge !== null) await unlessAborted(this.#merge.attempt(), signal);
     await running.overlay.begin(OVERLAY_FREE_BYTES_MIN + OVERLAY_BYTES_PER_PLAN_BYTE * planSizeBytes(plan));
     this.#owner.note('state', 'it updates on a disk overlay, which is thrown away if the update fails');
