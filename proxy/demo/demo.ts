@@ -48,6 +48,8 @@ type Guest = typeof SUBJECT;
 
 /** Milliseconds for the whole run: a Debian guest under emulation installs for minutes. */
 const RUN_TIMEOUT_MS = { tiny: 180_000, debian: 1_200_000, 'debian-systemd': 1_800_000 } as const;
+/** Seconds: systemd on an emulated processor that others use too takes minutes to start and to shut down. */
+const SYSTEMD_DEADLINES = { booting: 900, rebooting: 600 };
 /** Frames that prove the control's point; one would do, a few show that it goes on. */
 const CONTROL_FRAMES = 3;
 const CONTROL_TIMEOUT_MS = 90_000;
@@ -217,12 +219,13 @@ async function startHelloVendor(folder: string, plan: Scenario): Promise<DemoVen
   });
 }
 
-/** The daemon's configuration: the vendors, where disks lie, and a short wait for an agent that will never come. */
+/** The daemon's configuration: the vendors, where disks lie, and a short wait for an agent that will never come, a long one for systemd. */
 function configure({ folder, image, plan }: Stage, vendors: Vendors): Record<string, unknown> {
   return {
     vendors: vendors.configs,
     diskRoots: [folder, ...image.disks.map(({ path }) => dirname(path)), defaultCacheFolder()],
     ...(plan.agent === 'absent' ? { deadlines: { booting: 15 } } : {}),
+    ...(plan.bootsNewKernel ? { deadlines: SYSTEMD_DEADLINES } : {}),
   };
 }
 
