@@ -449,6 +449,11 @@ export class VmRun {
     return makePlan({ vm, run, inventory, policy, policyTrouble, failedBefore, vendors: vendors(), clock, signal });
   }
 
+  /** How the disk of a VM that had never run differed from its agent's first report; null where it did not. */
+  get diskRemark(): string | null {
+    return this.#staging.remark;
+  }
+
   /** What its disk tells while it is off (A3). Throws RunError while it runs, InspectError where the disk tells nothing. */
   async inspectDisk(signal: AbortSignal): Promise<Inspection> {
     return await this.#staging.inspect(this.runner.state(), signal);
@@ -523,6 +528,9 @@ export class VmRun {
     const run = this.#requireRun(state);
     // A drive of an earlier run that the guest never let go of.
     if (run.liveGrant === null) await this.#drive.detach(running);
+    // Also what an earlier run left on trial: whoever is plugged in keeps what it writes.
+    await this.#overlay.accept(running);
+    // From here to the gate, which watches for closes by itself, nothing is waited for.
     signal.throwIfAborted();
     if (this.#drive.isAttached && run.liveGrant === null) {
       throw new RunError(
@@ -530,8 +538,6 @@ export class VmRun {
         `${this.vm} still has its drive; a first admission never goes with it`,
       );
     }
-    // Also one that an earlier run left on trial: whoever is plugged in keeps what it writes.
-    await this.#overlay.accept(running);
     const { grant } = effect;
     if (grant.kind === 'override') {
       await this.#deps.gate.open(running, { kind: 'override', run: run.run, reason: grant.reason, actor: grant.actor });
