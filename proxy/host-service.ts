@@ -190,7 +190,8 @@ function whyOf(rooms: HostRooms, run: VmRun): Why {
   const state = run.runner.state();
   const inventory = rooms.inventories.last(run.vm)?.inventory ?? null;
   const given = policyOf(rooms.config, run.vm, ownPolicyOf(rooms, run));
-  const remarks = [...remarksOf(state), ...policyRemarks(run.spec, given, inventory)];
+  const ofDisk = run.diskRemark === null ? [] : [run.diskRemark];
+  const remarks = [...remarksOf(state), ...policyRemarks(run.spec, given, inventory), ...ofDisk];
   return { vm: run.vm, isPlugged: isGateOpen(state), state: state.kind, ...explain(run.vm, state), remarks };
 }
 

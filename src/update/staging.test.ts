@@ -144,6 +144,8 @@ test('a report that differs from the disk is told to people and recorded, one th
   assert(record?.kind === 'disk-differs');
   assert.deepEqual([record.vm, record.changed, record.missing, record.added], [VM, 1, 0, 1]);
   assert.equal(differing.notes.at(-1), record.detail);
+  assert.match(differing.staging.remark ?? '', /^The agent reports something else/);
+  assert.equal(agreeing.staging.remark, null);
   assert.match(record.detail, /1 product changed: debian\/p1 2 -> 3/);
 });
 

@@ -39,10 +39,16 @@ export class Staging {
   readonly #deps: StagingDeps;
   readonly #owner: StagingOwner;
   #lastRefusal = '';
+  #remark: string | null = null;
 
   constructor(deps: StagingDeps, owner: StagingOwner) {
     this.#deps = deps;
     this.#owner = owner;
+  }
+
+  /** That the agent reported something else than the disk had told; until the daemon starts anew, the audit record stays. */
+  get remark(): string | null {
+    return this.#remark;
   }
 
   /** What the VM has, as last told; of one that has never run, as its disk tells now. Null where nobody knows. */
@@ -98,6 +104,7 @@ export class Staging {
     const { changed, missing, added } = difference;
     const text = differenceText(difference);
     note('warning', text);
+    this.#remark = printable(text.replace(/^the/, 'The'), 400);
     const counts = { changed: changed.count, missing: missing.count, added: added.count };
     this.#deps.audit.append({ kind: 'disk-differs', vm, ...counts, detail: text }).catch((error: unknown) => {
       this.#deps.log.error(
