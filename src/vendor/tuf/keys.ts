@@ -130,7 +130,7 @@ export function signersFor(ring: KeyRing, role: string, signers: Signers): reado
   if (here.length >= signers.threshold) return here;
   const missing = signers.keyIDs.filter((id) => ring.find(id) === null).map(shortId);
   const found = here.length === 0 ? 'none is here' : `${here.length} here (${here.map(({ path }) => path).join(', ')})`;
-  const folders = printable(ring.folders.join(', ') || 'no folder', 1_000);
+  const folders = printable([...new Set(ring.folders)].join(', ') || 'no folder', 1_000);
   const needs = `${printable(role)} needs ${signers.threshold} of its ${signers.keyIDs.length} keys, ${found}`;
   throw new VendorError('usage/tuf-key', `${needs}; missing: ${missing.join(', ')} (looked in ${folders})`, {
     next: 'give the folders of these keys too, after --keys; `pratique vendor publish show` names who may sign what',

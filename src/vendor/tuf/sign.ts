@@ -112,8 +112,8 @@ export async function signAndWrite(options: SignOptions, changes: Changes): Prom
 function signRoot({ ring, before }: SignOptions, { root }: Changes): readonly File[] {
   if (root === undefined) return [];
   const metadata = new Metadata(root);
-  const own = signersFor(ring, 'the new root', signersIn(root, 'root'));
   const old = before.root === null ? [] : signersFor(ring, 'root', signersIn(before.root.signed, 'root'));
+  const own = signersFor(ring, 'the new root', signersIn(root, 'root'));
   for (const key of new Map([...own, ...old].map((each) => [each.id, each])).values()) signWith(key, metadata);
   return [{ name: `${root.version}.root.json`, bytes: bytesOf(metadata) }];
 }
