@@ -57,6 +57,7 @@ const SUFFIXES: readonly (readonly [string, Compression])[] = [
 function checkPins(
   signatures: readonly Signature[],
   pinned: readonly string[] | undefined,
+  isConfigured: boolean,
   what: string,
 ): readonly string[] {
   const found = [...new Set(signatures.map(({ primary }) => primary))];
@@ -68,7 +69,11 @@ function checkPins(
   throw new VendorError(
     'vendor-ill/key-changed',
     `${what} is signed by ${found.join(', ')}, not by a key pinned for it (${pinned.join(', ')})`,
-    { next: 'ask the vendor whether its keys changed; then remove this vendor and add it again' },
+    {
+      next: isConfigured
+        ? 'ask the vendor which keys are right; then correct `fingerprints` of this vendor'
+        : 'ask the vendor whether its keys changed; then remove this vendor and add it again',
+    },
   );
 }
 
@@ -193,7 +198,12 @@ async function refreshSuite(deps: RefreshDeps, source: Source, signal?: AbortSig
     return;
   }
   const verified = await verify(deps, fetched.bytes, source, what);
-  const fingerprints = checkPins(verified.signatures, deps.pinned ?? known?.fingerprints, what);
+  const fingerprints = checkPins(
+    verified.signatures,
+    deps.pinned ?? known?.fingerprints,
+    deps.pinned !== undefined,
+    what,
+  );
   const release = parseSuiteRelease(verified.body, suite, what);
   checkAge(release, known, checkedAtMs, what);
   const wanted = findIndexes(release, source, deps.arch);

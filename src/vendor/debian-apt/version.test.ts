@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { runCommand } from '../../base/run-command.ts';
-import { compareDebianVersions } from './version.ts';
+import { compareDebianVersions, isDebianVersion } from './version.ts';
 
 /** From old to new; each line is one trap (deb-version(7) and real packages). */
 const ORDERED = [
@@ -69,6 +69,28 @@ test('random pairs are ordered as dpkg orders them', async () => {
   const answers = await askDpkg(pairs);
   assert.equal(answers.length, pairs.length);
   for (const [index, [a, b]] of pairs.entries()) {
+    assert.equal(Math.sign(compareDebianVersions(a, b)), Number(answers[index]), `${a} vs ${b} (seed ${seed})`);
+  }
+});
+
+test('what dpkg takes for a version is one here too, and hostile pairs are ordered as dpkg orders them', async () => {
+  const anyCharacter = fc.constantFrom(...'0019aZ.+~:--');
+  const anyText = fc.string({ unit: anyCharacter, minLength: 1, maxLength: 12 });
+  const anyLong = fc
+    .tuple(fc.constantFrom('0', '9', '~', '1a', '0~'), fc.integer({ min: 1, max: 60 }))
+    .map(([piece, times]) => `1${piece.repeat(times)}`);
+  const anyHostile = fc.oneof({ weight: 4, arbitrary: anyText.map((text) => `1${text}`) }, anyText, anyLong);
+  const seed = Math.trunc(Math.random() * 2 ** 31);
+  const pairs = fc.sample(fc.tuple(anyHostile, anyHostile), { seed, numRuns: Math.ceil(PAIRS / 4) });
+  const texts = [...new Set(pairs.flat())];
+  const script = texts.map((text) => `dpkg --validate-version '${text}' 2>/dev/null && echo y || echo n`).join('\n');
+  const verdicts = (await runCommand(['sh', '-s'], { input: script })).trim().split('\n');
+  const valid = new Set(texts.filter((_, index) => verdicts[index] === 'y'));
+  for (const text of valid) assert.ok(isDebianVersion(text), `${text} (seed ${seed})`);
+  const comparable = pairs.filter(([a, b]) => valid.has(a) && valid.has(b));
+  assert.ok(comparable.length > pairs.length / 8, 'enough of them are versions');
+  const answers = await askDpkg(comparable);
+  for (const [index, [a, b]] of comparable.entries()) {
     assert.equal(Math.sign(compareDebianVersions(a, b)), Number(answers[index]), `${a} vs ${b} (seed ${seed})`);
   }
 });
