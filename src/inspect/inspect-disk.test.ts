@@ -308,6 +308,31 @@ test('a look whose disk does not answer is ended in its time [A3]', async () => 
   assert.equal(await processWith('qemu-storage-daemon', '/disk/image'), null);
 });
 
+test('without FUSE the answer says so and what to do, and nothing is left running [A3]', async (t) => {
+  if (LOOK_UID === null) {
+    t.diagnostic('not root: /dev cannot be hidden for a test');
+    return;
+  }
+  const script = `
+    const { look } = await import('${new URL('../../test/fakes/disk-images.ts', import.meta.url)}');
+    try {
+      await look(${JSON.stringify({ path: debian, format: 'raw' })});
+      console.log('told');
+    } catch (error) {
+      console.log(JSON.stringify({ code: error.code, message: error.message, next: error.next }));
+    }`;
+  const node = [process.execPath, '--input-type=module', '-e', script];
+  const bare =
+    'mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom c 1 9 && exec "$@"';
+  const hidden = JSON.parse(await runCommand(['unshare', '--mount', 'sh', '-c', bare, 'sh', ...node]));
+  assert.equal(hidden.code, 'host-unfit/fuse');
+  assert.match(hidden.message, /cannot look inside .*: FUSE cannot be used/);
+  assert.match(hidden.next, /modprobe fuse/);
+  // Positive control: the same way, with FUSE.
+  const fuse = bare.replace('exec', 'mknod -m 600 /dev/fuse c 10 229 && exec');
+  assert.equal((await runCommand(['unshare', '--mount', 'sh', '-c', fuse, 'sh', ...node])).trim(), 'told');
+});
+
 /** Pid of a process of this program that has the word among its arguments and one of our images open; null if there is none. */
 async function processWith(program: string, word: string): Promise<number | null> {
   for (const pid of await readdir('/proc')) {

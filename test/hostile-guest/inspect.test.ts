@@ -181,6 +181,28 @@ test('records of products with hostile names, sizes and links harm nothing and a
   assert.match(notes.join(), /records of products could not be read/);
 });
 
+test('a disk that was cut off tells what is whole, or is refused [A3]', async () => {
+  const big = {
+    ...DEBIAN_TREE,
+    'var/lib/dpkg/status': statusOf(Array.from({ length: 4_000 }, (_, index) => ({ name: `p${index}`, version: '1' }))),
+  };
+  const path = await makeExt4({ folder, name: 'cut.raw', tree: big, sizeMiB: 8 });
+  assert.equal((await look({ path, format: 'raw' })).inventory.products.length, 4_000, 'positive control');
+  for (const kept of [0, 100, 1500, 5000, 40_000, 200_000]) {
+    await truncate(path, kept);
+    await assert.rejects(look({ path, format: 'raw' }), (error) => error instanceof InspectError, `${kept} bytes`);
+  }
+  const qcow2 = await convert(await makeExt4({ folder, name: 'cut2.raw', tree: big, sizeMiB: 8 }), 'qcow2');
+  for (const kept of [0, 70_000, 200_000, 400_000]) {
+    await truncate(qcow2, kept);
+    await assert.rejects(
+      look({ path: qcow2, format: 'qcow2' }),
+      (error) => error instanceof InspectError,
+      `${kept} bytes`,
+    );
+  }
+});
+
 // ---- Mutations ----------------------------------------------------------------------------------------------------
 
 const isFull = process.env.PRATIQUE_TEST_FULL === '1';
