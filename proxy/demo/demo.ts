@@ -3,7 +3,7 @@ import { access, mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { buildAgent } from '../../guest-agent/build.ts';
-import { HELLO_SEEDED_VERSION } from '../../images/hello-product.ts';
+import { HELLO_SEEDED_VERSION, type HelloBehaviour } from '../../images/hello-product.ts';
 import { type AnyImage, buildImage } from '../../images/images.ts';
 import { makeVmParts } from '../../images/vm-parts.ts';
 import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
@@ -183,10 +183,10 @@ async function runScenario(stage: Stage): Promise<DemoResult> {
   }
 }
 
-/** The tiny guest's product is signed here. A Debian guest's updates are Debian's own, counted first. */
+/** The product hello is signed here, a Debian guest's packages by Debian. Its pending updates are counted first. */
 async function prepareVendors(stage: Stage): Promise<Vendors> {
   const { image, folder, plan, say } = stage;
-  if (image.debian === null) return vendorsOf([], await startHelloVendor(folder, plan), []);
+  if (image.debian === null) return vendorsOf([], await startHelloVendor(folder, plan.release), []);
   say('asking the Debian archive what is pending');
   const pending = await pendingUpdates({
     debian: image.debian,
@@ -196,9 +196,10 @@ async function prepareVendors(stage: Stage): Promise<Vendors> {
   });
   const debian = debianVendor(image.debian);
   const remarks = remarksOn(pending, plan);
-  // The image with a boot loader has no such product; its scenario lives on Debian's kernel alone.
-  const isCompleted = remarks.length > 0 && !plan.bootsNewKernel;
-  return vendorsOf([debian], isCompleted ? await startHelloVendor(folder, plan) : null, remarks);
+  // The image with a boot loader has no such product: its scenario lives on Debian's kernel alone.
+  if (plan.bootsNewKernel) return vendorsOf([debian], null, remarks);
+  // On a day with enough updates hello is up to date: without its vendor nothing that has it would be admitted.
+  return vendorsOf([debian], await startHelloVendor(folder, remarks.length > 0 ? plan.release : null), remarks);
 }
 
 function vendorsOf(others: readonly VendorConfig[], own: DemoVendor | null, remarks: readonly string[]): Vendors {
@@ -209,12 +210,12 @@ function vendorsOf(others: readonly VendorConfig[], own: DemoVendor | null, rema
   };
 }
 
-async function startHelloVendor(folder: string, plan: Scenario): Promise<DemoVendor> {
-  const version = plan.release === null ? HELLO_SEEDED_VERSION : NEW_VERSION;
+/** A vendor whose newest release of hello behaves so; null: it has nothing newer than what the images have. */
+async function startHelloVendor(folder: string, release: HelloBehaviour | null): Promise<DemoVendor> {
   return await startDemoVendor({
     folder: join(folder, 'vendor'),
-    version,
-    behaviour: plan.release ?? 'ok',
+    version: release === null ? HELLO_SEEDED_VERSION : NEW_VERSION,
+    behaviour: release ?? 'ok',
     clock: systemClock,
   });
 }
