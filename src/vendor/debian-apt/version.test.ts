@@ -43,6 +43,8 @@ test('what is no version is refused', () => {
 /** A sample in the ordinary run (3 ms a pair); all of them in the full one. */
 const PAIRS = process.env.PRATIQUE_TEST_FULL === undefined ? 400 : 8000;
 
+const SCRIPT_TIMEOUT_MS = 600_000;
+
 /** dpkg compares one pair a call; one shell makes all the calls. */
 async function askDpkg(pairs: readonly (readonly [string, string])[]): Promise<readonly string[]> {
   // Versions hold only [A-Za-z0-9.+:~-], so they are safe as shell words.
@@ -52,7 +54,7 @@ async function askDpkg(pairs: readonly (readonly [string, string])[]): Promise<r
       return `if ${is('lt')}; then echo -1; elif ${is('eq')}; then echo 0; else echo 1; fi`;
     })
     .join('\n');
-  return (await runCommand(['sh', '-s'], { input: script })).trim().split('\n');
+  return (await runCommand(['sh', '-s'], { input: script, timeoutMs: SCRIPT_TIMEOUT_MS })).trim().split('\n');
 }
 
 test('random pairs are ordered as dpkg orders them', async () => {
@@ -84,7 +86,7 @@ test('what dpkg takes for a version is one here too, and hostile pairs are order
   const pairs = fc.sample(fc.tuple(anyHostile, anyHostile), { seed, numRuns: Math.ceil(PAIRS / 4) });
   const texts = [...new Set(pairs.flat())];
   const script = texts.map((text) => `dpkg --validate-version '${text}' 2>/dev/null && echo y || echo n`).join('\n');
-  const verdicts = (await runCommand(['sh', '-s'], { input: script })).trim().split('\n');
+  const verdicts = (await runCommand(['sh', '-s'], { input: script, timeoutMs: SCRIPT_TIMEOUT_MS })).trim().split('\n');
   const valid = new Set(texts.filter((_, index) => verdicts[index] === 'y'));
   for (const text of valid) assert.ok(isDebianVersion(text), `${text} (seed ${seed})`);
   const comparable = pairs.filter(([a, b]) => valid.has(a) && valid.has(b));
