@@ -192,7 +192,13 @@ function whyOf(rooms: HostRooms, run: VmRun): Why {
   const given = policyOf(rooms.config, run.vm, ownPolicyOf(rooms, run));
   const ofDisk = run.diskRemark === null ? [] : [run.diskRemark];
   const remarks = [...remarksOf(state), ...policyRemarks(run.spec, given, inventory), ...ofDisk];
-  return { vm: run.vm, isPlugged: isGateOpen(state), state: state.kind, ...explain(run.vm, state), remarks };
+  return {
+    vm: run.vm,
+    isPlugged: isGateOpen(state),
+    state: state.kind,
+    ...explain(run.vm, state, run.policy),
+    remarks,
+  };
 }
 
 /** A vendor knows whether its signatures are valid; the host's default policy, how old they may be. */

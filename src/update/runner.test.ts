@@ -187,3 +187,18 @@ test('a run that takes longer than its policy allows is quarantined, however oft
   const state = runner.state();
   assert.ok(state.kind === 'quarantined' && state.reason.kind === 'deadline' && state.reason.state === 'run');
 });
+
+test('however many closings fail, one is tried again at a time', async () => {
+  const { clock, runner, fail, rest } = house({ kind: 'connected', run: offered, session, grant, trouble: null });
+  fail('close-gate', true);
+  for (let turn = 0; turn < 5; turn += 1) {
+    runner.post({ kind: 'fence-changed', detail: 'x', run: OTHER_RUN, atMs: 1 });
+    await rest();
+  }
+  const timers = clock.timers();
+  for (let turn = 0; turn < 5; turn += 1) {
+    runner.post({ kind: 'fence-changed', detail: 'x', run: OTHER_RUN, atMs: 1 });
+    await rest();
+  }
+  assert.equal(clock.timers(), timers);
+});

@@ -90,6 +90,7 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
   let stepAbort = new AbortController();
   let cancelDeadline: () => void = () => {};
   let cancelRunDeadline: () => void = () => {};
+  let isClosingLater = false;
   const ending = new AbortController();
 
   const allowance = makeBucket({
@@ -227,9 +228,15 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
     }
   };
 
-  /** A gate that could not be closed is closed again and again, until it is, or is meant to be open, or the VM has ended. */
+  /**
+   * A gate that could not be closed is closed again and again, until it is, or is meant to be open, or the VM has ended. However
+   * many closings failed, one is tried again: they would stand in each other's way.
+   */
   const closeLater = (effect: Effect, afterMs: number): void => {
+    if (isClosingLater) return;
+    isClosingLater = true;
     clock.after(afterMs, async () => {
+      isClosingLater = false;
       const { state } = current;
       if (isClosed || !options.isRunning() || isGateOpen(state) || state.kind === 'opening') return;
       try {

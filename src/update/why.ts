@@ -1,35 +1,42 @@
 // X8: for every VM that is not plugged in, the reason and the next step, one sentence each. The only place that words them.
 import { printable } from '../base/printable.ts';
 import type { VmId } from '../model/ids.ts';
+import type { Policy } from '../model/policy.ts';
 import { type FailedVersion, isContentCode, type QuarantineReason } from '../model/quarantine.ts';
 import { isGateOpen, type RunState } from './state.ts';
 
 export type Reason = { readonly reason: string; readonly next: string };
 
 /** Why the VM is as it is, and what to do. */
-export function explain(vm: VmId, state: RunState): Reason {
+export function explain(vm: VmId, state: RunState, policy: Pick<Policy, 'overlay'>): Reason {
   if (state.kind === 'quarantined') return explainQuarantine(vm, state.reason, state.isRunning);
-  if (state.kind === 'connected') return explainConnected(vm, state);
+  if (state.kind === 'connected') return explainConnected(vm, state, policy);
   if (isGateOpen(state))
     return { reason: `It is plugged in and being updated (${state.kind}).`, next: `Wait: pratique vm wait ${vm}` };
   return explainWaiting(vm, state.kind, state.kind === 'opening' && state.grant.kind === 'override');
 }
 
-function explainConnected(vm: VmId, state: Extract<RunState, { kind: 'connected' }>): Reason {
+function explainConnected(
+  vm: VmId,
+  state: Extract<RunState, { kind: 'connected' }>,
+  policy: Pick<Policy, 'overlay'>,
+): Reason {
   const { grant, trouble } = state;
+  // With an overlay in its policy nothing is pushed to a VM that is plugged in.
+  const update = policy.overlay ? 'restart the guest' : `pratique vm update ${vm}`;
   if (trouble !== null) {
     const { reason } = explainQuarantine(vm, trouble, true);
     // A retry is for quarantined VMs; this one is updated again, once its agent can be asked.
     const next =
       state.session === null
         ? `Restart the guest: its agent is not on the channel; then it is gated and updated`
-        : `Mend the cause, then: pratique vm update ${vm}`;
+        : `Mend the cause, then: ${update}`;
     return { reason: `It is plugged in, but its last live update did not end well: ${reason}`, next };
   }
   if (grant.kind === 'override') {
     return {
       reason: `It was plugged in without evidence by ${printable(grant.actor)}: ${printable(grant.reason)}.`,
-      next: `Update it when you can: pratique vm update ${vm}`,
+      next: `Update it when you can: ${update}`,
     };
   }
   return { reason: 'It confirmed the installation of every update of its plan.', next: 'Nothing to do.' };

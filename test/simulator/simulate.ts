@@ -10,9 +10,9 @@ import { DEFAULT_POLICY } from '../../src/model/policy.ts';
 import { FAILED_UPDATE_MIGRATIONS, JOURNAL_MIGRATIONS, openJournal } from '../../src/update/journal.ts';
 import { newRunId } from '../../src/update/new-run-id.ts';
 import { RunError } from '../../src/update/runner.ts';
-import { isGateOpen, isUnderWay, runOf } from '../../src/update/state.ts';
+import { isGateOpen, isUnderWay, type RunState, runOf } from '../../src/update/state.ts';
 import { VmRun } from '../../src/update/vm-run.ts';
-import { explain } from '../../src/update/why.ts';
+import { explain, type Reason } from '../../src/update/why.ts';
 import { type FakeClock, makeFakeClock } from './clock.ts';
 import { type Behaviour, type Guest, makeGuest } from './guest.ts';
 import { Broken, DISK_FULL, makeDeps, makeTouch, type Outside, openLossyJournal, type Sabotage } from './host.ts';
@@ -67,6 +67,8 @@ class Life {
   readonly #clock: FakeClock = makeFakeClock();
   readonly #random: Random;
   readonly #sabotage: Sabotage | null;
+  /** Its policy wants updates on a disk overlay. */
+  readonly #hasOverlay: boolean;
   readonly #machine: Machine = makeMachineState();
   readonly #guest: Guest;
   readonly #db: DatabaseSync;
@@ -101,6 +103,7 @@ class Life {
   constructor({ seed, sabotage }: SimOptions) {
     this.#random = makeRandom(seed);
     this.#sabotage = sabotage ?? null;
+    this.#hasOverlay = seed % 3 !== 0;
     this.#db = openDatabase(':memory:', [...JOURNAL_MIGRATIONS, ...INVENTORY_MIGRATIONS, ...FAILED_UPDATE_MIGRATIONS]);
     this.#guest = makeGuest({
       clock: this.#clock,
@@ -121,7 +124,7 @@ class Life {
       uid: 1,
       spec: SPEC,
       specDigest: digestOf('spec'),
-      own: { overlay: seed % 3 !== 0 },
+      own: { overlay: this.#hasOverlay },
       group: null,
       journaled: { step: 0, state: { kind: 'off' } },
       sinceMs: this.#clock.nowMs(),
@@ -391,7 +394,7 @@ class Life {
     const { run } = this.#daemon ?? {};
     if (run === undefined) return;
     const state = run.runner.state();
-    const why = explain(VM, state);
+    const why = this.#explain(state);
     if (why.reason === '' || why.next === '') throw new Broken(`there is no answer to why it is ${state.kind}`);
     const current = runOf(state);
     if (current !== null && (current.reboots > REBOOTS_MAX + 1 || current.sessions > SESSIONS_PER_RUN_MAX))
@@ -515,12 +518,16 @@ class Life {
       }
       this.#guest.restartAgent(); // It says hello again and again until it is heard.
       await this.#settle();
-      this.#obey(explain(VM, state).next);
+      this.#obey(this.#explain(state).next);
       await this.#settle();
     }
     throw new Broken(
-      `doing what it says does not help: ${JSON.stringify(explain(VM, this.#daemon?.run.runner.state() ?? { kind: 'off' }))}`,
+      `doing what it says does not help: ${JSON.stringify(this.#explain(this.#daemon?.run.runner.state() ?? { kind: 'off' }))}`,
     );
+  }
+
+  #explain(state: RunState): Reason {
+    return explain(VM, state, { overlay: this.#hasOverlay });
   }
 
   #obey(next: string): void {
@@ -532,6 +539,7 @@ class Life {
       ['vm retry', () => this.#ask('retry')],
       ['vm update', () => this.#ask('update')],
       ['Restart the guest', () => this.#resetGuest()],
+      ['restart the guest', () => this.#resetGuest()],
       ['Nothing to do.', () => this.#guest.restartAgent()],
     ];
     const found = does.find(([words]) => next.includes(words));
