@@ -7,6 +7,7 @@ type Wishes = {
   readonly installPeers: boolean;
   readonly guests: number;
   readonly packages: readonly string[];
+  readonly peers: readonly string[];
 };
 
 type Bench = {
@@ -47,6 +48,7 @@ Of patch:
   --quick          one guest in each way
   --guests N       guests in a row and side by side, 1 to 10; 10 by default
   --packages A,B   only these packages and what they need; everything that is pending by default
+  --peers A,B      only these peers: virt-customize-online, virt-customize-local, apt-cacher-ng
   --install-peers  install the peers' Debian packages first
 `;
 
@@ -55,10 +57,13 @@ const OPTIONS = {
   help: { type: 'boolean', short: 'h' },
   quick: { type: 'boolean' },
   guests: { type: 'string', default: '10' },
-  packages: { type: 'string' },
+  packages: { type: 'string', default: '' },
+  peers: { type: 'string', default: 'virt-customize-online,virt-customize-local,apt-cacher-ng' },
   'install-peers': { type: 'boolean' },
 } as const;
 const GUESTS_MAX = 10;
+
+const wordsOf = (list: string): readonly string[] => list.split(',').filter((word) => word !== '');
 
 async function main(args: readonly string[]): Promise<number> {
   const { values, positionals } = parseArgs({ args: [...args], allowPositionals: true, options: OPTIONS });
@@ -78,7 +83,8 @@ async function main(args: readonly string[]): Promise<number> {
     quick: values.quick === true,
     installPeers: values['install-peers'] === true,
     guests,
-    packages: (values.packages ?? '').split(',').filter((name) => name !== ''),
+    packages: wordsOf(values.packages),
+    peers: wordsOf(values.peers),
   };
   const figures = await bench.run((line) => process.stderr.write(`${line}\n`), wishes);
   const shown =

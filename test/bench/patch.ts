@@ -27,12 +27,16 @@ export type PatchOptions = {
   readonly guests: number;
   /** Only these packages and what they need; empty: everything that is pending. */
   readonly packages: readonly string[];
+  /** Names of the peers to measure. */
+  readonly peers: readonly string[];
 };
 
 /** Bytes that one side-by-side guest of the hungriest way takes: libguestfs' appliance, then the VM. */
 const MEMORY_PER_GUEST_BYTES = 1.5 * 2 ** 30;
 /** The promise of the issue: this many times faster than virt-customize. */
 const TIMES_FASTER = 5;
+
+const PEERS = [() => makeVirtCustomize('online'), () => makeVirtCustomize('local'), makeAptCacher];
 
 type Series = {
   readonly runs: readonly Patched[];
@@ -68,9 +72,8 @@ export async function run(options: PatchOptions, say: Say): Promise<object> {
   try {
     const site = await makeSite(options, say, interrupted.signal, undo);
     const outcomes: Record<string, Outcome> = {};
-    for (const method of [makePratique(), makeVirtCustomize('online'), makeVirtCustomize('local'), makeAptCacher()]) {
-      outcomes[method.name] = await measure(site, method, options);
-    }
+    const peers = PEERS.map((make) => make()).filter(({ name }) => options.peers.includes(name));
+    for (const method of [makePratique(), ...peers]) outcomes[method.name] = await measure(site, method, options);
     const document = conclude(site, options, outcomes);
     return { machine, ...document };
   } finally {
