@@ -114,6 +114,11 @@ class Agent {
     this.#guard(() => clearOldAnnouncement(this.#platform, this.#paths, this.#boot));
   }
 
+  /** What is being repaired would be reported as broken; but a report must not come too late either. */
+  async #repairedOrLate(): Promise<void> {
+    await Promise.race([this.#repaired, this.#platform.clock.sleep(AGENT_REPAIR_WAIT_MS)]);
+  }
+
   async #repair(): Promise<void> {
     try {
       // After the first hello, which need not wait for it.
@@ -202,7 +207,6 @@ class Agent {
 
   async #work(): Promise<void> {
     this.#isWorking = true;
-    await this.#repaired;
     for (let job = this.#jobs.shift(); job !== undefined; job = this.#jobs.shift()) {
       try {
         await this.#do(job);
@@ -224,6 +228,7 @@ class Agent {
       case 'ask-confirm':
         return await this.#confirm(job);
       case 'reboot':
+        await this.#repaired;
         return await this.#reboot();
       default:
         job satisfies never;
@@ -238,8 +243,7 @@ class Agent {
 
   async #answerInventory(): Promise<void> {
     try {
-      // What is being repaired would be reported as broken; but a report must not come too late either.
-      await Promise.race([this.#repaired, this.#platform.clock.sleep(AGENT_REPAIR_WAIT_MS)]);
+      await this.#repairedOrLate();
       const inventory = await this.#takeInventory();
       this.#sendFitting(inventory, (fitting) => ({ type: 'inventory', inventory: fitting }));
     } catch (error) {
@@ -257,6 +261,7 @@ class Agent {
   }
 
   async #confirm(ask: HostBodyOf<'ask-confirm'>): Promise<void> {
+    await this.#repairedOrLate();
     const record = this.#store.ofRun(ask.run);
     const results = record === null ? [] : [...allResults(record)];
     const inventory = await this.#takeInventory();
@@ -302,6 +307,7 @@ class Agent {
       if (drive === null) return;
       offered.isVerified = true;
       this.#sendDrive(offer, { state: 'verified' });
+      await this.#repaired; // The host has its answer by now; an installation may take long.
       await this.#installFrom(drive, offer);
       const record = this.#store.finish();
       await this.#giveWayIfReplaced();

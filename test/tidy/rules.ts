@@ -45,7 +45,7 @@ const AGENT_BUILD = 'guest-agent/build.ts';
 
 /** What the guest agent may import: what runs without Node, and types. */
 const AGENT_MAY_IMPORT = [
-  /^src\/base\/(digest-text|errors|json-lines|json-shape|printable|limits)\.ts$/,
+  /^src\/base\/(digest-text|errors|json-lines|json-shape|kernel-release|limits|printable)\.ts$/,
   /^src\/model\//,
   /^src\/guest\/messages\.ts$/,
 ];
