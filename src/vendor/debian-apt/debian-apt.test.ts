@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
 import { after, before, test } from 'node:test';
 import { gzipSync } from 'node:zlib';
 import {
@@ -325,4 +326,37 @@ test('the holes a release mends are read from its changelog after the download, 
   assert.deepEqual((await jqOf('1.6-2+deb12u3'))?.advisories, []);
   const [offer] = (await vendor.offers()).filter(({ product }) => product === 'jq');
   assert.deepEqual(offer?.advisories, ['CVE-2024-23337', 'CVE-2025-48060']);
+});
+
+test('a suite asked for as `stable` fits guests of the release that it is now', async (t) => {
+  await rig.publish({ ...MAIN, suite: 'stable', codename: 'bookworm', headers: ['Suite: stable'] });
+  const { vendor } = await rig.makeRig(t, { suites: ['stable'] });
+  await vendor.refresh({});
+  assert.equal((await vendor.latest(OLD)).releases.length, 2);
+  const next = { ...OLD, os: { ...OLD.os, codename: 'trixie' } };
+  assert.deepEqual(await vendor.latest(next), { releases: [], leftOut: [] });
+});
+
+test('an index of the first format is fetched anew, and its dates still forbid going back [X3]', async (t) => {
+  await rig.publish(MAIN, SECURITY);
+  const { vendor, folder, reopen } = await rig.makeRig(t);
+  await vendor.close();
+  const path = join(folder, 'packages-amd64.sqlite');
+  await rm(path);
+  const old = new DatabaseSync(path);
+  old.exec(`
+    CREATE TABLE suites (suite TEXT PRIMARY KEY, repo_uri TEXT NOT NULL, date_ms INTEGER NOT NULL,
+      valid_until_ms INTEGER, checked_at_ms INTEGER NOT NULL, etag TEXT, fingerprints TEXT NOT NULL, index_key TEXT NOT NULL) STRICT;
+    CREATE TABLE packages (suite TEXT NOT NULL) STRICT;
+    INSERT INTO suites VALUES ('bookworm', '${rig.server.url}/', ${NOON - HOUR_MS}, NULL, ${NOON}, '"x"', '${await rig.archive.fingerprint('archive')}', 'x');
+    PRAGMA user_version = 1;
+  `);
+  old.close();
+  const again = await reopen();
+  assert.equal(again.status().checkedAtMs, null);
+  await assert.rejects(again.latest(OLD), { code: 'vendor-ill/never-checked' });
+  await assert.rejects(again.refresh({}), { code: 'vendor-ill/rollback' });
+  await rig.publish({ ...MAIN, date: 'Sat, 10 Jan 2026 11:00:00 UTC' });
+  assert.equal((await again.refresh({})).isFresh, true);
+  assert.equal((await again.latest(OLD)).releases.length, 2);
 });
