@@ -51,6 +51,7 @@ export function makePratique(): Method {
     },
     patch: async (site, slot) => await patchOne(site, slot, running()),
     close: async () => {
+      if (daemon !== null) await stopAll(daemon.service);
       await daemon?.stop();
       await hello?.close();
     },
@@ -153,7 +154,14 @@ function phasesOf(
   return phases;
 }
 
-async function stop(service: Service, { name }: Slot): Promise<void> {
+/** VMs outlive their daemon: what a failure or an interruption left running is stopped first. */
+async function stopAll(service: Service): Promise<void> {
+  for (const { vm, state } of await service.listVms()) {
+    if (state !== 'off' && state !== 'staged') await stop(service, { name: vm }).catch(() => {});
+  }
+}
+
+async function stop(service: Service, { name }: Pick<Slot, 'name'>): Promise<void> {
   await service.stopVm(name, { force: true });
   const until = systemClock.monotonicMs() + STOP_TIMEOUT_MS;
   while (!['off', 'staged'].includes((await service.showVm(name)).state)) {
