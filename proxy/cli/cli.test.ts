@@ -299,35 +299,6 @@ test('vm add reads a TOML or JSON spec, fills in the default bridge and hands on
   assert.deepEqual(second?.args, [{ ...SAMPLE_SPEC, vm: 'x' }, {}, {}]);
 });
 
-test('vm policy shows every key with its value and where it comes from', async () => {
-  const { stdout, code } = await run(['vm', 'policy', 'web']);
-  assert.equal(code, 0);
-  assert.match(stdout, /^web, in the group web\n/);
-  assert.match(stdout, /install +security +group web\n/);
-  assert.match(stdout, /holds +nginx +this VM\n/);
-  assert.match(stdout, /leftOut +admit +the default\n/);
-  assert.match(stdout, /metadataAge +24h +built in\n/);
-  const document = JSON.parse((await run(['vm', 'policy', 'web', '--json'])).stdout);
-  assert.deepEqual([document.from.install, document.policy.metadataAgeMaxMs], ['group', 86_400_000]);
-});
-
-test('vm set hands on what is set, given back and asked for, with the name of who asks; a wrong pair asks for nothing', async () => {
-  assert.equal((await run(['vm', 'set', 'web', 'holds=jq,nginx', 'runDeadline=2h', 'overlay=', 'group='])).code, 0);
-  const [{ args: [vm, change] = [] } = { args: [] }] = daemon.service().calls;
-  assert.equal(vm, 'web');
-  const { actor, ...rest } = change as Record<string, unknown>;
-  assert.ok(typeof actor === 'string' && actor !== '');
-  assert.deepEqual(rest, {
-    set: { holds: ['jq', 'nginx'], runDeadlineMs: 7_200_000 },
-    unset: ['overlay'],
-    group: null,
-  });
-  const wrong = await run(['vm', 'set', 'web', 'instal=all']);
-  assert.equal(wrong.code, 2);
-  assert.match(wrong.stderr, /`instal` is no key of a policy; the nearest is `install`/);
-  assert.equal(daemon.service().calls.length, 1);
-});
-
 test('an error in a spec names file, line, field and the nearest one, and the service is not asked', async () => {
   const path = join(daemon.folder, 'bad.toml');
   await writeFile(path, SPEC_TOML.replace('model =', 'modle ='));

@@ -116,7 +116,7 @@ export const SAMPLE_CHECKPOINT: AuditCheckpoint = {
   signature: `${'A'.repeat(86)}==`,
 };
 
-const SAMPLE_PLAN: Plan = {
+export const SAMPLE_PLAN: Plan = {
   vm: vmId('web'),
   run: 'ab'.repeat(16) as RunId, // The cast holds: 32 hex digits.
   items: [{ id: 'bundle/shop', fromVersion: '1.0.0', release: SAMPLE_RELEASE }],
