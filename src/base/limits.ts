@@ -156,7 +156,7 @@ export const CATALOG_NAMES_MAX = 8_000;
 export const STANZA_BYTES_MAX = 2 * 1024 * 1024;
 /** Other releases that one release names as installed together with it; a kernel needs one, a compiler a dozen. */
 export const RELEASE_REQUIRES_MAX = 100;
-/** Characters of one line of a package index; the longest Provides line of Debian main has about 100,000. */
+/** Characters of one line of a Release, a control file or an apt source. */
 export const STANZA_LINE_CHARS_MAX = 1024 * 1024;
 /** Milliseconds without a byte after which a download is given up. */
 export const HTTP_STALL_TIMEOUT_MS = 30_000;

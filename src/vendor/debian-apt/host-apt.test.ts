@@ -28,7 +28,7 @@ test('archives, components and keys are read from both formats of apt sources', 
   await useApt(t, {
     'new.sources':
       '# a remark\nTypes: deb\nURIs: http://a.example/debian\nSuites: one one-updates\nComponents: main extra\nSigned-By: /keys/a.gpg\n\n' +
-      'Types: deb\nURIs: http://b.example/debian-security/\nSuites: one-security\nComponents: main\nSigned-By:\n /keys/b.gpg\n /keys/c.gpg\n',
+      'Types: deb\nURIs: http://b.example/debian-security/\nSuites: one-security\nComponents: main\nSigned-By:\n /keys/b.gpg\n# a remark in between\n /keys/c.gpg\n',
     'old.list': 'deb [arch=amd64 signed-by=/keys/d.gpg] http://d.example/debian two main\n',
   });
   const keys = (...paths: readonly string[]) => ({ paths, embedded: [], fingerprints: [] });
