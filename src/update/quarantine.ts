@@ -81,7 +81,8 @@ export function rolledBack(
 ): { readonly state: RollingBack; readonly effects: readonly Effect[] } {
   const reason = reasonOf(run, cause);
   return {
-    state: { kind: 'rolling-back', run: { ...forgetTrial(run), liveGrant: null }, reason },
+    // Without its plan: whatever becomes of this run, an admission that a crash cut off for one, does not install it again.
+    state: { kind: 'rolling-back', run: { ...forgetTrial(run), liveGrant: null, plan: null }, reason },
     effects: [
       { kind: 'remember-failed', reason },
       { kind: 'record-quarantine', reason },

@@ -443,6 +443,7 @@ test('what fails on trial is remembered, thrown away with its VM, and the VM boo
   assert.deepEqual(effectsOf(failed), ['remember-failed', 'record-quarantine', 'close-gate', 'stop-vm']);
   assert.ok(rolling.kind === 'rolling-back');
   assert.deepEqual(rolling.reason.versions, [{ item: 'i', version: '2' }]);
+  assert.equal(rolling.run.plan, null, 'the run does not come back to it by another way');
   const ended = next(rolling, { kind: 'exited', detail: 'we ended it', isGuestsWish: false });
   const held = movedTo(ended, 'quarantined');
   assert.ok(held.kind === 'quarantined' && held.isRunning && held.reason === rolling.reason);
