@@ -279,6 +279,15 @@ test('no key file is overwritten, each is private, and none is taken that others
   await assert.rejects(publish('hello', '1.2.0'), { code: 'usage/tuf-key', message: /no ed25519 private key/ });
 });
 
+test('what clients would refuse to read is not published', async () => {
+  const many = { targets: Array.from({ length: 33 }, () => at('many')) };
+  const place = { repository: web(), keys: [at('online')], clock, roleFolders: many };
+  await assert.rejects(initRepository(place), { code: 'usage/tuf-too-many' });
+  await assert.rejects(stat(join(web(), 'metadata', 'timestamp.json')));
+  await publish('hello', '1.0.0');
+  assert.deepEqual((await readdir(join(web(), 'metadata'))).length, 4);
+});
+
 test('one publisher at a time: a lock that is held is respected, one whose holder is gone is not', async () => {
   await publish('hello', '1.0.0');
   const lock = join(web(), '.lock');

@@ -2,6 +2,7 @@
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../../base/clock.ts';
+import { TUF_TARGETS_MAX } from '../../base/limits.ts';
 import { printable } from '../../base/printable.ts';
 import type { Compression } from '../../model/release.ts';
 import { VendorError } from '../errors.ts';
@@ -66,11 +67,21 @@ export async function publishFolder(options: PublishOptions): Promise<Publicatio
       const terms = { staging, compression: options.compression ?? 'gzip', role } as const;
       const staged: StagedTarget[] = [];
       for (const release of releases) staged.push(await stageTarget(release, terms));
+      refuseTooMany(before, staged.length);
       if (options.product === undefined) return await publishAll(options, folders, before, staged);
       return await publishProduct(options, folders, before, staged, options.product);
     } finally {
       await rm(staging, { recursive: true, force: true });
     }
+  });
+}
+
+function refuseTooMany(before: Repository, added: number): void {
+  const counts = [...before.roles.values()].map(({ metadata }) => Object.keys(metadata.signed.targets).length);
+  const total = counts.reduce((sum, count) => sum + count, added);
+  if (total <= TUF_TARGETS_MAX) return;
+  throw new VendorError('usage/tuf-too-many', `a repository holds at most ${TUF_TARGETS_MAX} releases`, {
+    next: 'publish into a second repository',
   });
 }
 

@@ -4,7 +4,9 @@ import { join } from 'node:path';
 import { type Clock, isoTime } from '../../base/clock.ts';
 import { digestOf } from '../../base/digest.ts';
 import { writeDurably } from '../../base/durable-file.ts';
+import { VendorError } from '../errors.ts';
 import { type KeyRing, presentSigners, ROLE_NAMES, type RoleName, type Signers, signersFor, signWith } from './keys.ts';
+import { guardMetadata, newBudget } from './metadata-guard.ts';
 import { Metadata, MetaFile, type Root, Snapshot, Targets, Timestamp } from './models.ts';
 import { EXPIRES_DAYS_FIELD, metadataFolder, type Repository, roleFile } from './repository.ts';
 
@@ -96,6 +98,7 @@ export async function signAndWrite(options: SignOptions, changes: Changes): Prom
   const folder = metadataFolder(before.folder);
   await mkdir(folder, { recursive: true, mode: 0o755 });
   const write = async (files: readonly File[]) => {
+    refuseOversize(options, files);
     for (const { name, bytes } of files) await writeDurably(join(folder, name), bytes, 0o644);
   };
   if (changes.isHidden === true) return await write(targets);
@@ -106,6 +109,26 @@ export async function signAndWrite(options: SignOptions, changes: Changes): Prom
   const late = [...(snapshot === null ? [] : [snapshot]), timestamp];
   const isBothWays = roots.length === 0 || isValidUnderOld(options);
   await write(isBothWays ? [...targets, ...late, ...roots] : [...targets, ...roots, ...late]);
+}
+
+/** What our own clients would not read is not published: they bound what they parse and verify. */
+function refuseOversize({ before }: SignOptions, files: readonly File[]): void {
+  const budget = newBudget();
+  const changed = new Set(files.map(({ name }) => name));
+  const kept = [...before.roles.values()].map(({ name, metadata, bytes }) => ({
+    name: roleFile(metadata.signed.version, name),
+    bytes,
+  }));
+  try {
+    for (const { name, bytes } of [...files, ...kept.filter(({ name }) => !changed.has(name))]) {
+      guardMetadata(bytes, name, budget);
+    }
+  } catch (cause) {
+    throw new VendorError('usage/tuf-too-many', 'the repository would be more than clients read', {
+      cause,
+      next: 'delegate products to roles of their own, sign with fewer keys, or publish into a second repository',
+    });
+  }
 }
 
 /** TUF 5.3.4 and 5.3.5: by the threshold of the old root's keys and by that of its own. */
