@@ -20,18 +20,23 @@ const PLAIN_PATH = /^\/[A-Za-z0-9._+:@~,=%/-]{0,1023}$/;
 export class ExtFiles {
   readonly #look: Pick<Look, 'debugfs'>;
   readonly #offsetBytes: number;
+  readonly #known = new Map<string, FoundFile | null>();
 
   constructor(look: Pick<Look, 'debugfs'>, offsetBytes: number) {
     this.#look = look;
     this.#offsetBytes = offsetBytes;
   }
 
-  /** What these paths name, links on the way followed and the last one not; null where there is nothing, or a path of odd characters. */
+  /**
+   * What these paths name, links on the way followed and the last one not; null where there is nothing, or a path of odd
+   * characters. Remembered: the disk does not change, and asking for many at once costs what asking for one does.
+   */
   async stat(paths: readonly string[]): Promise<readonly (FoundFile | null)[]> {
-    const plain = paths.filter((path) => PLAIN_PATH.test(path));
-    const answers = await this.#ask(plain.map((path) => `stat "${path}"`));
-    const found = new Map(plain.map((path, index) => [path, parseStat(answers[index]?.toString('latin1') ?? '')]));
-    return paths.map((path) => found.get(path) ?? null);
+    const unknown = [...new Set(paths)].filter((path) => PLAIN_PATH.test(path) && !this.#known.has(path));
+    const answers = await this.#ask(unknown.map((path) => `stat "${path}"`));
+    for (const [index, path] of unknown.entries())
+      this.#known.set(path, parseStat(answers[index]?.toString('latin1') ?? ''));
+    return paths.map((path) => this.#known.get(path) ?? null);
   }
 
   /** What a path leads to. No link leads out: all of them are taken within this filesystem. Throws InspectError in a circle. */

@@ -45,6 +45,7 @@ export type SystemFacts = {
 /** Inventory.agent.version where there is no agent. */
 export const NO_AGENT = 'none';
 
+const DPKG_STATUS_PATH = '/var/lib/dpkg/status';
 const OS_RELEASE_PATHS = ['/etc/os-release', '/usr/lib/os-release'] as const;
 const AGENT_PATHS = [
   '/usr/sbin/pratique-agent',
@@ -57,8 +58,19 @@ const COMPRESSIONS = { gzip: ['/bin/gzip', '/usr/bin/gzip'], zstd: ['/usr/bin/zs
 
 const parseInventory = makeParser(InventorySchema, 'guest-fault/disk');
 
+/** Everything that is looked for on a system, for one question about all of it. */
+const WELL_KNOWN_PATHS: readonly string[] = [
+  ...OS_RELEASE_PATHS,
+  ...AGENT_PATHS,
+  ...COMPRESSIONS.gzip,
+  ...COMPRESSIONS.zstd,
+  DPKG_STATUS_PATH,
+  ...['products', 'boot.json', 'shutdown.json', 'run.json'].map((name) => `${AGENT_STATE_FOLDER}/${name}`),
+];
+
 /** The text of os-release; null where this is no root filesystem. */
 export async function findOsRelease(files: ExtFiles): Promise<string | null> {
+  await files.stat(WELL_KNOWN_PATHS);
   for (const path of OS_RELEASE_PATHS) {
     const content = await files.read(path, INSPECT_TEXT_BYTES_MAX);
     if (content !== null) return content.toString('utf8');
@@ -89,7 +101,7 @@ export async function readSystem(files: ExtFiles, osRelease: string, freeBytes: 
 }
 
 async function readPackages(files: ExtFiles): Promise<readonly InstalledProduct[]> {
-  const content = await files.read('/var/lib/dpkg/status', DPKG_STATUS_BYTES_MAX);
+  const content = await files.read(DPKG_STATUS_PATH, DPKG_STATUS_BYTES_MAX);
   if (content === null) return [];
   const reader = makeDpkgStatusReader();
   const { packages, overflow } = reader.push(content.toString('utf8'));
