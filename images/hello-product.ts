@@ -33,13 +33,13 @@ echo "hello: this machine has no room for the new page" >&2
 exit 1
 `;
 
-/** `wget -T` of Debian's static busybox ends with a segmentation fault where its libc finds no shared libraries: hence `timeout`. */
+/** Busybox by its path: the Debian guest has no wget of its own. Its `wget -T` ends with a segmentation fault where its libc finds no shared libraries: hence `timeout`. */
 const CHECK = `#!/bin/sh
 # The running service must answer with this version. It may still be starting: 10 tries, half a second apart.
 wanted=$(cat "$(dirname "$0")/../www/version")
 tries=0
 while [ $tries -lt 10 ]; do
-  served=$(timeout 2 wget -q -O - http://127.0.0.1/version 2>/dev/null)
+  served=$(/bin/busybox timeout 2 /bin/busybox wget -q -O - http://127.0.0.1/version 2>/dev/null)
   if [ "$served" = "$wanted" ]; then
     echo "hello $wanted: served"
     exit 0
