@@ -16,6 +16,7 @@ afterEach(() => guest.remove());
 
 /** As proc(5) has them, from a Debian 12 whose libssl3 was just upgraded. */
 const REPLACED = '7f1c r-xp 00065000 fe:01 1234    /usr/lib/x86_64-linux-gnu/libssl.so.3 (deleted)';
+const LIBC = '7f1d r-xp 00026000 fe:01 1236    /usr/lib/x86_64-linux-gnu/libc.so.6 (deleted)';
 const PRESENT = '7f2a r-xp 00026000 fe:01 1235    /usr/lib/x86_64-linux-gnu/libc.so.6';
 const DATA_ONLY = '7f2b r--p 00026000 fe:01 1235    /usr/lib/locale/locale-archive (deleted)';
 const MEMORY = '7f2c r-xp 00000000 00:01 99      /memfd:doublemapper (deleted)';
@@ -42,16 +43,17 @@ function find(processes: Readonly<Record<string, Process>>) {
 test('a service with a replaced library is named by its unit, once, and one without is not', () => {
   const nginx = { maps: [PRESENT, REPLACED], group: '/system.slice/nginx.service' };
   const found = find({ 10: nginx, 11: nginx, 12: { maps: [PRESENT], group: '/system.slice/cron.service' } });
-  assert.deepEqual(found, { units: ['nginx.service'], rebootFor: [] });
+  assert.deepEqual(found, { units: ['nginx.service'], isInitStale: false, rebootFor: [] });
 });
 
-test('init, the message bus and what has no unit need a reboot', () => {
+test('init is told apart; the message bus with another C library and what has no unit need a reboot', () => {
   const found = find({
     1: { maps: [REPLACED], group: '/init.scope', name: 'systemd' },
-    20: { maps: [REPLACED], group: '/system.slice/dbus.service', name: 'dbus-daemon' },
+    20: { maps: [REPLACED, LIBC], group: '/system.slice/dbus.service', name: 'dbus-daemon' },
+    21: { maps: [REPLACED], group: '/system.slice/dbus-broker.service', name: 'dbus-broker' },
     30: { maps: [REPLACED], group: '/', name: 'httpd' },
   });
-  assert.deepEqual(found, { units: [], rebootFor: ['dbus-daemon', 'httpd', 'systemd'] });
+  assert.deepEqual(found, { units: [], isInitStale: true, rebootFor: ['dbus-daemon', 'httpd'] });
 });
 
 test('logins, the agent itself and maps that are no programs are left alone', () => {
@@ -62,5 +64,5 @@ test('logins, the agent itself and maps that are no programs are left alone', ()
     43: { maps: [REPLACED], group: '/', exe: '/usr/sbin/pratique-agent (deleted)' },
     44: { maps: [DATA_ONLY, MEMORY], group: '/system.slice/cron.service' },
   });
-  assert.deepEqual(found, { units: [], rebootFor: [] });
+  assert.deepEqual(found, { units: [], isInitStale: false, rebootFor: [] });
 });

@@ -7,11 +7,16 @@ import type { Platform } from './platform/platform.ts';
 export type StaleProcesses = {
   /** systemd units that run replaced programs or libraries. */
   readonly units: readonly string[];
-  /** Names of processes that no unit restarts: init, the message bus, daemons without a unit. */
+  /** Whether process 1 is among them; systemd can be told to begin anew without a reboot. */
+  readonly isInitStale: boolean;
+  /** Names of processes that nothing but a reboot renews: the message bus, daemons without a unit. */
   readonly rebootFor: readonly string[];
 };
 
-/** Everything talks over the bus: systemd's own advice is not to restart it. */
+/**
+ * Everything talks over the bus: systemd's own advice is not to restart it. It is reached from inside only, so a library that it
+ * merely links does not take a reboot; its own program and the C library do.
+ */
 const ONLY_BY_REBOOT = /^dbus(-broker)?\.service$/;
 /** Logins keep what they have until they end. */
 const LOGINS = /^(getty|serial-getty|console-getty|container-getty)(@.*)?\.service$/;
@@ -21,22 +26,33 @@ const OWN_UNIT = 'pratique-agent.service';
 export function findStaleProcesses(platform: Platform, paths: Paths): StaleProcesses {
   const units = new Set<string>();
   const rebootFor = new Set<string>();
+  let isInitStale = false;
   const ids = platform.files.list(paths.proc).filter((name) => /^\d+$/.test(name));
   for (const id of ids.slice(0, PROCESSES_LOOKED_AT_MAX)) {
     const folder = `${paths.proc}/${id}`;
-    if (!isStale(platform, folder)) continue;
+    const replaced = replacedFiles(platform, folder);
+    if (replaced.length === 0) continue;
     const unit = unitOf(platform, folder);
     if (unit === 'login' || unit === OWN_UNIT || isSelf(platform, folder)) continue;
-    if (id === '1' || unit === null || ONLY_BY_REBOOT.test(unit)) rebootFor.add(nameOf(platform, folder));
-    else units.add(unit);
+    if (id === '1') isInitStale = true;
+    else if (unit === null) rebootFor.add(nameOf(platform, folder));
+    else if (!ONLY_BY_REBOOT.test(unit)) units.add(unit);
+    else if (replaced.some((file) => /\/(dbus-[a-z-]+|libc\.so\.6)$/.test(file)))
+      rebootFor.add(nameOf(platform, folder));
   }
-  return { units: [...units].sort(), rebootFor: [...rebootFor].sort() };
+  return { units: [...units].sort(), isInitStale, rebootFor: [...rebootFor].sort() };
 }
 
-/** proc(5): the mapped files; one that dpkg has replaced since is marked as deleted. */
-function isStale(platform: Platform, folder: string): boolean {
+/** proc(5): the programs and libraries that are mapped; one that dpkg has replaced since is marked as deleted. */
+function replacedFiles(platform: Platform, folder: string): readonly string[] {
   const maps = read(platform, `${folder}/maps`);
-  return /^\S+ ..x\S* .* \/(usr|lib|lib64|bin|sbin)\/.* \(deleted\)$/m.test(maps);
+  const found = maps.matchAll(/^\S+ ..x\S* .* (\/(?:usr|lib|lib64|bin|sbin)\/.*) \(deleted\)$/gm);
+  return [...found].map(([, file = '']) => file);
+}
+
+/** Whether process 1 still runs what was replaced. */
+export function isInitStale(platform: Platform, paths: Paths): boolean {
+  return replacedFiles(platform, `${paths.proc}/1`).length > 0;
 }
 
 /** The unit of a process by its control group; `login` for what belongs to somebody's session; null without a unit. */

@@ -20,7 +20,7 @@ import {
   runQuietly,
 } from './dpkg.ts';
 import { requireSpace } from './free-space.ts';
-import { forbidStarts, restorePolicy, settleServices } from './service-starts.ts';
+import { forbidStarts, renewInit, restorePolicy, settleServices } from './service-starts.ts';
 
 export type DebianOutcomes = {
   /** In the order of the items. */
@@ -69,7 +69,9 @@ async function withoutStarts<T>(platform: Platform, paths: Paths, step: () => Pr
 
 /** Lets go of services that run what was replaced; says what else runs it. */
 async function settle(platform: Platform, paths: Paths, isAdmitted: boolean): Promise<readonly string[]> {
-  const { units, rebootFor } = findStaleProcesses(platform, paths);
+  const { units, isInitStale, rebootFor: others } = findStaleProcesses(platform, paths);
+  const isInitLeft = isInitStale && !(await renewInit(platform, paths));
+  const rebootFor = [...(isInitLeft ? ['init'] : []), ...others];
   await settleServices(platform, paths, { further: units, isAdmitted });
   if (rebootFor.length > 0) platform.log(`only a reboot renews ${rebootFor.join(', ')}`);
   return rebootFor;

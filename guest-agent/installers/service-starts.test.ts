@@ -7,7 +7,7 @@ import { systemClock } from '../../src/base/clock.ts';
 import { runCommand } from '../../src/base/run-command.ts';
 import { FakeGuest } from '../../test/fakes/guest-agent/fake-guest.ts';
 import { nodePlatform } from '../platform/node.ts';
-import { forbidStarts, restorePolicy, settleServices, startDeferred } from './service-starts.ts';
+import { forbidStarts, renewInit, restorePolicy, settleServices, startDeferred } from './service-starts.ts';
 
 const platform = nodePlatform(systemClock);
 let guest: FakeGuest;
@@ -104,4 +104,14 @@ test('the agent’s own unit and names that are none are not touched', async () 
   await settle();
   assert.deepEqual(calls(), []);
   assert.ok(!existsSync(guest.paths.policy));
+});
+
+test('a stale init is told to begin anew; only one that is stale all the same needs a reboot', async () => {
+  systemd({});
+  const maps = join(guest.paths.proc, '1/maps');
+  writeFileSync(maps, '7f1c r-xp 00065000 fe:01 1234    /usr/lib/x86_64-linux-gnu/libpcre2-8.so.0 (deleted)\n');
+  assert.equal(await renewInit(platform, guest.paths), false);
+  assert.deepEqual(calls(), ['daemon-reexec']);
+  writeFileSync(maps, '7f1c r-xp 00065000 fe:01 1234    /usr/lib/x86_64-linux-gnu/libpcre2-8.so.0\n');
+  assert.equal(await renewInit(platform, guest.paths), true);
 });

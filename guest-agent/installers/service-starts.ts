@@ -7,6 +7,7 @@ import { readText } from '../durable.ts';
 import { findProgram } from '../inventory.ts';
 import { type Paths, runFolder } from '../paths.ts';
 import type { Platform, RunResult } from '../platform/platform.ts';
+import { isInitStale } from '../stale-processes.ts';
 
 const wantedPath = (paths: Paths) => `${paths.runtime}/wanted-services`;
 const deferredPath = (paths: Paths) => `${paths.runtime}/deferred-services`;
@@ -83,6 +84,13 @@ export async function startDeferred(platform: Platform, paths: Paths): Promise<v
   platform.files.remove(deferredPath(paths));
   platform.log(`starting what was held back: ${known.join(' ')}`);
   await callServices(platform, paths, 'start', known);
+}
+
+/** Lets systemd begin anew from its present files, keeping its state (systemctl(1), daemon-reexec); false where that does not do. */
+export async function renewInit(platform: Platform, paths: Paths): Promise<boolean> {
+  if (!isSystemd(platform, paths)) return false;
+  await systemctl(platform, paths, ['daemon-reexec']);
+  return !isInitStale(platform, paths);
 }
 
 type ServicePlan = {
