@@ -8,7 +8,7 @@ import { METADATA_BYTES_MAX, TUF_DELEGATIONS_MAX, TUF_SIGNATURES_MAX } from '../
 import { makeParser } from '../../base/parse.ts';
 import { printable } from '../../base/printable.ts';
 import { VendorError } from '../errors.ts';
-import { makeKey, openKeyRing, refuseNesting, type SigningKey, shortId, signWith } from './keys.ts';
+import { keyIdOf, makeKey, openKeyRing, refuseNesting, type SigningKey, shortId, signWith } from './keys.ts';
 import { guardMetadata, newBudget } from './metadata-guard.ts';
 import { DelegatedRole, Delegations, Key, Metadata, MetadataKind, Targets } from './models.ts';
 import { readOffer } from './offer.ts';
@@ -238,6 +238,9 @@ async function readRequest(path: string): Promise<{ readonly request: Request; r
     const request = parseRequest(metadata.signed.unrecognizedFields[REQUEST_FIELD], what);
     const role = productRole(request.product);
     const keyIDs = Object.keys(request.keys);
+    // All teams' keys stand in one table by their ids: a key under another's id would take that one's place.
+    const isForged = Object.entries(request.keys).some(([id, { keyval }]) => keyIdOf(keyval.public) !== id);
+    if (isForged) throw new Error("the id of one of its keys is not that key's");
     // Every key has to sign, not only as many as must later: each proves that somebody holds it.
     const asked = new DelegatedRole({ name: role, keyIDs, threshold: keyIDs.length, terminating: true, paths: [] });
     const delegations = new Delegations({ keys: keysOf(request), roles: { [role]: asked } });

@@ -35,11 +35,14 @@ export function shortId(id: string): string {
   return printable(id).slice(0, 8);
 }
 
-/** TUF 4.2: the id of a key is the SHA-256 of its canonical form. */
+/** TUF 4.2: the id of a key is the SHA-256 of its canonical form. `point`: the 32 bytes of the public key in hex. */
+export function keyIdOf(point: string): string {
+  return digestOf(canonicalJson({ keytype: 'ed25519', scheme: 'ed25519', keyval: { public: point } }));
+}
+
 function signingKey(secret: KeyObject, path: string): SigningKey {
   const point = createPublicKey(secret).export({ format: 'der', type: 'spki' }).subarray(-32).toString('hex');
-  const form = { keytype: 'ed25519', scheme: 'ed25519', keyval: { public: point } };
-  const id = digestOf(canonicalJson(form));
+  const id = keyIdOf(point);
   const shown = new Key({ keyID: id, keyType: 'ed25519', scheme: 'ed25519', keyVal: { public: point } });
   return { id, secret, shown, path };
 }

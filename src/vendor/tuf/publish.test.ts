@@ -13,6 +13,8 @@ import { silentLog } from '../../base/log.ts';
 import type { Vendor } from '../vendor.ts';
 import { delegateProduct, requestDelegation, revokeProduct } from './delegate.ts';
 import { makeTufVendor } from './index.ts';
+import { openKeyRing, signWith } from './keys.ts';
+import { Metadata, MetadataKind } from './models.ts';
 import { type PublishOptions, publishFolder, refreshRepository } from './publish.ts';
 import { initRepository, rotateKey } from './publish-root.ts';
 import { showRepository } from './show.ts';
@@ -259,6 +261,50 @@ test('a request that was altered, or whose keys did not sign it, is refused and 
     clock,
   });
   await assert.rejects(tooMany, { code: 'usage/tuf-key' });
+});
+
+/** A request of `thief` that gives its key the id of another team's, signed under that id. */
+async function stealId(id: string, request: string): Promise<void> {
+  await requestDelegation({
+    product: 'thief',
+    keys: [at('thief')],
+    threshold: 1,
+    repository: null,
+    out: request,
+    clock,
+  });
+  const { signed } = JSON.parse(await readFile(request, 'utf8'));
+  const asked = signed['x-pratique-delegation'];
+  asked.keys = { [id]: Object.values(asked.keys)[0] };
+  const metadata = Metadata.fromJSON(MetadataKind.Targets, { signed, signatures: [] });
+  const [key] = (await openKeyRing([at('thief')])).all();
+  assert.ok(key !== undefined);
+  signWith({ ...key, id }, metadata);
+  await writeFile(request, JSON.stringify(metadata.toJSON()));
+}
+
+test("a request cannot put its key in the place of another team's by taking its id [X3]", async () => {
+  await publish('hello', '1.0.0');
+  await delegateTeam();
+  const [victim] = (await openKeyRing([at('team')])).all();
+  const request = at('thief.json');
+  await stealId(victim?.id ?? '', request);
+  const place = { repository: web(), keys: [at('keys')], clock };
+  await assert.rejects(delegateProduct({ ...place, request }), {
+    code: 'usage/tuf-delegation',
+    message: /the id of one of its keys is not that key's/,
+  });
+  // With its own id alone the same team is welcome, and the other one can still sign.
+  await requestDelegation({
+    product: 'thief',
+    keys: [at('thief')],
+    threshold: 1,
+    repository: null,
+    out: request,
+    clock,
+  });
+  assert.equal((await delegateProduct({ ...place, request })).product, 'thief');
+  assert.equal((await publish('team', '1.0.0', { product: 'team', keys: [at('team')] })).isVisible, false);
 });
 
 test('no key file is overwritten, each is private, and none is taken that others can read', async () => {
