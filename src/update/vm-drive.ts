@@ -38,8 +38,8 @@ export class VmDrive {
   #drive: BuiltDrive | null = null;
   /** The signed files of a run's drive, so that each of its offers shows the same ones. */
   #signed: { readonly run: RunId; readonly archives: readonly DriveArchive[] } | null = null;
-  /** The run whose drive is attached; `unknown` after a restart of the daemon that found one. */
-  #attached: RunId | 'unknown' | null = null;
+  /** The manifest of the drive that is attached; `unknown` after a restart of the daemon that found one. */
+  #attached: Digest | 'unknown' | null = null;
   #doubtedAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(deps: VmRunDeps, owner: DriveOwner) {
@@ -87,7 +87,6 @@ export class VmDrive {
 
   async #fetchSigned(plan: Plan, signal: AbortSignal): Promise<Trouble | null> {
     try {
-      this.#signed = null;
       await this.#archivesOf(plan, signal);
       return null;
     } catch (error) {
@@ -100,17 +99,25 @@ export class VmDrive {
     }
   }
 
-  /** Where the policy wants the guest's own apt to verify: the archives that it does that from. A daemon that started anew asks again. */
+  /**
+   * Where the policy wants the guest's own apt to verify: the archives that it does that from. The same ones for the whole run,
+   * whatever the vendor publishes meanwhile, as long as the store has them; a daemon that started anew asks again.
+   */
   async #archivesOf(plan: Plan, signal: AbortSignal): Promise<readonly DriveArchive[]> {
     if (this.#owner.policy().apt !== 'vendor-verified') return [];
-    if (this.#signed?.run === plan.run) return this.#signed.archives;
     const { store, vendors } = this.#deps;
+    const known = this.#signed?.run === plan.run ? this.#signed.archives : null;
+    const digests = known?.flatMap(({ files }) => files.map(({ digest }) => digest)) ?? [];
+    if (known !== null && digests.every((digest) => store.has(digest))) {
+      store.pin(this.#runPin, digests);
+      return known;
+    }
     const archives = await bringSignedArchives({ plan, vendors: vendors(), store, owner: this.#runPin, signal });
     this.#signed = { run: plan.run, archives };
     return archives;
   }
 
-  /** Builds the drive of the run's plan and attaches it, unless it is attached already. The manifest's digest. */
+  /** Builds the drive of the run's plan and attaches it, unless this very drive is attached already. The manifest's digest. */
   async attach(
     run: Run,
     plan: Plan,
@@ -119,14 +126,15 @@ export class VmDrive {
   ): Promise<Digest> {
     const { running, reported } = guest;
     this.#drive = await this.#buildSound(run.run, plan, signal);
-    const isThere = this.#attached === run.run || (this.#attached === 'unknown' && run.manifests.length > 0);
-    if (!isThere) {
+    const { manifestDigest } = this.#drive;
+    // What was found attached is the last that was announced. Another manifest must never be announced with the old drive.
+    const isFound = this.#attached === 'unknown' && run.manifests.at(-1) === manifestDigest;
+    if (this.#attached !== manifestDigest && !isFound) {
       await this.detach(running);
       const frontEnd = reported?.abilities.drives.includes('virtio-blk') === false ? 'scsi-cd' : 'virtio-blk';
       await running.attachDrive({ ...this.#drive.image, frontEnd });
     }
-    this.#attached = run.run;
-    const { manifestDigest } = this.#drive;
+    this.#attached = manifestDigest;
     const { vm } = this.#owner;
     await this.#deps.audit.append({ kind: 'offer', vm, run: run.run, planDigest: planDigest(plan), manifestDigest });
     this.#owner.note('state', `a drive with ${counted(plan.items.length, 'update')} is attached`);
