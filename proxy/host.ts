@@ -31,6 +31,7 @@ import {
   openJournal,
   type StoredVm,
 } from '../src/update/journal.ts';
+import { hasVm } from '../src/update/state.ts';
 import { namespaceOf, tapNamesOf } from '../src/update/taps.ts';
 import { VmRun } from '../src/update/vm-run.ts';
 import type { VmRunDeps } from '../src/update/vm-run-deps.ts';
@@ -76,7 +77,7 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
   const diskRoots = [...config.diskRoots, dataFolder];
   // Only root may give a QEMU a user of its own; for anybody else it runs as they do.
   const uidFor = async (vm: VmId) => (process.getuid?.() === 0 ? (runs.get(vm)?.uid ?? null) : null);
-  const overlayFolder = join(dataFolder, 'overlays');
+  const overlayFolder = overlayFolderOf(config);
   const driver = makeQmpDriver({
     runFolder,
     overlayFolder,
@@ -217,6 +218,7 @@ function openRun(rooms: HostRooms, deps: VmRunDeps, { own, group, ...record }: S
 /** Forgets a VM that is off, and gives back what the host kept for it. */
 async function removeRun(rooms: HostRooms, run: VmRun, record: () => Promise<void>): Promise<void> {
   const { runs, inventories, journal, log } = rooms;
+  await settleBeforeRemoval(rooms, run);
   runs.delete(run.vm);
   try {
     await record();
@@ -239,6 +241,26 @@ async function removeRun(rooms: HostRooms, run: VmRun, record: () => Promise<voi
   rooms.ownPolicies.delete(run.vm);
   journal.removeVm(run.vm);
 }
+
+/** A VM of which nobody knows any more is one whose accepted update nobody merges, or somebody into a disk that went on without it. */
+async function settleBeforeRemoval({ config }: HostRooms, run: VmRun): Promise<void> {
+  try {
+    await run.settleOverlay();
+  } catch (cause) {
+    const folder = join(overlayFolderOf(config), run.vm);
+    throw new PratiqueError('conflict/overlay', `${run.vm}: its last update is not in its disk yet, so it stays`, {
+      cause,
+      next: `mend that and remove the VM again; if its disk is gone for good, remove ${folder} first`,
+    });
+  }
+  // It may have been started meanwhile: merging takes its time.
+  if (!hasVm(run.runner.state())) return;
+  throw new PratiqueError('conflict/running', `${run.vm} is running`, {
+    next: `stop it first: pratique vm stop ${run.vm}`,
+  });
+}
+
+const overlayFolderOf = ({ dataFolder }: Config): string => join(dataFolder, 'overlays');
 
 /** The lowest user id of the configured range that no VM has. */
 function freeUid({ config, runs }: HostRooms): number {

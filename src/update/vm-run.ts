@@ -146,9 +146,13 @@ export class VmRun {
     await this.#running?.release();
   }
 
+  /** Brings the disks of a VM that is off to rest, before it is removed. Throws HypervisorError when what it has accepted cannot be merged; it is kept then. */
+  async settleOverlay(): Promise<void> {
+    await this.#overlay.settle();
+  }
+
   /** Gives back what the host keeps for this VM: call it after `close`, when the VM is removed. */
   async forget(): Promise<void> {
-    await this.#overlay.settle();
     await this.#drive.forget();
   }
 
