@@ -14,6 +14,13 @@ test('files and fingerprints are told apart, with commas and spaces', () => {
   assert.deepEqual(parseSignedBy(''), { paths: [], embedded: [], fingerprints: [] });
 });
 
+test('a mistyped fingerprint allows no key, instead of every one [X3]', () => {
+  const signatures = [{ key: SUBKEY, primary: PRIMARY }];
+  for (const mistyped of [PRIMARY.slice(1), `0x${PRIMARY}`, 'keyring.gpg', `/a.gpg ${PRIMARY.slice(1)}`])
+    assert.deepEqual(allowedSignatures(signatures, parseSignedBy(mistyped)), [], mistyped);
+  assert.deepEqual(allowedSignatures(signatures, parseSignedBy(`/a.gpg ${PRIMARY}`)), signatures);
+});
+
 test('a fingerprint allows the key and its subkeys, with an exclamation mark that key only (sources.list(5)) [X3]', () => {
   const signature = { key: SUBKEY, primary: PRIMARY };
   const allows = (...fingerprints: readonly string[]) =>

@@ -17,7 +17,6 @@ export type TrustedKeys = {
 
 const BEGIN = '-----BEGIN PGP PUBLIC KEY BLOCK-----';
 const BLOCK = /-----BEGIN PGP PUBLIC KEY BLOCK-----([\s\S]*?)-----END PGP PUBLIC KEY BLOCK-----/g;
-const FINGERPRINT = /^[0-9A-F]{40}(?:[0-9A-F]{24})?!?$/i;
 
 /** Reads the value of a Signed-By field or option. */
 export function parseSignedBy(value: string): TrustedKeys {
@@ -30,7 +29,8 @@ export function parseSignedBy(value: string): TrustedKeys {
   return {
     paths: words.filter((word) => word.startsWith('/')),
     embedded: [],
-    fingerprints: words.filter((word) => FINGERPRINT.test(word)).map((word) => word.toUpperCase()),
+    // Also a word that is neither: taken out, a mistyped fingerprint would let every key of the host's sign. So it allows none.
+    fingerprints: words.filter((word) => word !== '' && !word.startsWith('/')).map((word) => word.toUpperCase()),
   };
 }
 
