@@ -94,6 +94,9 @@ test('a roll-back that the daemon did not survive goes on: remembered, ended, bo
   assert.ok(gone.state.kind === 'quarantined' && gone.state.isRunning && gone.state.reason.kind === 'rolled-back');
   const kinds = gone.effects.map(({ kind }) => kind);
   assert.deepEqual(kinds.slice(0, 3), ['remember-failed', 'settle-overlay', 'start-vm']);
+  const stopping = recover({ ...rolling, run: { ...rolling.run, isStopping: true } }, NONE, FRESH);
+  assert.equal(stopping.state.kind, 'off');
+  assert.equal(stopping.effects[0]?.kind, 'remember-failed', 'a VM that stays off does not try it again either');
 });
 
 test('every VM that is off has its overlay settled before it is staged or started [X5]', () => {

@@ -71,12 +71,14 @@ function recoverEnded(state: RunState, run: Run, fresh: Fresh): Recovery {
   if (state.kind === 'quarantined' && !run.isStopping) {
     return { state: { ...state, run: forgetTrial(run), session: null, isRunning: false }, effects: [SETTLE] };
   }
-  if (state.kind === 'rolling-back' && !run.isStopping) {
-    const remember: Effect = { kind: 'remember-failed', reason: state.reason };
-    return { state: bootsAgain(state), effects: [remember, SETTLE, ...START] };
-  }
+  // Also of a VM that stays off: what failed is not tried again when it starts.
+  const remember: readonly Effect[] =
+    state.kind === 'rolling-back' ? [{ kind: 'remember-failed', reason: state.reason }] : [];
+  if (state.kind === 'rolling-back' && !run.isStopping)
+    return { state: bootsAgain(state), effects: [...remember, SETTLE, ...START] };
   const goesOn = isUnderWay(state) && !run.isStopping;
-  if (!goesOn) return { state: { kind: 'off' }, effects: [SETTLE, { kind: 'clean-up' }, { kind: 'stage' }] };
+  if (!goesOn)
+    return { state: { kind: 'off' }, effects: [...remember, SETTLE, { kind: 'clean-up' }, { kind: 'stage' }] };
   const next: Run = { ...goOn(run, fresh), reboots: run.reboots + 1 };
   if (next.reboots > REBOOTS_MAX) {
     const reason: Trouble = { kind: 'too-many-reboots', reboots: next.reboots };
