@@ -138,7 +138,7 @@ function makeRunDeps(options: HostOptions, parts: Parts): VmRunDeps {
     ...parts,
     clock,
     log,
-    vendors: () => parts.vendors.registry.opened(),
+    vendors: () => parts.vendors.registry.all(),
     inspections: new Map(),
     openChannel: openGuestChannel,
     drives: { build: makeBoundedBuild(), remove: removeDrives },

@@ -8,7 +8,10 @@ import { pathToFileURL } from 'node:url';
 import { systemClock } from '../base/clock.ts';
 import { type HttpFetch, makeHttpFetch } from '../base/http-fetch.ts';
 import { silentLog } from '../base/log.ts';
-import { makeVendorRegistry, type VendorConfig, type VendorDeps } from './registry.ts';
+import type { RunId, VmId } from '../model/ids.ts';
+import { DEFAULT_POLICY } from '../model/policy.ts';
+import { makePlan } from '../update/planner.ts';
+import { makeVendorRegistry, type VendorConfig, type VendorDeps, type VendorRegistry } from './registry.ts';
 import { publishFolder } from './tuf/publish.ts';
 
 let base: string;
@@ -68,6 +71,38 @@ test('a broken vendor is shown with its trouble and stops no other', async () =>
   assert.equal(mended?.trouble, null);
   await registry.close();
 });
+
+test('a vendor that cannot be opened is still one to plan with: nobody is up to date without it [A11 X3]', async () => {
+  const rootPath = join(base, 'late-root.json');
+  const registry = await makeVendorRegistry([{ ...good, name: 'broken', rootPath }, good], deps('plan'));
+  await registry.refresh('good', {});
+  assert.equal(await planOf(registry), 'broken: vendor-unavailable');
+  // Mended while we run: the next plan opens it, also if several are made at once.
+  await copyFile(good.rootPath, rootPath);
+  assert.deepEqual(await Promise.all([planOf(registry), planOf(registry)]), ['0 items', '0 items']);
+  assert.equal(registry.opened().length, 2);
+  await registry.close();
+});
+
+/** What a VM with the product's newest release is told. */
+async function planOf(registry: VendorRegistry): Promise<string> {
+  const answer = await makePlan({
+    // The casts hold: both texts have the form of their id.
+    ...{ vm: 'web-1' as VmId, run: 'a'.repeat(32) as RunId, policy: DEFAULT_POLICY, vendors: registry.all() },
+    clock: { ...systemClock, sleep: async () => {} },
+    inventory: {
+      ...{ os: { id: 'tiny', versionId: '1', arch: 'amd64' }, config: [], freeBytes: 0, rebootRequired: false },
+      ...{ agent: { version: '0.1.0', digest: null }, abilities: { drives: [], compressions: ['gzip'] } },
+      ...{
+        lastShutdown: null,
+        products: [{ ecosystem: 'bundle', product: 'a', version: '1.0.0', state: 'installed' }],
+      },
+    },
+  });
+  if (answer.kind === 'plan') return `${answer.plan.items.length} items`;
+  const { reason } = answer;
+  return `${'vendor' in reason ? reason.vendor : ''}: ${reason.kind}`;
+}
 
 test('names are unique and safe, unknown ones are named, and removal forgets the state', async () => {
   const registry = await makeVendorRegistry([], deps('two'));

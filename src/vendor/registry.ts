@@ -8,9 +8,10 @@ import { VENDORS_MAX } from '../base/limits.ts';
 import type { Log } from '../base/log.ts';
 import { printable } from '../base/printable.ts';
 import type { Inventory } from '../model/inventory.ts';
-import { type DebianVendorConfig, makeDebianVendor } from './debian-apt/index.ts';
+import { compareDebianVersions, type DebianVendorConfig, makeDebianVendor } from './debian-apt/index.ts';
 import { VendorError } from './errors.ts';
 import { makeTufVendor } from './tuf/index.ts';
+import { compareSemver } from './tuf/order.ts';
 import type { Offered, Vendor, VendorStatus } from './vendor.ts';
 
 /** How an operator names a source of updates. */
@@ -65,6 +66,11 @@ export type VendorRegistry = {
   readonly get: (name: string) => Vendor;
   /** All vendors that could be opened. */
   readonly opened: () => readonly Vendor[];
+  /**
+   * Every configured vendor, to plan with. One that could not be opened was never checked, a refresh tries again to open it, and
+   * whatever else it is asked throws why it cannot: left out, it would let a VM pass that it has something newer for.
+   */
+  readonly all: () => readonly Vendor[];
   /** Every configured vendor, also those that could not be opened. */
   readonly reports: () => readonly VendorReport[];
   /** Refreshes one vendor, or all of them at once. What is ill is in its report; only an unknown name and an abort throw. */
@@ -77,13 +83,19 @@ export type VendorRegistry = {
   readonly close: () => Promise<void>;
 };
 
-type Entry = { readonly config: VendorConfig; vendor: Vendor | null; failure: unknown };
+type Entry = {
+  readonly config: VendorConfig;
+  vendor: Vendor | null;
+  failure: unknown;
+  /** Under way: a vendor is opened once, however many ask. */
+  opening: Promise<void> | null;
+};
 
 /** Opens all configured vendors; `deps.folder` is the parent of their folders. Throws for a name given twice, not for a broken vendor. */
 export async function makeVendorRegistry(configs: readonly VendorConfig[], deps: VendorDeps): Promise<VendorRegistry> {
   const entries = new Map<string, Entry>();
   const depsOf = (name: string): VendorDeps => ({ ...deps, folder: join(deps.folder, name) });
-  const tryOpen = async (entry: Entry) => {
+  const openNow = async (entry: Entry) => {
     try {
       entry.vendor = await openVendor(entry.config, depsOf(entry.config.name));
       entry.failure = null;
@@ -91,6 +103,11 @@ export async function makeVendorRegistry(configs: readonly VendorConfig[], deps:
       entry.failure = error;
       deps.log.error({ vendor: entry.config.name, problem: describeError(error) }, 'a vendor cannot be opened');
     }
+    entry.opening = null;
+  };
+  const tryOpen = async (entry: Entry) => {
+    entry.opening ??= openNow(entry);
+    await entry.opening;
   };
   const find = (name: string): Entry => {
     const entry = entries.get(name);
@@ -107,7 +124,7 @@ export async function makeVendorRegistry(configs: readonly VendorConfig[], deps:
     }
     if (entries.size >= VENDORS_MAX)
       throw new VendorError('usage/vendors', `a host has at most ${VENDORS_MAX} vendors`);
-    const entry: Entry = { config, vendor: null, failure: null };
+    const entry: Entry = { config, vendor: null, failure: null, opening: null };
     entries.set(config.name, entry);
     return entry;
   };
@@ -133,6 +150,7 @@ export async function makeVendorRegistry(configs: readonly VendorConfig[], deps:
       return entry.vendor;
     },
     opened: () => [...entries.values()].flatMap(({ vendor }) => vendor ?? []),
+    all: () => [...entries.values()].map((entry) => entry.vendor ?? standIn(entry, tryOpen)),
     reports: () => [...entries.values()].map(reportOf),
     refresh: async (name, { signal }) => {
       const wanted = name === null ? [...entries.values()] : [find(name)];
@@ -159,6 +177,33 @@ async function refreshEntry(
 ): Promise<void> {
   if (entry.vendor === null) await tryOpen(entry);
   await entry.vendor?.refresh(signal === undefined ? {} : { signal }).catch(() => {});
+}
+
+/** In the place of a vendor that could not be opened; once it could, the vendor itself. */
+function standIn(entry: Entry, tryOpen: (entry: Entry) => Promise<void>): Vendor {
+  const { config } = entry;
+  const isDebian = config.kind === 'debian-apt';
+  const opened = (): Vendor => {
+    if (entry.vendor === null) throw entry.failure;
+    return entry.vendor;
+  };
+  return {
+    name: config.name,
+    kind: config.kind,
+    ecosystem: isDebian ? 'debian' : 'bundle',
+    refresh: async (options) => {
+      if (entry.vendor === null) await tryOpen(entry);
+      return await opened().refresh(options);
+    },
+    status: () => reportOf(entry),
+    latest: async (inventory) => await opened().latest(inventory),
+    offers: async () => await opened().offers(),
+    compareVersions: isDebian ? compareDebianVersions : compareSemver,
+    open: async (artifact, offsetBytes, signal) => await opened().open(artifact, offsetBytes, signal),
+    inspect: async (release, path) => await opened().inspect(release, path),
+    ...(isDebian ? { signedArchives: async (releases) => (await opened().signedArchives?.(releases)) ?? [] } : {}),
+    close: async () => {},
+  };
 }
 
 async function latestOf(vendor: Vendor, inventory: Inventory, log: Log): Promise<Offered> {
