@@ -27,6 +27,12 @@ test('a bundle that no configured vendor offers is not up to date [A7 A11]', asy
   );
 });
 
+test('a vendor that the policy names and nobody configured is the fault of the policy, not a vendor out of reach [A11]', async () => {
+  const vendors = [vendor([release('hello', '2.0.0')])];
+  const answer = await plan(vendors, inventory(product('hello', '2.0.0')), { vendors: ['typo'], infrastructure: true });
+  assert.equal(answer, 'refused: policy');
+});
+
 test('the agent itself needs no vendor', async () => {
   const has = inventory(product('hello', '2.0.0'), product('pratique-agent', '1.0.0', { ecosystem: 'agent' }));
   assert.deepEqual(await plan([vendor([release('hello', '2.0.0')])], has), []);

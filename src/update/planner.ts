@@ -80,10 +80,9 @@ function chooseVendors(request: PlanRequest): Chosen {
   const { policy, vendors, inventory } = request;
   const missing = policy.vendors.find((name) => !vendors.some((vendor) => vendor.name === name));
   if (missing !== undefined) {
-    return {
-      kind: 'refused',
-      reason: { kind: 'vendor-unavailable', vendor: missing, detail: 'it is named by the policy but not configured' },
-    };
+    // Not as if it could not be reached: for an infrastructure VM that opens, and a typo must not.
+    const detail = `the vendor ${missing} is named by it but not configured`;
+    return { kind: 'refused', reason: { kind: 'plan-refused', code: 'policy', detail } };
   }
   const isNamed = (vendor: Vendor) => policy.vendors.includes(vendor.name);
   const fits = (vendor: Vendor) => inventory.products.some((product) => product.ecosystem === vendor.ecosystem);
