@@ -27,6 +27,14 @@ test('a bundle that no configured vendor offers is not up to date [A7 A11]', asy
   );
 });
 
+test('listed packages of which no vendor knows any are not up to date [A7 A11]', async () => {
+  const vendors = [vendor([deb('jq', '1.6-1')], { ecosystem: 'debian', kind: 'debian-apt' })];
+  const has = inventory(debian('jq', '1.6-1'), debian('foreign', '1'), debian('foreign-data', '1'));
+  const listed = (...packages: string[]) => plan(vendors, has, { install: 'listed', packages });
+  assert.equal(await listed('foreign*'), 'refused: no-vendor');
+  assert.deepEqual(await listed('foreign', 'jq'), []);
+});
+
 test('a vendor that the policy names and nobody configured is the fault of the policy, not a vendor out of reach [A11]', async () => {
   const vendors = [vendor([release('hello', '2.0.0')])];
   const answer = await plan(vendors, inventory(product('hello', '2.0.0')), { vendors: ['typo'], infrastructure: true });

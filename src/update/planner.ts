@@ -183,12 +183,14 @@ function refuseUncovered(
   if (!inventory.products.some(isCovered)) return refuse('no configured vendor knows anything that this VM has');
   for (const ecosystem of [...ecosystems].filter(isAsked)) {
     const own = inventory.products.filter((product) => product.ecosystem === ecosystem);
-    if (ecosystem === 'bundle') {
-      const isMeant = ({ product }: InstalledProduct) =>
-        policy.install !== 'listed' || matchesProduct(policy.packages, product);
-      const alone = own.find((product) => isMeant(product) && !isCovered(product));
-      if (alone !== undefined) return refuse(`no configured vendor offers ${alone.product} for this VM`);
-    } else if (!own.some(isCovered)) {
+    const isMeant = ({ product }: InstalledProduct) =>
+      policy.install !== 'listed' || matchesProduct(policy.packages, product);
+    const meant = own.filter(isMeant);
+    const alone = meant.find((product) => !isCovered(product));
+    // A distribution's VM may have packages of its own; but of what is listed somebody must know something.
+    const isUnknown = ecosystem === 'bundle' || (policy.install === 'listed' && !meant.some(isCovered));
+    if (alone !== undefined && isUnknown) return refuse(`no configured vendor offers ${alone.product} for this VM`);
+    if (ecosystem !== 'bundle' && !own.some(isCovered)) {
       const { id, versionId } = inventory.os;
       return refuse(`no configured vendor offers ${ecosystem} software for ${id} ${versionId}`);
     }
