@@ -11,6 +11,7 @@ import type { Plan } from '../model/plan.ts';
 import { DEFAULT_POLICY, matchesProduct, type Policy } from '../model/policy.ts';
 import type { LeftOut, Release } from '../model/release.ts';
 import type { Vendor, VendorStatus } from '../vendor/vendor.ts';
+import { leaveOut } from './planner-offers.ts';
 
 const HOUR_MS = 3_600_000;
 const apt = { ecosystem: 'debian', kind: 'debian-apt' } as const;
@@ -213,6 +214,19 @@ test('what one vendor leaves out and another has is not left out', async () => {
   const has = inventory(product('x', '1.0.0'));
   assert.deepEqual(await leftOut([one, other], has), []);
   assert.deepEqual((await leftOut([one], has)).length, 1);
+});
+
+test('of versions that two vendors leave out the hole is told, whichever vendor is asked first [A11]', async () => {
+  const has = inventory(debian('nginx', '1'), debian('curl', '1'));
+  const leavesOut = (version: string, kind: 'fix' | 'security') => {
+    const left = leaveOut(deb('nginx', version, { kind }), 'unsatisfiable', 'it needs something');
+    const latest: Vendor['latest'] = async () => ({ releases: [deb('curl', '1')], leftOut: [left] });
+    return vendor([], { ecosystem: 'debian', kind: 'debian-apt', latest });
+  };
+  const [security, main] = [leavesOut('1.2', 'security'), leavesOut('1.1', 'fix')];
+  const told = ['nginx 1.2 unsatisfiable: it needs something'];
+  assert.deepEqual(await leftOut([main, security], has), told);
+  assert.deepEqual(await leftOut([security, main], has), told);
 });
 
 // ---- Whose metadata is believed ------------------------------------------------------------------------------------

@@ -228,7 +228,9 @@ function gatherLeftOut({ offers, blocked, inventory, policy, compare }: LeftOutP
     const isOperators = entry.why === 'unsatisfiable' && free.has(`${productKey(entry)} ${entry.version}`);
     return isOperators ? { ...entry, why: 'held', reason: `${entry.reason}; this VM's policy holds that` } : entry;
   });
-  const byKey = new Map([...told, ...heldBack, ...blocked].map((entry) => [productKey(entry), entry]));
+  // Of one product the last entry stays: where two vendors leave out versions of it, that is the one that is a hole.
+  const byWeight = told.toSorted((a, b) => Number(isHole(a)) - Number(isHole(b)));
+  const byKey = new Map([...byWeight, ...heldBack, ...blocked].map((entry) => [productKey(entry), entry]));
   const unwanted = new Set(blocked.map(productKey));
   const has = new Map(offers.releases.map((release) => [productKey(release), release]));
   // Another vendor may have what one leaves out.
@@ -241,6 +243,8 @@ function gatherLeftOut({ offers, blocked, inventory, policy, compare }: LeftOutP
     .sort(securityFirst)
     .slice(0, PLAN_ITEMS_MAX);
 }
+
+const isHole = ({ why, kind }: LeftOut): boolean => why === 'unsatisfiable' && kind === 'security';
 
 function securityFirst(a: LeftOut, b: LeftOut): number {
   const rank = ({ kind }: LeftOut) => (kind === 'security' ? 0 : 1);
