@@ -31,6 +31,12 @@ const COMMON_OPTIONS = [
   '-oAcquire::https::Timeout=3',
 ] as const;
 
+/**
+ * Hooks that are run over the packages before dpkg sees them: debconf's asks questions that nobody answers (3 s of an emulated guest),
+ * others ask servers that cannot be reached. An option cannot empty a list, a file can. apt.conf(5).
+ */
+const CONFIGURATION = '#clear DPkg::Pre-Install-Pkgs;\n';
+
 const INSTALL_WORDS = [
   'install',
   '-y',
@@ -40,6 +46,9 @@ const INSTALL_WORDS = [
   // What would remove or downgrade something is no update.
   '--no-remove',
   '-oAPT::Get::allow-downgrades=false',
+  // Unpack everything, then configure everything: two runs of dpkg instead of one or two for each essential package. What apt guards
+  // against by the others, a dpkg that is broken off in between, is mended at the agent's start, while the guest is unplugged.
+  '-oAPT::Immediate-Configure=false',
 ] as const;
 
 /** What the guest's own configuration must not soften, and what keeps apt's work small. */
@@ -61,6 +70,7 @@ const VERIFYING_OPTIONS = [
 
 /** Where apt keeps its notes for the time of one installation. */
 const workFolder = (paths: Paths) => `${paths.runtime}/apt`;
+const configurationFile = (paths: Paths) => `${workFolder(paths)}/apt.conf`;
 
 /** A view of apt in which only the given sources exist; the guest's own sources and lists are neither read nor changed. */
 function ownView(paths: Paths): readonly string[] {
@@ -136,7 +146,14 @@ function archSuffix(arch: string | undefined): string {
 }
 
 function runApt({ platform, paths, apt }: AptCall, words: readonly string[]): Promise<RunResult> {
-  return runQuietly(platform, paths, [apt, ...COMMON_OPTIONS, ...ownView(paths), ...words]);
+  return runQuietly(platform, paths, [
+    apt,
+    '-c',
+    configurationFile(paths),
+    ...COMMON_OPTIONS,
+    ...ownView(paths),
+    ...words,
+  ]);
 }
 
 function prepareView({ platform, paths }: AptCall, sources: readonly string[]): void {
@@ -145,6 +162,7 @@ function prepareView({ platform, paths }: AptCall, sources: readonly string[]): 
   makeFolders(platform, `${work}/lists/partial`);
   makeFolders(platform, `${work}/archives/partial`);
   writeText(platform, `${work}/sources.list`, sources.map((line) => `${line}\n`).join(''));
+  writeText(platform, configurationFile(paths), CONFIGURATION);
   const marks = readText(platform, inRoot(paths, '/var/lib/apt/extended_states'), DPKG_STATUS_BYTES_MAX) ?? '';
   writeText(platform, `${work}/extended_states`, marks);
 }

@@ -66,7 +66,7 @@ test('all packages go to apt-get in one call, quietly, without recommends, remov
   assert.equal(calls().length, 1);
   assert.match(
     call,
-    /^apt-get -q .*force-confold.* install -y .*--no-install-recommends.*--no-remove.*allow-downgrades=false/,
+    /^apt-get -c \S+apt\.conf -q .*force-confold.* install -y .*--no-install-recommends.*--no-remove.*allow-downgrades=false/,
   );
   assert.match(call, /Dir::Etc::sourceparts=\/dev\/null/, 'nothing but the drive is a source');
   const drive = `${guest.paths.runtime}/drive/packages`;

@@ -5,7 +5,7 @@
 import type { InstalledProduct } from '../../src/model/inventory.ts';
 import type { ManifestItem } from '../../src/model/manifest.ts';
 import { findProgram } from '../inventory.ts';
-import type { Paths } from '../paths.ts';
+import { inRoot, type Paths } from '../paths.ts';
 import { AgentError, type Platform, type RunResult } from '../platform/platform.ts';
 import { findStaleProcesses } from '../stale-processes.ts';
 import { type AptCall, aptFailure, clearView, installFiles, installVerified, markAutomatic } from './apt.ts';
@@ -84,6 +84,7 @@ async function runInstaller(context: InstallContext, items: readonly ManifestIte
   if (items.every((item) => isInstalled(before, item))) return items.map(() => INSTALLED);
   await requireSpace({ platform, paths, drive, items });
   const result = await runPackageManager(context, items, before);
+  flush(platform, paths);
   const packages = readPackages(platform, paths);
   return items.map((item) => outcomeOf(result, isInstalled(packages, item)));
 }
@@ -121,6 +122,13 @@ async function runDpkg(context: InstallContext, items: readonly ManifestItem[]):
   if (archives !== null) throw new AgentError('no-apt', 'this guest has no apt-get that could verify the packages');
   const files = items.map((item) => `${drive}${item.files[0]?.path ?? ''}`);
   return await runQuietly(platform, paths, [dpkg, ...DPKG_OPTIONS, '-i', ...files]);
+}
+
+/** dpkg flushes what it unpacks; what packages' scripts wrote nobody has. A power cut after the confirmation must not take it. */
+function flush(platform: Platform, paths: Paths): void {
+  const { files } = platform;
+  const folders = [paths.dpkg, paths.etc, inRoot(paths, '/usr'), inRoot(paths, '/boot')];
+  for (const folder of folders) if (files.stat(folder)?.kind === 'folder') files.syncTree(folder);
 }
 
 /** What dpkg's own status says counts, not what apt printed. */
