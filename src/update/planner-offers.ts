@@ -45,9 +45,9 @@ export async function gatherOffers(
   const offered = await ask(null);
   const without: Partial<Record<Holder, readonly Release[]>> = {};
   for (const holder of ['policy', 'guest'] as const) {
-    if (holders.has(holder)) without[holder] = newestOfEach((await ask(holder)).releases, compare);
+    if (holders.has(holder)) without[holder] = newestOfEach((await ask(holder)).releases, inventory, compare);
   }
-  return { releases: newestOfEach(offered.releases, compare), leftOut: offered.leftOut, without };
+  return { releases: newestOfEach(offered.releases, inventory, compare), leftOut: offered.leftOut, without };
 }
 
 async function latestOf(vendors: readonly Vendor[], inventory: Inventory): Promise<Offered> {
@@ -56,15 +56,34 @@ async function latestOf(vendors: readonly Vendor[], inventory: Inventory): Promi
   return { releases: lists.flatMap((list) => list.releases), leftOut: lists.flatMap((list) => list.leftOut) };
 }
 
-/** One release of each product: where several vendors offer it, the newest, and of equal ones the first. */
-function newestOfEach(releases: readonly Release[], compare: CompareVersions): readonly Release[] {
+/**
+ * One release of each product: where several vendors offer it, the newest, and of equal ones the first. It is a security update if
+ * any of them has one above the installed version: an archive without its security suite does not know what its versions mend.
+ */
+function newestOfEach(
+  releases: readonly Release[],
+  inventory: Inventory,
+  compare: CompareVersions,
+): readonly Release[] {
+  const security = newestByKey(
+    releases.filter(({ kind }) => kind === 'security'),
+    compare,
+  );
+  const pending = findDrift(inventory, [...security.values()], compare);
+  const mends = new Set(pending.map((entry) => productKey({ ...entry, arch: entry.arch ?? undefined })));
+  return [...newestByKey(releases, compare)].map(([key, release]) =>
+    mends.has(key) ? { ...release, kind: 'security' } : release,
+  );
+}
+
+function newestByKey(releases: readonly Release[], compare: CompareVersions): ReadonlyMap<string, Release> {
   const newest = new Map<string, Release>();
   for (const release of releases) {
     const known = newest.get(productKey(release));
     if (known === undefined || compare(release.ecosystem, release.version, known.version) > 0)
       newest.set(productKey(release), release);
   }
-  return [...newest.values()];
+  return newest;
 }
 
 /** The newer versions that a holder keeps back, each with the installed version it is kept at. */

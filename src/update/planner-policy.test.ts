@@ -216,6 +216,24 @@ test('what one vendor leaves out and another has is not left out', async () => {
   assert.deepEqual((await leftOut([one], has)).length, 1);
 });
 
+test('what one vendor knows to be a security update is one, also where another offers as much or more without saying so [A7]', async () => {
+  const archive = (version: string, kind: 'fix' | 'security', name: string) =>
+    vendor([deb('openssl', version, { kind, vendor: name })], { ecosystem: 'debian', kind: 'debian-apt', name });
+  const has = inventory(debian('openssl', '1'));
+  const security = archive('3', 'security', 'security');
+  for (const main of ['2', '3', '4']) {
+    const wanted = main === '4' ? '4' : '3';
+    for (const vendors of [
+      [archive(main, 'fix', 'main'), security],
+      [security, archive(main, 'fix', 'main')],
+    ])
+      assert.deepEqual(await plan(vendors, has, { install: 'security' }), [`debian/openssl:amd64 1 ${wanted}`], main);
+  }
+  // What is installed already makes no security update of what only came after it.
+  const later = [security, archive('4', 'fix', 'main')];
+  assert.deepEqual(await plan(later, inventory(debian('openssl', '3')), { install: 'security' }), []);
+});
+
 test('of versions that two vendors leave out the hole is told, whichever vendor is asked first [A11]', async () => {
   const has = inventory(debian('nginx', '1'), debian('curl', '1'));
   const leavesOut = (version: string, kind: 'fix' | 'security') => {
