@@ -1,11 +1,10 @@
 // Which releases one VM should have: the newest that fit it and go together, and why newer ones do not. Pure.
-import { parse as parseSemver } from 'semver';
 import type { InstalledProduct, Inventory } from '../../model/inventory.ts';
 import type { Release } from '../../model/release.ts';
 import type { Offered } from '../vendor.ts';
 import { type Choice, choiceOf, explainLeftOut, keyOf, type Subject } from './explain.ts';
 import type { Offer } from './offer.ts';
-import { compareSemver, isNewerVersion, severestKind, severityOf } from './order.ts';
+import { compareSemver, isNewerVersion, isPreview, severestKind, severityOf } from './order.ts';
 import { groupsOf, isWithin, resolve } from './resolve.ts';
 
 export { compareSemver } from './order.ts';
@@ -73,10 +72,6 @@ function candidatesFor(offers: readonly Offer[], inventory: Inventory): Candidat
   }
   for (const list of found.values()) list.sort((a, b) => compareSemver(b.version, a.version));
   return found;
-}
-
-function isPreview(version: string): boolean {
-  return (parseSemver(version)?.prerelease.length ?? 0) > 0;
 }
 
 /** The VM's products, also those of which nothing is on offer: others may require them. */

@@ -16,6 +16,7 @@ import { type Offer, readOffer } from './offer.ts';
 import { compareSemver } from './order.ts';
 import { loadTrust, type Trust } from './trust.ts';
 import type { VerifiedMetadata } from './trust-state.ts';
+import { leaveOutUnread, nameUnread, type Unread } from './unread.ts';
 
 export type TufVendorDeps = {
   readonly name: string;
@@ -49,14 +50,14 @@ export async function makeTufVendor(deps: TufVendorDeps): Promise<Vendor> {
     http: deps.http,
   });
   const closing = new AbortController();
-  let offers = readOffers(deps, trust.verified());
+  let { offers, unread } = readOffers(deps, trust.verified());
   let trouble: VendorStatus['trouble'] = null;
   let running: Promise<void> | null = null;
 
   const status = (): VendorStatus => statusOf(deps, trust, trouble);
   const refreshOnce = async () => {
     try {
-      offers = readOffers(deps, await trust.refresh(closing.signal));
+      ({ offers, unread } = readOffers(deps, await trust.refresh(closing.signal)));
       trouble = null;
     } catch (error) {
       if (closing.signal.aborted) throw error;
@@ -78,7 +79,10 @@ export async function makeTufVendor(deps: TufVendorDeps): Promise<Vendor> {
       return status();
     },
     status,
-    latest: async (inventory) => chooseReleases(offers, inventory),
+    latest: async (inventory) => {
+      const { releases, leftOut } = chooseReleases(offers, inventory);
+      return { releases, leftOut: [...leftOut, ...leaveOutUnread(deps.name, unread, { inventory, releases })] };
+    },
     offers: async () => newestOfAll(offers),
     compareVersions: compareSemver,
     open: mirrors.open,
@@ -116,18 +120,24 @@ function stalenessOf(verified: VerifiedMetadata | null, nowMs: number, ageMaxMs:
   return { code: 'vendor-ill/stale', message: `${since}; more than ${hours} hours ago` };
 }
 
+type Read = { readonly offers: readonly Offer[]; readonly unread: readonly Unread[] };
+
 /** Every target that can be understood; the others are left out, loudly, and break nothing else. */
-function readOffers(deps: TufVendorDeps, verified: VerifiedMetadata | null): readonly Offer[] {
-  if (verified === null) return [];
+function readOffers(deps: TufVendorDeps, verified: VerifiedMetadata | null): Read {
+  if (verified === null) return { offers: [], unread: [] };
   const offers: Offer[] = [];
+  const unread: Unread[] = [];
   for (const { role, target } of verified.targets) {
     try {
       offers.push(readOffer(deps.name, target, { isConsistent: verified.isConsistentSnapshot, role }));
     } catch (error) {
-      deps.log.warn({ vendor: deps.name, problem: describeError(error) }, 'a target is left out');
+      const problem = describeError(error);
+      deps.log.warn({ vendor: deps.name, problem }, 'a target is left out');
+      const named = nameUnread(target, role, problem);
+      if (named !== null) unread.push(named);
     }
   }
-  return offers;
+  return { offers, unread };
 }
 
 async function abortable<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {

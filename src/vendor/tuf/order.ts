@@ -1,5 +1,5 @@
 // The order of semantic versions, and of the kinds of releases.
-import { compareBuild } from 'semver';
+import { compareBuild, parse as parseSemver } from 'semver';
 import { printable } from '../../base/printable.ts';
 import type { Kind, Release } from '../../model/release.ts';
 import { VendorError } from '../errors.ts';
@@ -24,6 +24,11 @@ export function compareSemver(a: string, b: string): number {
 export function isNewerVersion(offered: string, installed: string): boolean {
   if (!isVersion(offered)) return false;
   return !isVersion(installed) || compareSemver(offered, installed) > 0;
+}
+
+/** Whether a version is a pre-release. */
+export function isPreview(version: string): boolean {
+  return (parseSemver(version)?.prerelease.length ?? 0) > 0;
 }
 
 const SEVERITY: Readonly<Record<Kind, number>> = { security: 0, fix: 1, enhancement: 2 };

@@ -382,6 +382,35 @@ test('a target that cannot be understood is left out and breaks no other [X3]', 
   assert.equal(offers[1]?.artifact.location, `${'a'.repeat(64)}.fine`);
 });
 
+test('a VM behind a release that this host cannot read is told so, and is not up to date [A7 A11]', async () => {
+  await publishHello('1.0.0');
+  const install = { action: 'from-the-future' };
+  const unread: readonly unknown[] = [
+    { product: 'hello', version: '9.0.0-rc.1', kind: 'security', install },
+    { product: 'hello', version: '1.2.0', kind: 'fix', install },
+    { product: 'hello', version: '1.1.0', kind: 'security', install },
+    { product: 'hello', version: '9.0.0', kind: 'security', arch: 'm68k', install },
+    { product: 'hello', version: '0.9.0', kind: 'security', install },
+    { product: 'other', version: '2.0.0', kind: 'security', install },
+  ];
+  await forgeTargets((targets) => {
+    for (const [index, custom] of unread.entries()) {
+      // The cast holds for the test's purpose: it is what a vendor signs.
+      const unrecognizedFields = { custom } as unknown as Record<string, never>;
+      targets[`x${index}`] = new TargetFile({ path: `x${index}`, length: 1, hashes: {}, unrecognizedFields });
+    }
+  });
+  const vendor = await openVendor();
+  await vendor.refresh({});
+  const told = (await vendor.latest(inventoryOf([{}]))).leftOut;
+  assert.deepEqual(
+    told.map(({ product, version, kind, why }) => [product, version, kind, why]),
+    [['hello', '1.2.0', 'security', 'unsatisfiable']],
+  );
+  assert.match(told[0]?.reason ?? '', /^this host cannot read the vendor's release: .*x1/);
+  assert.deepEqual((await vendor.latest(inventoryOf([{ version: '1.2.0' }]))).leftOut, []);
+});
+
 test('an unreachable repository keeps what was verified and says since when', async () => {
   await publishHello('1.0.0');
   const vendor = await openVendor();
