@@ -42,6 +42,7 @@ test('a group that is gone from the configuration is trouble: what it said must 
   const { trouble, group } = policyOf(config, 'x', { own: {}, group: 'webb' });
   assert.equal(group, 'webb');
   assert.match(trouble ?? '', /no group webb/);
+  assert.match(policyOf(config, 'x', { own: {}, group: 'constructor' }).trouble ?? '', /no group constructor/);
 });
 
 test('a change to a group that is not there, or to a policy that makes no sense, is refused; others are merged', () => {

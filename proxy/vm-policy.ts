@@ -22,7 +22,8 @@ export type VmPolicy = ResolvedPolicy & {
 /** Resolves a VM's policy against the configuration as it is now. */
 export function policyOf(config: Pick<Config, 'policyOfFiles' | 'groups'>, vm: string, given: OwnPolicy): VmPolicy {
   const group = given.group ?? groupByName(config.groups, vm);
-  const known = group === null ? undefined : config.groups[group];
+  // Its own: every object has a `constructor`, and that would be a group that says nothing.
+  const known = group !== null && Object.hasOwn(config.groups, group) ? config.groups[group] : undefined;
   const resolved = resolvePolicy({ default: config.policyOfFiles, group: known?.policy ?? {}, vm: given.own });
   const isLost = group !== null && known === undefined;
   const trouble = isLost ? `there is no group ${group} in the configuration` : faultOfPolicy(resolved.policy);
@@ -52,7 +53,7 @@ export function changedPolicy(
   const own: Partial<Policy> = { ...before.own, ...set };
   for (const key of unset) delete own[key];
   const after: OwnPolicy = { own, group: group === undefined ? before.group : group };
-  if (after.group !== null && config.groups[after.group] === undefined && after.group !== before.group) {
+  if (after.group !== null && !Object.hasOwn(config.groups, after.group) && after.group !== before.group) {
     const near = nearestWord(after.group, Object.keys(config.groups));
     throw new PratiqueError(
       'not-found/group',
