@@ -35,7 +35,7 @@ export function makeAptCacher(): Method {
     title: 'a VM that is on the network from the start and upgrades itself through apt-cacher-ng on the host',
     settings: [
       'apt-cacher-ng runs on the host, one hop away; its cache is empty before the first guest',
-      'no translations of package lists; the same options of apt as Pratique',
+      'no translations of package lists, no recommended packages, no pseudo-terminal for dpkg',
       'apt-get runs as soon as the address is set; the application starts after it',
     ],
     prepare: async (site) => {

@@ -40,7 +40,7 @@ export function makeVirtCustomize(way: 'online' | 'local'): Method {
     settings: [
       'LIBGUESTFS_BACKEND=direct; the appliance is built and in the page cache before',
       'no probe for KVM where KVM does not work (force_tcg): it would hang for minutes',
-      'no translations of package lists; the same options of apt as Pratique; the same quick words for the kernel',
+      'no translations of package lists, no recommended packages, no pseudo-terminal for dpkg; the same quick words for the kernel',
       ...(way === 'online' ? ['--network, the mirror one hop away on loopback'] : ['--no-network']),
     ],
     prepare: async (site) => {
