@@ -67,6 +67,18 @@ test('a run that takes the host down each time is not started for ever', () => {
   assert.equal(starts, REBOOTS_MAX + 1);
 });
 
+test('a VM that fell over while its gate was being opened is planned anew from what its disk came to [X4] [X5]', () => {
+  const isOpening = (state: RunState) => state.kind === 'opening';
+  const opening = STATES.filter(isOpening);
+  assert.ok(opening.length > 0);
+  for (const state of opening) {
+    const run = runOf(recover(state, NONE, FRESH).state);
+    assert.deepEqual([run?.run, run?.plan, run?.isInstalled, run?.manifests], [RUN, null, false, []]);
+  }
+  // Any other state goes on with the plan it had.
+  assert.notEqual(runOf(recover({ kind: 'installing', run: offered, session }, NONE, FRESH).state)?.plan, null);
+});
+
 test('what was on trial goes on with its VM, and is thrown away without it; the overlay says what it is worth [X4] [X5]', () => {
   const installing: RunState = { kind: 'installing', run: { ...onTrial, isInstalled: true }, session };
   assert.equal(runOf(recover(installing, running({ isOnTrial: true }), FRESH).state)?.isOnTrial, true);

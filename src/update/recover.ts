@@ -79,7 +79,11 @@ function recoverEnded(state: RunState, run: Run, fresh: Fresh): Recovery {
   const goesOn = isUnderWay(state) && !run.isStopping;
   if (!goesOn)
     return { state: { kind: 'off' }, effects: [...remember, SETTLE, { kind: 'clean-up' }, { kind: 'stage' }] };
-  const next: Run = { ...goOn(run, fresh), reboots: run.reboots + 1 };
+  const kept = goOn(run, fresh);
+  // Whether an overlay was accepted before everything fell over, its record knows and this state does not: the VM reports what its
+  // disk came to, and is planned for that.
+  const known: Run = state.kind === 'opening' ? { ...kept, plan: null, isInstalled: false, manifests: [] } : kept;
+  const next: Run = { ...known, reboots: run.reboots + 1 };
   if (next.reboots > REBOOTS_MAX) {
     const reason: Trouble = { kind: 'too-many-reboots', reboots: next.reboots };
     if (next.isOnTrial) {
