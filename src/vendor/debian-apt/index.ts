@@ -365,7 +365,7 @@ export async function makeDebianVendor(config: DebianVendorConfig, deps: DebianV
   await mkdir(incoming, { recursive: true, mode: 0o700 });
   const fetchers = makeFetchers(config, deps);
   const kept = await openKeptFiles(join(deps.folder, 'signed'), incoming);
-  const index = openPackageIndex(join(deps.folder, `packages-${arch}.sqlite`));
+  const index = openPackageIndex(join(deps.folder, `packages-${arch}.sqlite`), deps.clock);
   const debian: Debian = {
     config,
     deps,

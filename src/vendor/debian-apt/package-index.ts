@@ -1,8 +1,16 @@
-// The packages on offer, kept per suite in SQLite: imported as a stream, replaced in one transaction, asked in microseconds.
-import { type Digest, isDigest } from '../../base/digest.ts';
-import { assert } from '../../base/errors.ts';
-import { type DatabaseSync, type Migration, openDatabase } from '../../base/sqlite.ts';
-import { type IndexFile, type OfferedPackage, readPackages } from './packages-file.ts';
+// The packages on offer, kept per suite: unpacked files, and in SQLite where in them what stands; replaced in one transaction.
+import { randomUUID } from 'node:crypto';
+import { mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { open } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { Clock } from '../../base/clock.ts';
+import type { Digest } from '../../base/digest.ts';
+import { syncFolder } from '../../base/durable-file.ts';
+import { type DatabaseSync, inTransaction, type Migration, openDatabase } from '../../base/sqlite.ts';
+import { VendorError } from '../errors.ts';
+import type { OfferedPackage, StanzaPlace } from './packages-file.ts';
+import { type IndexFile, unpackStanzas } from './unpack.ts';
+import { openUnpackedFiles, type UnpackedFiles } from './unpacked-files.ts';
 
 /** Whether apt takes from a suite by itself: `no` is NotAutomatic, `upgrades` is NotAutomatic with ButAutomaticUpgrades (backports). */
 export type Automatic = 'yes' | 'upgrades' | 'no';
@@ -39,11 +47,11 @@ export type PackageIndex = {
   readonly setState: (state: SuiteState) => void;
   /** Replaces a suite's packages and state: all of it, or on an error nothing. */
   readonly replace: (state: SuiteState, files: readonly IndexFile[], signal?: AbortSignal) => Promise<number>;
-  /** Every offered version of a package. */
+  /** Every offered version of a package. Throws VendorError `vendor-ill/malformed` when its index describes one of them wrongly. */
   readonly byName: (name: string) => readonly OfferedPackage[];
-  /** Packages whose Provides field mentions the name. */
+  /** Packages whose Provides field mentions the name. One that is described wrongly is left out: `byName` says so to who needs it. */
   readonly mentioning: (name: string) => readonly OfferedPackage[];
-  /** Everything, by name. */
+  /** Everything that is described rightly, by name. */
   readonly all: () => Iterable<OfferedPackage>;
   /** Notes that a source package's version mends these holes, as its changelog says. */
   readonly addAdvisories: (
@@ -89,28 +97,19 @@ const MIGRATIONS: readonly Migration[] = [
         PRIMARY KEY (source, version, advisory)) STRICT, WITHOUT ROWID;
     `);
   },
+  // The packages are imported again, into files; the dates and keys stay.
+  (db) => {
+    db.exec(`
+      DROP TABLE packages;
+      CREATE TABLE unpacked (id INTEGER PRIMARY KEY, suite TEXT NOT NULL, component TEXT NOT NULL,
+        file TEXT NOT NULL UNIQUE, size_bytes INTEGER NOT NULL) STRICT;
+      CREATE TABLE packages (name TEXT NOT NULL, unpacked INTEGER NOT NULL, start INTEGER NOT NULL,
+        length INTEGER NOT NULL, provides TEXT NOT NULL, PRIMARY KEY (name, unpacked, start)) STRICT, WITHOUT ROWID;
+      CREATE INDEX packages_by_provides ON packages (provides) WHERE provides <> '';
+      UPDATE suites SET index_key = '', etag = NULL;
+    `);
+  },
 ];
-
-function packageFromRow(row: Record<string, unknown>): OfferedPackage {
-  const digest = String(row.digest);
-  assert(isDigest(digest), 'the package index holds only digests');
-  return {
-    suite: String(row.suite),
-    component: String(row.component),
-    name: String(row.name),
-    version: String(row.version),
-    arch: String(row.arch),
-    source: String(row.source),
-    sizeBytes: Number(row.size_bytes),
-    filename: String(row.filename),
-    digest,
-    depends: String(row.depends),
-    breaks: String(row.breaks),
-    replaces: String(row.replaces),
-    provides: String(row.provides),
-    summary: String(row.summary),
-  };
-}
 
 function stateFromRow(row: Record<string, unknown>): SuiteState {
   const { automatic } = row;
@@ -148,48 +147,107 @@ function writeState(db: DatabaseSync, state: SuiteState): void {
   );
 }
 
+/** Rows of one statement: binding many at once costs half of binding each alone. */
+const ROWS_AT_ONCE = 64;
+
+function makeInsert(db: DatabaseSync): (unpacked: number, places: readonly StanzaPlace[]) => void {
+  const sql = (rows: number) => `INSERT INTO packages VALUES ${Array(rows).fill('(?, ?, ?, ?, ?)').join(', ')}`;
+  const [one, many] = [db.prepare(sql(1)), db.prepare(sql(ROWS_AT_ONCE))];
+  return (unpacked, places) => {
+    for (let at = 0; at < places.length; ) {
+      const isFull = places.length - at >= ROWS_AT_ONCE;
+      const rows = places.slice(at, at + (isFull ? ROWS_AT_ONCE : 1));
+      const values = rows.flatMap(({ name, start, length, provides }) => [name, unpacked, start, length, provides]);
+      (isFull ? many : one).run(...values);
+      at += rows.length;
+    }
+  };
+}
+
+type ImportDeps = { readonly db: DatabaseSync; readonly folder: string; readonly clock: Clock };
+
+function removePackages(db: DatabaseSync, suite: string): void {
+  db.prepare('DELETE FROM packages WHERE unpacked IN (SELECT id FROM unpacked WHERE suite = ?)').run(suite);
+  db.prepare('DELETE FROM unpacked WHERE suite = ?').run(suite);
+}
+
+/** Unpacks the files beside the database. They are on disk before the transaction that names them is. */
 async function importPackages(
-  db: DatabaseSync,
-  state: SuiteState,
+  { db, folder, clock }: ImportDeps,
+  suite: string,
   files: readonly IndexFile[],
   signal: AbortSignal | undefined,
 ): Promise<number> {
-  db.prepare('DELETE FROM packages WHERE suite = ?').run(state.suite);
-  const insert = db.prepare('INSERT INTO packages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)');
+  removePackages(db, suite);
+  const insert = makeInsert(db);
+  const addFile = db.prepare('INSERT INTO unpacked (suite, component, file, size_bytes) VALUES (?, ?, ?, 0)');
+  const setSize = db.prepare('UPDATE unpacked SET size_bytes = ? WHERE id = ?');
   let count = 0;
   for (const file of files) {
-    for await (const packages of readPackages(file, state.suite)) {
-      signal?.throwIfAborted();
-      count += packages.length;
-      for (const one of packages) {
-        insert.run(
-          one.suite,
-          one.component,
-          one.name,
-          one.version,
-          one.arch,
-          one.source,
-          one.sizeBytes,
-          one.filename,
-          one.digest,
-          one.depends,
-          one.breaks,
-          one.replaces,
-          one.provides,
-          one.summary,
-        );
+    const name = randomUUID();
+    const unpacked = Number(addFile.run(suite, file.component, name).lastInsertRowid);
+    const target = await open(join(folder, name), 'wx+', 0o600);
+    try {
+      for await (const places of unpackStanzas(file, target, { what: `the index of ${suite}`, clock, signal })) {
+        insert(unpacked, places);
+        count += places.length;
       }
+      await target.sync();
+      setSize.run((await target.stat()).size, unpacked);
+    } finally {
+      await target.close();
     }
   }
+  await syncFolder(folder);
   return count;
 }
 
-/** Opens (or makes) the index. Only one `replace` may run at a time. Throws PratiqueError when it is damaged. */
-export function openPackageIndex(path: string): PackageIndex {
+/** Removes what no row names: what was replaced, and what an import that failed or was cut off left. */
+function removeUnnamed(db: DatabaseSync, folder: string): void {
+  const named = new Set(
+    db
+      .prepare('SELECT file FROM unpacked')
+      .all()
+      .map(({ file }) => file),
+  );
+  for (const name of readdirSync(folder)) if (!named.has(name)) rmSync(join(folder, name), { force: true });
+}
+
+/** A suite of which a file is lost or cut short has no packages until they are imported again; its date and keys stay. */
+function forgetLost(db: DatabaseSync, files: UnpackedFiles): void {
+  for (const suite of files.lostSuites()) {
+    inTransaction(db, () => {
+      removePackages(db, suite);
+      db.prepare("UPDATE suites SET index_key = '', etag = NULL WHERE suite = ?").run(suite);
+    });
+  }
+}
+
+/** The packages of these rows; malformed ones are left out. */
+function* wellFormed(files: UnpackedFiles, rows: Iterable<Record<string, unknown>>): Generator<OfferedPackage> {
+  for (const row of rows) {
+    try {
+      yield files.read(row);
+    } catch (error) {
+      if (!(error instanceof VendorError) || error.code !== 'vendor-ill/malformed') throw error;
+    }
+  }
+}
+
+/**
+ * Opens (or makes) the index: the database, and a folder beside it. Only one `replace` may run at a time, and only one
+ * process may have it open. Throws PratiqueError when it is damaged.
+ */
+export function openPackageIndex(path: string, clock: Clock): PackageIndex {
+  const folder = `${path}-unpacked`;
+  mkdirSync(folder, { recursive: true, mode: 0o700 });
   // Two connections: an import stays one open transaction while the stream comes in, and readers see what was before it.
   const writer = openDatabase(path, MIGRATIONS);
   const reader = openDatabase(path, MIGRATIONS);
   const suites = reader.prepare('SELECT * FROM suites');
+  const files = openUnpackedFiles(reader, folder);
+  forgetLost(writer, files);
+  removeUnnamed(writer, folder);
   const byName = reader.prepare('SELECT * FROM packages WHERE name = ?');
   const mentioning = reader.prepare("SELECT * FROM packages WHERE provides <> '' AND instr(provides, ?) > 0");
   const all = reader.prepare('SELECT * FROM packages ORDER BY name');
@@ -199,23 +257,24 @@ export function openPackageIndex(path: string): PackageIndex {
   return {
     suites: () => suites.all().map(stateFromRow),
     setState: (state) => writeState(writer, state),
-    replace: async (state, files, signal) => {
+    replace: async (state, packed, signal) => {
       writer.exec('BEGIN IMMEDIATE');
       try {
-        const count = await importPackages(writer, state, files, signal);
+        const count = await importPackages({ db: writer, folder, clock }, state.suite, packed, signal);
         writeState(writer, state);
         writer.exec('COMMIT');
+        files.reopen();
         return count;
       } catch (error) {
-        writer.exec('ROLLBACK');
+        if (writer.isTransaction) writer.exec('ROLLBACK');
         throw error;
+      } finally {
+        removeUnnamed(writer, folder);
       }
     },
-    byName: (name) => byName.all(name).map(packageFromRow),
-    mentioning: (name) => mentioning.all(name).map(packageFromRow),
-    all: function* () {
-      for (const row of all.iterate()) yield packageFromRow(row);
-    },
+    byName: (name) => byName.all(name).map((row) => files.read(row)),
+    mentioning: (name) => [...wellFormed(files, mentioning.all(name))],
+    all: () => wellFormed(files, all.iterate()),
     addAdvisories: (source, entries) => {
       for (const { version, advisories: ids } of entries) for (const id of ids) addAdvisory.run(source, version, id);
     },
@@ -223,6 +282,7 @@ export function openPackageIndex(path: string): PackageIndex {
       advisories.all(source).map((row) => ({ version: String(row.version), advisory: String(row.advisory) })),
     advisedSources: () => advised.all().map((row) => String(row.source)),
     close: () => {
+      files.close();
       reader.close();
       writer.close();
     },

@@ -1,10 +1,6 @@
-// Reads a package index (Packages, Packages.xz, Packages.gz) as a stream: unpacked beside us, bounded, stanza by stanza.
-import { spawn } from 'node:child_process';
-import { createReadStream } from 'node:fs';
-import type { Readable } from 'node:stream';
-import { createGunzip } from 'node:zlib';
+// What a package index (Packages, Packages.xz, Packages.gz) says: where each stanza stands in it, and the package a stanza describes.
 import { type Digest, isDigest } from '../../base/digest.ts';
-import { ARTIFACT_BYTES_MAX, NAME_CHARS_MAX, STANZA_BYTES_MAX } from '../../base/limits.ts';
+import { ARTIFACT_BYTES_MAX, NAME_CHARS_MAX } from '../../base/limits.ts';
 import { printable } from '../../base/printable.ts';
 import { VendorError } from '../errors.ts';
 import { isDebianVersion } from './version.ts';
@@ -28,16 +24,6 @@ export type OfferedPackage = {
   readonly replaces: string;
   readonly provides: string;
   readonly summary: string;
-};
-
-export type Compression = 'xz' | 'gzip' | 'none';
-
-export type IndexFile = {
-  /** A file whose digest has been verified. */
-  readonly path: string;
-  readonly component: string;
-  readonly compression: Compression;
-  readonly unpackedBytesMax: number;
 };
 
 /** The fields we read, by their names in lower case; the places in the array below. */
@@ -85,7 +71,7 @@ function sourceOf(field: string | undefined, version: string): string {
 }
 
 /** Turns one stanza into a package; a malformed one means the signed index itself is broken. Throws VendorError. */
-export function packageFromStanza(stanza: Stanza, suite: string, component: string): OfferedPackage {
+function packageFromStanza(stanza: Stanza, suite: string, component: string): OfferedPackage {
   const [name, version, arch] = [stanza.package, stanza.version, stanza.architecture];
   const [filename, digest, sizeBytes] = [stanza.filename, stanza.sha256, Number(stanza.size)];
   const isShort = (text: string | undefined): text is string =>
@@ -113,49 +99,6 @@ export function packageFromStanza(stanza: Stanza, suite: string, component: stri
     provides: joined(stanza.provides, undefined),
     summary: summaryOf(stanza.description ?? ''),
   };
-}
-
-type Unpacked = { readonly text: Readable; readonly finished: Promise<void>; readonly stop: () => void };
-
-/** `xz -dc` as a process of its own: it runs beside us on another core, and a bomb costs it, not us. */
-function unpackXz(path: string): Unpacked {
-  const child = spawn('xz', ['-dc', '--', path], { stdio: ['ignore', 'pipe', 'pipe'] });
-  let complaint = '';
-  child.stderr.on('data', (piece: Buffer) => {
-    complaint = (complaint + piece.toString('utf8')).slice(0, 500);
-  });
-  const finished = new Promise<void>((resolve, reject) => {
-    child.on('error', (cause) => {
-      child.stdout.destroy();
-      reject(
-        new VendorError('host-unfit/no-xz', 'unpacking a package index: xz could not run', {
-          cause,
-          next: 'install the package xz-utils',
-        }),
-      );
-    });
-    child.on('close', (code) => {
-      if (code === 0) resolve();
-      else reject(new VendorError('vendor-ill/malformed', `unpacking a package index: ${printable(complaint)}`));
-    });
-  });
-  return { text: child.stdout, finished, stop: () => void child.kill('SIGKILL') };
-}
-
-function unpack(file: IndexFile): Unpacked {
-  if (file.compression === 'xz') return unpackXz(file.path);
-  const bytes = createReadStream(file.path, { highWaterMark: 256 * 1024 });
-  if (file.compression === 'none') return { text: bytes, finished: Promise.resolve(), stop: () => bytes.destroy() };
-  const text = createGunzip();
-  bytes.on('error', (error) => text.destroy(error)).pipe(text);
-  return { text, finished: Promise.resolve(), stop: () => bytes.destroy() };
-}
-
-/** What zlib says of a file that is no gzip is the vendor's fault; what we threw ourselves stays as it is. */
-function asVendorFault(error: unknown, suite: string): unknown {
-  const isZlib = error instanceof Error && 'code' in error && String(error.code).startsWith('Z_');
-  if (!isZlib) return error;
-  return new VendorError('vendor-ill/malformed', `the index of ${suite} cannot be unpacked`, { cause: error });
 }
 
 const NEWLINE = 10;
@@ -186,8 +129,8 @@ function makeFieldNames(): (name: string) => Field | null {
 const FIELD_NAMES_REMEMBERED_MAX = 1000;
 
 /**
- * The wanted fields of one stanza, deb822(5): folded lines joined by spaces, of Description only the first. It is the inner loop of
- * an import (1.5 million lines), so it looks for line ends and colons and makes no list of lines.
+ * The wanted fields of one stanza, deb822(5): folded lines joined by spaces, of Description only the first. A list of all offers
+ * reads 1.5 million lines, so it looks for line ends and colons and makes no list of lines.
  */
 function readStanza(text: string, start: number, end: number, fieldOf: (name: string) => Field | null): Stanza {
   const stanza: Stanza = {};
@@ -212,59 +155,80 @@ function readStanza(text: string, start: number, end: number, fieldOf: (name: st
   return stanza;
 }
 
-/** Splits a stream of bytes into stanzas; keeps the unfinished one, up to a bound. */
-function makeStanzaScanner(what: string) {
-  const fieldOf = makeFieldNames();
-  let pending = '';
-  const scan = (text: string, isLast: boolean): readonly Stanza[] => {
-    const stanzas: Stanza[] = [];
-    let start = 0;
-    for (;;) {
-      while (text.charCodeAt(start) === NEWLINE) start += 1;
-      const blank = text.indexOf('\n\n', start);
-      if (blank < 0) break;
-      stanzas.push(readStanza(text, start, blank, fieldOf));
-      start = blank + 2;
-    }
-    pending = text.slice(start);
-    if (pending.length > STANZA_BYTES_MAX) {
-      throw new VendorError('vendor-ill/malformed', `${what}: a stanza is longer than ${STANZA_BYTES_MAX} bytes`);
-    }
-    if (isLast && pending.trim() !== '') stanzas.push(readStanza(pending, 0, pending.length, fieldOf));
-    return stanzas;
-  };
-  return {
-    /** Bytes as characters: every separator is ASCII, and text outside it stands only where it is decoded later. */
-    push: (bytes: Buffer): readonly Stanza[] => scan(pending + bytes.toString('latin1'), false),
-    end: (): readonly Stanza[] => scan(pending, true),
-  };
+const fieldOf = makeFieldNames();
+
+/**
+ * The package of one stanza as it stands in the index. Bytes are read as characters: every separator is ASCII, and text
+ * outside it stands only where it is decoded later. Throws VendorError `vendor-ill/malformed`.
+ */
+export function readPackage(stanza: Buffer, suite: string, component: string): OfferedPackage {
+  const text = stanza.toString('latin1');
+  return packageFromStanza(readStanza(text, 0, text.length, fieldOf), suite, component);
 }
 
-/** The packages of one index file. Throws VendorError, also when it unpacks to more than it may. */
-export async function* readPackages(file: IndexFile, suite: string): AsyncGenerator<readonly OfferedPackage[]> {
-  const { text, finished, stop } = unpack(file);
-  finished.catch(() => {}); // Awaited below; until then an early failure must not count as unhandled.
-  const scanner = makeStanzaScanner(`the index of ${suite}`);
-  const toPackage = (stanza: Stanza) => packageFromStanza(stanza, suite, file.component);
-  let unpackedBytes = 0;
-  try {
-    for await (const piece of text) {
-      // The cast holds: a stream without an encoding gives Buffers.
-      const bytes = piece as Buffer;
-      unpackedBytes += bytes.length;
-      if (unpackedBytes > file.unpackedBytesMax) {
-        throw new VendorError(
-          'vendor-ill/too-large',
-          `the index of ${suite} unpacks to more than ${file.unpackedBytesMax} bytes`,
-        );
-      }
-      yield scanner.push(bytes).map(toPackage);
+/** Where a stanza stands in the text it was found in, and what packages are looked up by. */
+export type StanzaPlace = {
+  readonly name: string;
+  readonly provides: string;
+  readonly start: number;
+  readonly length: number;
+};
+
+/** The end of a stanza, or a line that begins the field by which packages are looked up beside their name. */
+const MARK = /\n(?:\n|[Pp][Rr][Oo][Vv][Ii][Dd][Ee][Ss]:)/g;
+const NAME_FIRST = 'Package: ';
+
+/** A field's value from behind its colon on, folded lines joined by spaces as everywhere. */
+function valueAt(text: string, at: number, end: number): string {
+  let value = '';
+  for (let lineStart = at; ; ) {
+    const newline = text.indexOf('\n', lineStart);
+    const lineEnd = newline < 0 || newline > end ? end : newline;
+    value = lineStart === at ? text.slice(at, lineEnd).trim() : `${value} ${text.slice(lineStart, lineEnd).trim()}`;
+    const next = text.charCodeAt(lineEnd + 1);
+    if (lineEnd >= end || (next !== SPACE && next !== TAB)) return value;
+    lineStart = lineEnd + 1;
+  }
+}
+
+/** Nearly every stanza begins with its name; for one that does not, all its lines are looked at. */
+function placeOf(text: string, start: number, end: number, providesAt: number): Omit<StanzaPlace, 'start' | 'length'> {
+  if (text.startsWith(NAME_FIRST, start)) {
+    const provides = providesAt < 0 ? '' : valueAt(text, providesAt, end);
+    return { name: valueAt(text, start + NAME_FIRST.length, end), provides };
+  }
+  const { package: name = '', provides = '' } = readStanza(text, start, end, fieldOf);
+  return { name, provides };
+}
+
+/**
+ * The stanzas that end within the text, and how much of it they take; with `isLast`, also one that ends with the text.
+ * It is the inner loop of an import (50 MB, 1.5 million lines): what a stanza says beside its name is read when it is
+ * asked for, and so is whether it is well formed. Throws VendorError for a stanza without a name.
+ */
+export function findStanzas(
+  text: string,
+  isLast: boolean,
+  what: string,
+): { readonly places: readonly StanzaPlace[]; readonly used: number } {
+  const places: StanzaPlace[] = [];
+  let start = 0;
+  for (;;) {
+    while (text.charCodeAt(start) === NEWLINE) start += 1;
+    let end = -1;
+    let providesAt = -1;
+    MARK.lastIndex = start;
+    while (end < 0 && MARK.test(text)) {
+      if (text.charCodeAt(MARK.lastIndex - 1) === NEWLINE) end = MARK.lastIndex - 2;
+      else providesAt = MARK.lastIndex;
     }
-    await finished;
-    yield scanner.end().map(toPackage);
-  } catch (error) {
-    throw asVendorFault(error, suite);
-  } finally {
-    stop();
+    if (end < 0 && isLast && text.slice(start).trim() !== '') end = text.length;
+    if (end < 0) return { places, used: start };
+    const { name, provides } = placeOf(text, start, end, providesAt);
+    if (name === '' || name.length > NAME_CHARS_MAX) {
+      throw new VendorError('vendor-ill/malformed', `${what} describes a package without a name`);
+    }
+    places.push({ name, provides, start, length: end - start });
+    start = Math.min(end + 2, text.length);
   }
 }

@@ -25,7 +25,7 @@ import {
 import type { KeptFiles } from './kept-files.ts';
 import { allowedSignatures, keyringFiles } from './keyrings.ts';
 import type { PackageIndex, SuiteState } from './package-index.ts';
-import type { Compression, IndexFile } from './packages-file.ts';
+import type { Compression, IndexFile } from './unpack.ts';
 
 export type RefreshDeps = {
   readonly vendor: string;
