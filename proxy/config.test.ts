@@ -140,12 +140,12 @@ test('groups have names, patterns and a policy; files add keys to one another', 
     'pratique.toml',
     '[policy]\ninstall = "security"\nmetadataAge = "36h"\n[groups.web]\nvms = ["web-*"]\npolicy = { install = "all" }\n',
   );
-  await write('conf.d/a.toml', '[groups.web.policy]\nrunDeadline = "90m"\n[groups.db]\n');
+  await write('conf.d/a.toml', '[groups.web]\nvms = ["shop"]\n[groups.web.policy]\nrunDeadline = "90m"\n[groups.db]\n');
   const { config } = await load(path);
   assert.equal(config.policy.metadataAgeMaxMs, 36 * 3_600_000);
   assert.deepEqual(config.policyOfFiles, { install: 'security', metadataAgeMaxMs: 36 * 3_600_000 });
   assert.deepEqual(config.groups, {
-    web: { vms: ['web-*'], policy: { install: 'all', runDeadlineMs: 5_400_000 } },
+    web: { vms: ['web-*', 'shop'], policy: { install: 'all', runDeadlineMs: 5_400_000 } },
     db: { vms: [], policy: {} },
   });
 });

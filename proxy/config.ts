@@ -175,13 +175,14 @@ function mergeFiles(read: readonly { readonly file: ConfigFile; readonly path: s
 
 type FileGroups = NonNullable<ConfigFile['groups']>;
 
-/** A group that two files name has the keys of both, the later file's where both say something. */
+/** A group that two files name has the VMs of both, and the policy keys of both, the later file's where both say something. */
 function mergeGroups(before: FileGroups, after: FileGroups): FileGroups {
   const names = new Set([...Object.keys(before), ...Object.keys(after)]);
   return Object.fromEntries(
     [...names].map((name) => {
       const policy = { ...before[name]?.policy, ...after[name]?.policy };
-      return [name, { ...before[name], ...after[name], policy }];
+      const vms = [...new Set([...(before[name]?.vms ?? []), ...(after[name]?.vms ?? [])])];
+      return [name, { ...before[name], ...after[name], vms, policy }];
     }),
   );
 }

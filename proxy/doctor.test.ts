@@ -68,6 +68,17 @@ test('NICs that are not gated are shown, and a VM without any that is gated is a
   assert.equal(await lineOf(false), 'warning: no NIC is gated of web (net0)');
 });
 
+test('a name in a group that no VM has is told: it may be a typo, and then a VM has another policy [A11]', async () => {
+  const groups = { web: { vms: ['web*', 'wbe-2'], policy: {} } };
+  const lineOf = async (runs?: ReadonlyMap<string, { readonly spec: VmSpec }>) => {
+    const given = { ...host, config: { ...config, groups }, ...(runs === undefined ? {} : { runs }) };
+    const line = (await runDoctor(given, FIT)).find(({ check }) => check === 'policy groups');
+    return `${line?.state}: ${line?.detail}`;
+  };
+  assert.equal(await lineOf(new Map([['web', { spec: SAMPLE_SPEC }]])), 'warning: no VM is called wbe-2 (web)');
+  assert.equal(await lineOf(), 'ok: 1 group', 'without a VM there is nothing to miss');
+});
+
 test('each missing tool is named with its package', async () => {
   for (const [program, check] of [
     ['ip', 'ip'],
@@ -143,6 +154,7 @@ test('on the machine of the test every check answers', async () => {
       'clock',
       'apt sources',
       'ungated NICs',
+      'policy groups',
     ],
   );
 });

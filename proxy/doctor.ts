@@ -5,10 +5,11 @@ import type { Clock } from '../src/base/clock.ts';
 import { isoTime } from '../src/base/clock.ts';
 import { DOCTOR_COMMAND_TIMEOUT_MS } from '../src/base/limits.ts';
 import type { Log } from '../src/base/log.ts';
-import { printable } from '../src/base/printable.ts';
+import { counted, printable } from '../src/base/printable.ts';
 import { tryCommand } from '../src/base/run-command.ts';
 import { probeAccelerator } from '../src/hypervisor/qmp/accel.ts';
 import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
+import { matchesProduct } from '../src/model/policy.ts';
 import { breakGlassCommands } from './break-glass.ts';
 import type { Config } from './config.ts';
 import type { DoctorLine } from './service.ts';
@@ -70,6 +71,7 @@ export async function runDoctor(host: DoctorHost, ports = hostPorts(host)): Prom
     checkClock(ports),
     checkAptSources(config, ports),
     checkNics([...(host.runs?.values() ?? [])].map(({ spec }) => spec)),
+    checkGroups(config.groups, [...(host.runs?.keys() ?? [])]),
   ]);
   const byHand = [...(host.runs?.values() ?? [])].map(({ spec }) =>
     ok(`break-glass ${spec.vm}`, breakGlassCommands(spec, config.runFolder).join(' && ')),
@@ -133,6 +135,17 @@ function checkNics(specs: readonly VmSpec[]): DoctorLine {
     return bad('ungated NICs', 'warning', `no NIC is gated of ${printable(list(whole), 400)}`, mend);
   }
   return ok('ungated NICs', some.length === 0 ? 'none' : printable(list(some), 400));
+}
+
+/** A name or a beginning of names that no VM has may be a typo, and the VM it was meant for has another policy then. */
+function checkGroups(groups: Config['groups'], vms: readonly string[]): DoctorLine {
+  const check = 'policy groups';
+  const idle = Object.entries(groups).flatMap(([group, { vms: patterns }]) =>
+    patterns.filter((pattern) => !vms.some((vm) => matchesProduct([pattern], vm))).map((one) => `${one} (${group})`),
+  );
+  if (vms.length === 0 || idle.length === 0) return ok(check, counted(Object.keys(groups).length, 'group'));
+  const mend = 'look for a typo in `vms` of the group; `pratique vm policy VM` shows which group a VM is in';
+  return bad(check, 'warning', `no VM is called ${printable(idle.join(', '), 400)}`, mend);
 }
 
 async function checkRights({ uid }: DoctorPorts): Promise<DoctorLine> {
