@@ -104,8 +104,9 @@ const MIGRATIONS: readonly Migration[] = [
       CREATE TABLE unpacked (id INTEGER PRIMARY KEY, suite TEXT NOT NULL, component TEXT NOT NULL,
         file TEXT NOT NULL UNIQUE, size_bytes INTEGER NOT NULL) STRICT;
       CREATE TABLE packages (name TEXT NOT NULL, unpacked INTEGER NOT NULL, start INTEGER NOT NULL,
-        length INTEGER NOT NULL, provides TEXT NOT NULL, PRIMARY KEY (name, unpacked, start)) STRICT, WITHOUT ROWID;
-      CREATE INDEX packages_by_provides ON packages (provides) WHERE provides <> '';
+        length INTEGER NOT NULL, PRIMARY KEY (name, unpacked, start)) STRICT, WITHOUT ROWID;
+      CREATE TABLE provides (provides TEXT NOT NULL, name TEXT NOT NULL, unpacked INTEGER NOT NULL,
+        start INTEGER NOT NULL, length INTEGER NOT NULL) STRICT;
       UPDATE suites SET index_key = '', etag = NULL;
     `);
   },
@@ -151,23 +152,29 @@ function writeState(db: DatabaseSync, state: SuiteState): void {
 const ROWS_AT_ONCE = 64;
 
 function makeInsert(db: DatabaseSync): (unpacked: number, places: readonly StanzaPlace[]) => void {
-  const sql = (rows: number) => `INSERT INTO packages VALUES ${Array(rows).fill('(?, ?, ?, ?, ?)').join(', ')}`;
+  const sql = (rows: number) => `INSERT INTO packages VALUES ${Array(rows).fill('(?, ?, ?, ?)').join(', ')}`;
   const [one, many] = [db.prepare(sql(1)), db.prepare(sql(ROWS_AT_ONCE))];
+  const addProvides = db.prepare('INSERT INTO provides VALUES (?, ?, ?, ?, ?)');
   return (unpacked, places) => {
-    for (let at = 0; at < places.length; ) {
-      const isFull = places.length - at >= ROWS_AT_ONCE;
-      const rows = places.slice(at, at + (isFull ? ROWS_AT_ONCE : 1));
-      const values = rows.flatMap(({ name, start, length, provides }) => [name, unpacked, start, length, provides]);
-      (isFull ? many : one).run(...values);
-      at += rows.length;
+    let values: (string | number)[] = [];
+    for (const { name, provides, start, length } of places) {
+      values.push(name, unpacked, start, length);
+      if (values.length === ROWS_AT_ONCE * 4) {
+        many.run(...values);
+        values = [];
+      }
+      if (provides !== '') addProvides.run(provides, name, unpacked, start, length);
     }
+    for (let at = 0; at < values.length; at += 4) one.run(...values.slice(at, at + 4));
   };
 }
 
 type ImportDeps = { readonly db: DatabaseSync; readonly folder: string; readonly clock: Clock };
 
 function removePackages(db: DatabaseSync, suite: string): void {
-  db.prepare('DELETE FROM packages WHERE unpacked IN (SELECT id FROM unpacked WHERE suite = ?)').run(suite);
+  for (const table of ['packages', 'provides']) {
+    db.prepare(`DELETE FROM ${table} WHERE unpacked IN (SELECT id FROM unpacked WHERE suite = ?)`).run(suite);
+  }
   db.prepare('DELETE FROM unpacked WHERE suite = ?').run(suite);
 }
 
@@ -249,7 +256,7 @@ export function openPackageIndex(path: string, clock: Clock): PackageIndex {
   forgetLost(writer, files);
   removeUnnamed(writer, folder);
   const byName = reader.prepare('SELECT * FROM packages WHERE name = ?');
-  const mentioning = reader.prepare("SELECT * FROM packages WHERE provides <> '' AND instr(provides, ?) > 0");
+  const mentioning = reader.prepare('SELECT * FROM provides WHERE instr(provides, ?) > 0');
   const all = reader.prepare('SELECT * FROM packages ORDER BY name');
   const advised = reader.prepare('SELECT DISTINCT source FROM advisories');
   const advisories = reader.prepare('SELECT version, advisory FROM advisories WHERE source = ?');
