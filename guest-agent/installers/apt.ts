@@ -17,6 +17,10 @@ export type AptCall = {
   readonly apt: string;
   /** Folder under which the drive's paths stand. */
   readonly drive: string;
+  /** dpkg was broken off before. */
+  readonly isInterrupted: boolean;
+  /** Packages of the manifest that are only half there. */
+  readonly halfWay: readonly string[];
 };
 
 const COMMON_OPTIONS = [
@@ -46,10 +50,16 @@ const INSTALL_WORDS = [
   // What would remove or downgrade something is no update.
   '--no-remove',
   '-oAPT::Get::allow-downgrades=false',
-  // Unpack everything, then configure everything: two runs of dpkg instead of one or two for each essential package. What apt guards
-  // against by the others, a dpkg that is broken off in between, is mended at the agent's start, while the guest is unplugged.
-  '-oAPT::Immediate-Configure=false',
 ] as const;
+
+/**
+ * Unpack everything, then configure everything: two runs of dpkg instead of one or two for each essential package. What apt guards
+ * against by the others, a dpkg that is broken off in between, is mended at the agent's start, while the guest is unplugged.
+ */
+const AT_ONCE = '-oAPT::Immediate-Configure=false';
+
+const installWords = ({ isInterrupted }: AptCall): readonly string[] =>
+  isInterrupted ? INSTALL_WORDS : [...INSTALL_WORDS, AT_ONCE];
 
 /** What the guest's own configuration must not soften, and what keeps apt's work small. */
 const VERIFYING_OPTIONS = [
@@ -91,7 +101,7 @@ function ownView(paths: Paths): readonly string[] {
 export async function installFiles(call: AptCall, items: readonly ManifestItem[]): Promise<RunResult> {
   prepareView(call, []);
   const files = items.map((item) => `${call.drive}${item.files[0]?.path ?? ''}`);
-  return await runApt(call, [...INSTALL_WORDS, ...files]);
+  return await runApt(call, [...installWords(call), ...files]);
 }
 
 /** Lets apt verify the archives with the guest's own keys and install exactly the items' versions from them. */
@@ -104,10 +114,11 @@ export async function installVerified(
     call,
     archives.map((archive) => sourceLine(call, archive)),
   );
+  const status = call.halfWay.length === 0 ? [] : [`-oDir::State::status=${writeStatusWithout(call)}`];
   const update = await runApt(call, [...VERIFYING_OPTIONS, 'update']);
   if (update.exitCode !== 0) return update;
   const versions = items.map(({ product, arch, version }) => `${product}${archSuffix(arch)}=${version}`);
-  return await runApt(call, [...VERIFYING_OPTIONS, ...INSTALL_WORDS, ...versions]);
+  return await runApt(call, [...VERIFYING_OPTIONS, ...status, ...installWords(call), ...versions]);
 }
 
 /** Notes in the guest's own records that packages came as a need of others, so that the guest may remove them with those (old kernels). */
@@ -165,6 +176,18 @@ function prepareView({ platform, paths }: AptCall, sources: readonly string[]): 
   writeText(platform, configurationFile(paths), CONFIGURATION);
   const marks = readText(platform, inRoot(paths, '/var/lib/apt/extended_states'), DPKG_STATUS_BYTES_MAX) ?? '';
   writeText(platform, `${work}/extended_states`, marks);
+}
+
+/**
+ * dpkg's status without the packages that are half there: one that is half unpacked in the wanted version counts for apt as there, and it
+ * would only configure it, which dpkg refuses. So apt takes it for new and unpacks it; dpkg goes by its own status.
+ */
+function writeStatusWithout({ platform, paths, halfWay }: AptCall): string {
+  const path = `${workFolder(paths)}/status`;
+  const text = readText(platform, `${paths.dpkg}/status`, DPKG_STATUS_BYTES_MAX) ?? '';
+  const isLeft = (stanza: string) => !halfWay.some((name) => `\n${stanza}\n`.includes(`\nPackage: ${name}\n`));
+  writeText(platform, path, text.split('\n\n').filter(isLeft).join('\n\n'));
+  return path;
 }
 
 /** sources.list(5). The architectures are those whose index is on the drive: a guest that knows more of them needs no more here. */

@@ -97,7 +97,11 @@ async function runPackageManager(
   const { platform, paths, drive, archives } = context;
   const apt = findProgram(platform, paths, 'apt-get');
   if (apt === null) return await runDpkg(context, items);
-  const call: AptCall = { platform, paths, apt, drive };
+  const isBroken = (item: ManifestItem) =>
+    before.some((product) => product.state === 'broken' && isPackageOf(product, item));
+  const halfWay = items.filter(isBroken).map(({ product }) => product);
+  const isInterrupted = isDpkgInterrupted(platform, paths);
+  const call: AptCall = { platform, paths, apt, drive, isInterrupted, halfWay };
   try {
     const result = archives === null ? await installFiles(call, items) : await installVerified(call, items, archives);
     const isHalfWay = result.exitCode !== 0 && !result.isTimeout && isDpkgInterrupted(platform, paths);

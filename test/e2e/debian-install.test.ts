@@ -1,23 +1,19 @@
 // Packages that do what Debian's packages do to an installer that nobody watches: ask, keep a file, restart services, replace the agent,
 // break off; in a real Debian root, with the agent's executable and the guest's own apt and dpkg.
 import assert from 'node:assert/strict';
-import { access, cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { access, cp, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { buildAgent } from '../../guest-agent/build.ts';
 import { waitUntil } from '../../proxy/demo/demo-network.ts';
 import { systemClock } from '../../src/base/clock.ts';
-import { type HttpFetch, makeHttpFetch } from '../../src/base/http-fetch.ts';
 import { silentLog } from '../../src/base/log.ts';
-import { makeDebianVendor } from '../../src/vendor/debian-apt/index.ts';
 import type { Vendor } from '../../src/vendor/vendor.ts';
-import { type DebianArchive, makeDebianArchive, type PackageSpec } from '../fakes/debian-archive.ts';
-import { type FakeHttpServer, startHttpServer } from '../fakes/http-server.ts';
+import type { DebianArchive, PackageSpec } from '../fakes/debian-archive.ts';
 import { makeOffering } from './debian-offering.ts';
-import { type Answer, DebianRoot } from './debian-root.ts';
+import type { Answer, DebianRoot } from './debian-root.ts';
+import { type DebianScene, openDebianScene, SCENE_SUITE as SUITE } from './debian-scene.ts';
 
-const SUITE = 'bookworm-security';
 const SERVICE = `#!/bin/sh
 # Starts only when the network is up, as a service that waits for network-online does.
 case $1 in
@@ -27,36 +23,19 @@ case $1 in
 esac
 `;
 
+let scene: DebianScene | null = null;
 let scratch: string;
 let archive: DebianArchive;
-let server: FakeHttpServer;
-let http: HttpFetch;
 let vendor: Vendor;
 let root: DebianRoot;
 let published = 0;
 
 before(async () => {
-  scratch = await mkdtemp(join(tmpdir(), 'pratique-install-'));
-  archive = await makeDebianArchive(scratch);
-  server = await startHttpServer(archive.folder);
-  http = makeHttpFetch({ clock: systemClock });
-  const keyring = await archive.keyring();
-  vendor = await makeDebianVendor(
-    { name: 'debian', suites: [SUITE], url: server.url, keyring, arch: 'amd64' },
-    { folder: join(scratch, 'vendor'), http, clock: systemClock, metadataAgeMaxMs: 86_400_000, log: silentLog },
-  );
-  root = await DebianRoot.make();
-  await cp(keyring, root.path('etc/apt/trusted.gpg.d/archive.gpg'));
+  scene = await openDebianScene();
+  ({ scratch, archive, vendor, root } = scene);
   await root.start();
 });
-after(async () => {
-  await root?.remove();
-  await vendor?.close();
-  await http?.close();
-  await server?.close();
-  await archive?.close();
-  await rm(scratch, { recursive: true, force: true });
-});
+after(async () => await scene?.close());
 
 /** Publishes the packages; a later call is a later state of the archive. */
 async function publish(...packages: readonly PackageSpec[]): Promise<void> {

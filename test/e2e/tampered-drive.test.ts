@@ -2,32 +2,26 @@
 // Each refusal is followed by the same check that the guest is as before, and each set of cases ends with the honest drive, installed.
 import assert from 'node:assert/strict';
 import { appendFile, cp, mkdtemp, open, readFile, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import type { Clock } from '../../src/base/clock.ts';
 import { systemClock } from '../../src/base/clock.ts';
-import { type HttpFetch, makeHttpFetch } from '../../src/base/http-fetch.ts';
-import { silentLog } from '../../src/base/log.ts';
 import { runCommand } from '../../src/base/run-command.ts';
-import { makeDebianVendor } from '../../src/vendor/debian-apt/index.ts';
 import type { Vendor } from '../../src/vendor/vendor.ts';
-import { type DebianArchive, makeDebianArchive, type PackageSpec, type SuiteSpec } from '../fakes/debian-archive.ts';
-import { type FakeHttpServer, startHttpServer } from '../fakes/http-server.ts';
+import type { DebianArchive, PackageSpec, SuiteSpec } from '../fakes/debian-archive.ts';
 import { makeOffering } from './debian-offering.ts';
-import { type Answer, DebianRoot, type Offering } from './debian-root.ts';
+import type { Answer, DebianRoot, Offering } from './debian-root.ts';
+import { type DebianScene, openDebianScene, SCENE_SUITE as SUITE } from './debian-scene.ts';
 
-const SUITE = 'bookworm-security';
 const DEB = 'pool/main/jq_9.0-1_amd64.deb';
 const INDEX = `dists/${SUITE}/main/binary-amd64/Packages.xz`;
 const IN_RELEASE = `dists/${SUITE}/InRelease`;
 const DAY_MS = 24 * 60 * 60 * 1000;
 const NAMES = ['jq', 'libjq1', 'tampered-new'];
 
+let scene: DebianScene | null = null;
 let scratch: string;
 let archive: DebianArchive;
-let server: FakeHttpServer;
-let http: HttpFetch;
 let vendor: Vendor;
 let root: DebianRoot;
 let untouched: Readonly<Record<string, string>>;
@@ -51,32 +45,15 @@ function suite(version: string, days = 0): SuiteSpec {
 }
 
 before(async () => {
-  scratch = await mkdtemp(join(tmpdir(), 'pratique-tampered-'));
-  archive = await makeDebianArchive(scratch, ['archive', 'stranger']);
+  scene = await openDebianScene({ clock, keys: ['archive', 'stranger'] });
+  ({ scratch, archive, vendor, root } = scene);
   await archive.publish(suite('9.0-1'));
-  server = await startHttpServer(archive.folder);
-  http = makeHttpFetch({ clock: systemClock });
-  const keyring = await archive.keyring('archive');
-  vendor = await makeDebianVendor(
-    { name: 'debian', suites: [SUITE], url: server.url, keyring, arch: 'amd64' },
-    { folder: join(scratch, 'vendor'), http, clock, metadataAgeMaxMs: DAY_MS, log: silentLog },
-  );
   await vendor.refresh({});
-  root = await DebianRoot.make();
-  // The guest's own keyring is what its apt goes by.
-  await cp(keyring, root.path('etc/apt/trusted.gpg.d/archive.gpg'));
   await root.start();
   untouched = await root.versions('jq', 'libjq1');
   sources = await readFile(root.path('etc/apt/sources.list'), 'utf8');
 });
-after(async () => {
-  await root?.remove();
-  await vendor?.close();
-  await http?.close();
-  await server?.close();
-  await archive?.close();
-  await rm(scratch, { recursive: true, force: true });
-});
+after(async () => await scene?.close());
 
 async function offeringOf(apt: 'fast' | 'vendor-verified'): Promise<Offering> {
   root.host.send({ type: 'ask-inventory' });

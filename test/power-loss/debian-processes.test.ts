@@ -3,31 +3,25 @@
 // debian-install.test.ts does it to whole VMs. Seeded; a fifth of the moments by default, all with PRATIQUE_TEST_FULL=1.
 import assert from 'node:assert/strict';
 import { randomInt } from 'node:crypto';
-import { cp, mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { cp } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
-import { type HttpFetch, makeHttpFetch } from '../../src/base/http-fetch.ts';
-import { silentLog } from '../../src/base/log.ts';
-import { makeDebianVendor } from '../../src/vendor/debian-apt/index.ts';
 import type { Vendor } from '../../src/vendor/vendor.ts';
 import { makeOffering } from '../e2e/debian-offering.ts';
-import { DebianRoot } from '../e2e/debian-root.ts';
-import { type DebianArchive, makeDebianArchive, type PackageSpec } from '../fakes/debian-archive.ts';
-import { type FakeHttpServer, startHttpServer } from '../fakes/http-server.ts';
+import type { DebianRoot } from '../e2e/debian-root.ts';
+import { type DebianScene, openDebianScene, SCENE_SUITE as SUITE } from '../e2e/debian-scene.ts';
+import type { DebianArchive, PackageSpec } from '../fakes/debian-archive.ts';
 
-const SUITE = 'bookworm-security';
 const MOMENTS = 20;
 const SAMPLE = 4;
 const isFull = process.env.PRATIQUE_TEST_FULL === '1';
 const seed = Number(process.env.PRATIQUE_TEST_SEED ?? randomInt(1, 2 ** 31));
 const NAMES = ['one', 'two', 'three', 'four'];
 
+let scene: DebianScene | null = null;
 let scratch: string;
 let archive: DebianArchive;
-let server: FakeHttpServer;
-let http: HttpFetch;
 let vendor: Vendor;
 let root: DebianRoot;
 let version = 0;
@@ -78,30 +72,14 @@ async function assertWhole(): Promise<void> {
 }
 
 before(async () => {
-  scratch = await mkdtemp(join(tmpdir(), 'pratique-processes-'));
-  archive = await makeDebianArchive(scratch);
-  server = await startHttpServer(archive.folder);
-  http = makeHttpFetch({ clock: systemClock });
-  const keyring = await archive.keyring();
-  vendor = await makeDebianVendor(
-    { name: 'debian', suites: [SUITE], url: server.url, keyring, arch: 'amd64' },
-    { folder: join(scratch, 'vendor'), http, clock: systemClock, metadataAgeMaxMs: 86_400_000, log: silentLog },
-  );
-  root = await DebianRoot.make();
-  await cp(keyring, root.path('etc/apt/trusted.gpg.d/archive.gpg'));
+  scene = await openDebianScene();
+  ({ scratch, archive, vendor, root } = scene);
   await publish();
   await cp(join(archive.folder, 'pool/main'), root.path('tmp/seed'), { recursive: true });
   await root.run('sh', '-c', 'dpkg -i /tmp/seed/*.deb');
   await root.start();
 });
-after(async () => {
-  await root?.remove();
-  await vendor?.close();
-  await http?.close();
-  await server?.close();
-  await archive?.close();
-  await rm(scratch, { recursive: true, force: true });
-});
+after(async () => await scene?.close());
 
 test('positive control: undisturbed, both ways install the next version', async (t) => {
   for (const apt of ['fast', 'vendor-verified'] as const) {
