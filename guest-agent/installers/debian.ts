@@ -40,7 +40,7 @@ export async function installDebianPackages(
   try {
     for (const item of items) context.report(item, 'install');
     const present = readPackages(platform, paths);
-    const isDone = items.every((item) => isInstalled(present, item)) && !isDpkgInterrupted(platform, paths);
+    const isDone = items.every((item) => isInstalled(present, item)) && !isDpkgInterrupted(platform, paths, present);
     const outcomes = isDone
       ? items.map(() => INSTALLED)
       : await withoutStarts(platform, paths, () => runInstaller(context, items));
@@ -100,7 +100,7 @@ async function runPackageManager(
   const isBroken = (item: ManifestItem) =>
     before.some((product) => product.state === 'broken' && isPackageOf(product, item));
   const halfWay = items.filter(isBroken).map(({ product }) => product);
-  const isInterrupted = isDpkgInterrupted(platform, paths);
+  const isInterrupted = isDpkgInterrupted(platform, paths, before);
   const call: AptCall = { platform, paths, apt, drive, isInterrupted, halfWay };
   try {
     const result = archives === null ? await installFiles(call, items) : await installVerified(call, items, archives);

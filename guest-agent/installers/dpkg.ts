@@ -44,10 +44,10 @@ export function isPackageOf({ product, arch }: InstalledProduct, item: ManifestI
   return product === item.product && isArch;
 }
 
-/** Whether dpkg was broken off: a journal it had not merged yet, or a package that is neither here nor there. */
-export function isDpkgInterrupted(platform: Platform, paths: Paths): boolean {
+/** Whether dpkg was broken off: a journal it had not merged yet, or a package that is neither here nor there. `known`: what its status was just read to be. */
+export function isDpkgInterrupted(platform: Platform, paths: Paths, known?: readonly InstalledProduct[]): boolean {
   if (platform.files.list(`${paths.dpkg}/updates`).some((name) => /^\d+$/.test(name))) return true;
-  return readPackages(platform, paths).some((product) => product.state === 'broken');
+  return (known ?? readPackages(platform, paths)).some((product) => product.state === 'broken');
 }
 
 /**

@@ -81,13 +81,9 @@ export class VmRun {
     );
     const { vm, spec, uid } = record;
     const note: Runner['note'] = (...words) => this.runner.note(...words);
-    this.#staging = new Staging(deps, {
-      vm: record.vm,
-      spec: record.spec,
-      policy: () => this.policy,
-      note: (...words) => this.runner.note(...words),
-    });
-    this.#drive = new VmDrive(deps, { vm, spec, uid, note, policy: () => this.policy });
+    const policy = () => this.policy;
+    this.#staging = new Staging(deps, { vm, spec, policy, note });
+    this.#drive = new VmDrive(deps, { vm, spec, uid, note, policy });
     this.#overlay = new VmOverlay(deps, { spec, note, running: () => this.#running });
   }
 
