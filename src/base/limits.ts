@@ -98,6 +98,8 @@ export const PLAN_ITEMS_MAX = 2_000;
 export const DRIVE_FILES_MAX = 100_000;
 /** Milliseconds between two looks at the blobs of one VM's plan on that VM's word: a guest must not keep the disk busy with lies. */
 export const BLOB_DOUBT_INTERVAL_MS = 30_000;
+/** How long QEMU keeps a guest's reads waiting for an NBD server that is gone, in seconds, before they fail. */
+export const DRIVE_RECONNECT_DELAY_S = 20;
 /** Drives built at once on one host: each holds its metadata and a copy buffer, and a fleet that starts at once wants hundreds. */
 export const DRIVE_BUILDS_AT_ONCE_MAX = 4;
 /** Folders on one drive: the path tables of ISO 9660 count them in 16 bits. */

@@ -1,4 +1,5 @@
 // The contract of a hypervisor driver. Rooms above speak only this; only hypervisor/ speaks QMP or libvirt.
+import type { DriveFrontEnd, DriveSource } from '../model/drive.ts';
 import type { VmId } from '../model/ids.ts';
 import type { Namespace, VmSpec } from './vm-spec.ts';
 
@@ -23,14 +24,7 @@ export type AdoptedState =
   /** Running since before we came: what it did until now was not gated. */
   | { readonly kind: 'ungated' };
 
-export type DriveFrontEnd = 'virtio-blk' | 'scsi-cd';
-
-export type DriveImage = {
-  /** Path of the image descriptor or file that QEMU opens read-only. */
-  readonly path: string;
-  readonly format: 'vmdk' | 'raw';
-  readonly frontEnd: DriveFrontEnd;
-};
+export type DriveImage = { readonly source: DriveSource; readonly frontEnd: DriveFrontEnd };
 
 /** What the overlay over a VM's disks is worth: `trial` is thrown away when the VM ends, `accepted` is merged, whatever happens. */
 export type OverlayFate = 'none' | 'trial' | 'accepted';
@@ -65,7 +59,11 @@ export type RunningVm = {
   /** Resets the machine and leaves it stopped (managed VMs). */
   readonly resetStopped: () => Promise<void>;
   readonly isStopped: () => Promise<boolean>;
+  /** What this VM's hardware has a place for, the best first. */
+  readonly driveFrontEnds: readonly DriveFrontEnd[];
   readonly attachDrive: (image: DriveImage) => Promise<void>;
+  /** Opens an attached drive's source anew under the guest, which keeps its device: after whatever served it was started again. */
+  readonly reopenDrive: (source: DriveSource) => Promise<void>;
   /** Asks the guest to let the device go and waits; after the deadline removes it by surprise and says so. */
   readonly detachDrive: () => Promise<{ readonly surprise: boolean }>;
   /** Whether our drive is attached now. */

@@ -1,6 +1,7 @@
 // What a VM is made of: versioned, hashed, and the only source of disk formats and paths.
 import { type Static, Type } from 'typebox';
 import { BackingSchema, DiskFormatSchema, HostPathSchema } from '../model/disk-image.ts';
+import { DriveFrontEndSchema, DriveTransportSchema } from '../model/drive.ts';
 import { VmIdSchema } from '../model/ids.ts';
 
 const strict = { additionalProperties: false } as const;
@@ -48,6 +49,12 @@ export const NicSchema = Type.Object(
   strict,
 );
 
+/** How the VM sees its drive; what is left out is chosen by what its hardware and its guest know. */
+export const DriveChoiceSchema = Type.Object(
+  { transport: Type.Optional(DriveTransportSchema), frontEnd: Type.Optional(DriveFrontEndSchema) },
+  strict,
+);
+
 export const ManagedVmSchema = Type.Object(
   {
     format: Type.Literal('pratique.vm/1'),
@@ -70,6 +77,7 @@ export const ManagedVmSchema = Type.Object(
     namespace: Type.Optional(NamespaceSchema),
     /** Whether the guest has virtio-scsi for a CD front-end (TCG guests boot slower with it). */
     scsi: Type.Optional(Type.Boolean()),
+    drive: Type.Optional(DriveChoiceSchema),
   },
   strict,
 );
@@ -100,6 +108,7 @@ export const AttachedVmSchema = Type.Object(
     ),
     /** Id of a spare pcie-root-port for the drive. */
     drivePort: Type.Optional(word),
+    drive: Type.Optional(DriveChoiceSchema),
     namespace: Type.Optional(NamespaceSchema),
   },
   strict,

@@ -2,6 +2,7 @@
 import { type Static, Type } from 'typebox';
 import { INVENTORY_PRODUCTS_MAX, NAME_CHARS_MAX } from '../base/limits.ts';
 import { DigestSchema } from './digest-schema.ts';
+import { DriveFrontEndSchema } from './drive.ts';
 import { BootIdSchema } from './ids.ts';
 
 const name = Type.String({ minLength: 1, maxLength: NAME_CHARS_MAX });
@@ -58,7 +59,7 @@ export const InventorySchema = Type.Object(
     /** What the guest can do, so that the host chooses a drive front-end and refuses what cannot be unpacked. */
     abilities: Type.Object(
       {
-        drives: Type.Array(Type.Union([Type.Literal('virtio-blk'), Type.Literal('scsi-cd')]), { maxItems: 8 }),
+        drives: Type.Array(DriveFrontEndSchema, { maxItems: 8 }),
         compressions: Type.Array(Type.Union([Type.Literal('none'), Type.Literal('gzip'), Type.Literal('zstd')]), {
           maxItems: 8,
         }),

@@ -73,7 +73,8 @@ function archive() {
 function machine() {
   const seen: string[] = [];
   let hasDrive = false;
-  const parts: Pick<RunningVm, 'attachDrive' | 'detachDrive' | 'hasDrive'> = {
+  const parts: Pick<RunningVm, 'driveFrontEnds' | 'attachDrive' | 'detachDrive' | 'hasDrive'> = {
+    driveFrontEnds: ['virtio-blk', 'scsi-cd'],
     hasDrive: async () => hasDrive,
     attachDrive: async () => {
       seen.push('attach');

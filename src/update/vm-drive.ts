@@ -12,6 +12,7 @@ import type { Inventory } from '../model/inventory.ts';
 import { type Plan, planDigest } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
 import type { Trouble } from '../model/quarantine.ts';
+import { chooseFrontEnd } from './drive-front-end.ts';
 import { fetchPlan } from './fetch-plan.ts';
 import { RunError, type Runner } from './runner.ts';
 import { bringSignedArchives } from './signed-archives.ts';
@@ -131,8 +132,12 @@ export class VmDrive {
     const isFound = this.#attached === 'unknown' && run.manifests.at(-1) === manifestDigest;
     if (this.#attached !== manifestDigest && !isFound) {
       await this.detach(running);
-      const frontEnd = reported?.abilities.drives.includes('virtio-blk') === false ? 'scsi-cd' : 'virtio-blk';
-      await running.attachDrive({ ...this.#drive.image, frontEnd });
+      const frontEnd = chooseFrontEnd({
+        wanted: this.#owner.spec.drive?.frontEnd,
+        offered: running.driveFrontEnds,
+        known: reported?.abilities.drives,
+      });
+      await running.attachDrive({ source: { kind: 'vmdk', path: this.#drive.image.path }, frontEnd });
     }
     this.#attached = manifestDigest;
     const { vm } = this.#owner;

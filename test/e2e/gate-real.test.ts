@@ -241,7 +241,7 @@ test('the drive is plugged in, read, and let go; a stopped guest loses it by sur
   await gate.close(vm, 'start');
   await gate.resume(vm);
   await guest.untilSaid(/sent on/);
-  const image = { path, format: 'raw', frontEnd: 'virtio-blk' } as const;
+  const image = { source: { kind: 'raw', path }, frontEnd: 'virtio-blk' } as const;
   await vm.attachDrive(image);
   await vm.attachDrive(image);
   await guest.untilSaid(/read from-the-drive/);

@@ -23,8 +23,8 @@ import type { AuditEntry, RunStateName, Service, VmEventRecord } from '../../pro
 import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLog } from '../../src/base/log.ts';
+import { isAlive, type ProcessId, parseProcessId } from '../../src/base/process-id.ts';
 import { runCommand } from '../../src/base/run-command.ts';
-import { isAlive, type ProcessId, parseProcessId } from '../../src/hypervisor/qmp/process.ts';
 import type { ManagedVm, VmSpec } from '../../src/hypervisor/vm-spec.ts';
 import type { VmId } from '../../src/model/ids.ts';
 import type { Policy } from '../../src/model/policy.ts';

@@ -2,7 +2,7 @@
 // run goes on by itself.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { isAlive } from '../../src/hypervisor/qmp/process.ts';
+import { isAlive } from '../../src/base/process-id.ts';
 import { assertConnected, crash, openHouse } from './harness.ts';
 
 test('a daemon killed in each state of one run takes the same VM over and brings it to the network by itself [X4] [A11]', async (t) => {

@@ -8,7 +8,7 @@ import { after, before, describe, test } from 'node:test';
 import { waitUntil } from '../../proxy/demo/demo-network.ts';
 import type { RunStateName } from '../../proxy/service.ts';
 import { systemClock } from '../../src/base/clock.ts';
-import { isAlive, type ProcessId } from '../../src/hypervisor/qmp/process.ts';
+import { isAlive, type ProcessId } from '../../src/base/process-id.ts';
 import { crash, type House, makeHouse, type TestVm } from '../e2e/harness.ts';
 
 /** Every state that a run passes on its way from off to plugged in, in order. */

@@ -10,10 +10,10 @@ import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
 import { runCommand } from '../../src/base/run-command.ts';
+import { waitUntil } from '../../src/base/wait-until.ts';
 import type { DiskOverlay } from '../../src/hypervisor/hypervisor.ts';
 import { makeOverlay } from '../../src/hypervisor/qmp/overlay.ts';
 import { overlayFate, overlayFiles, settleOverlay } from '../../src/hypervisor/qmp/overlay-files.ts';
-import { waitUntil } from '../../src/hypervisor/qmp/process.ts';
 import { connectQmp, type QmpClient } from '../../src/hypervisor/qmp/qmp-client.ts';
 import type { VmId } from '../../src/model/ids.ts';
 

@@ -202,6 +202,8 @@ export function makeDriver(machine: Machine, hooks: MachineHooks): SimDriver {
         beginEpoch();
       }),
     isStopped: () => qmp('query status', () => machine.isStopped),
+    driveFrontEnds: ['virtio-blk'],
+    reopenDrive: () => qmp('reopen', () => hooks.onChange()),
     attachDrive: () =>
       qmp('attach', () => {
         machine.hasDrive = true;

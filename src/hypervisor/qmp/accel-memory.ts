@@ -6,8 +6,8 @@ import type { Clock } from '../../base/clock.ts';
 import { KVM_MEMORY_MS } from '../../base/limits.ts';
 import type { Log } from '../../base/log.ts';
 import { makeParser, parseJson } from '../../base/parse.ts';
+import { hostBootId } from '../../base/process-id.ts';
 import { type Accelerator, probeAccelerator } from './accel.ts';
-import { hostBootId } from './process.ts';
 
 export type AcceleratorChoice = {
   readonly qemuBinary: string;

@@ -3,6 +3,7 @@ import { connect } from 'node:net';
 import type { Clock } from '../../base/clock.ts';
 import { digestOf, randomToken } from '../../base/digest.ts';
 import { canonicalJson } from '../../base/digest-text.ts';
+import { hostBootId } from '../../base/process-id.ts';
 import { HypervisorError } from '../errors.ts';
 import { type Fence, isCoveredName } from '../fence.ts';
 import type { AdoptedState, RunningVm, VmEvent } from '../hypervisor.ts';
@@ -14,7 +15,6 @@ import { AGENT_PORT_NAME } from './command-line.ts';
 import { makeMachine } from './machine.ts';
 import { readNetworkText } from './network-text.ts';
 import type { QmpDriverOptions } from './options.ts';
-import { hostBootId } from './process.ts';
 import { connectQmp, type QmpClient } from './qmp-client.ts';
 import { checkSocketPath, forgetLaunch, readLaunch, recordLaunch, runFiles } from './run-files.ts';
 

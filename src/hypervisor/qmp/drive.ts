@@ -1,18 +1,20 @@
 // The update drive: hot-plugs an image read-only and takes it away again. What is attached is read from QEMU each time, so
 // that it is right after our own restart too.
 import type { Clock } from '../../base/clock.ts';
-import { DEVICE_UNPLUG_TIMEOUT_MS, NODE_RELEASE_TIMEOUT_MS } from '../../base/limits.ts';
+import { DEVICE_UNPLUG_TIMEOUT_MS, DRIVE_RECONNECT_DELAY_S, NODE_RELEASE_TIMEOUT_MS } from '../../base/limits.ts';
+import { waitUntil } from '../../base/wait-until.ts';
+import { DRIVE_FRONT_ENDS, type DriveFrontEnd, type DriveSource } from '../../model/drive.ts';
 import type { VmId } from '../../model/ids.ts';
 import { HypervisorError } from '../errors.ts';
 import type { DriveImage } from '../hypervisor.ts';
 import { parseDeviceDeleted, parseNodes, parseQomList, parseStatus } from './answers.ts';
-import { waitUntil } from './process.ts';
 import type { QmpClient } from './qmp-client.ts';
 
 const DEVICE = 'pratique-drive';
 /** What the device reads: a raw node over the image, so that the image can be taken away under a guest that does not let go. */
 const FRONT_NODE = 'pratique-front';
-const IMAGE_NODE = 'pratique-image';
+/** Two names, so that an image can be opened anew before the old one is let go. */
+const IMAGE_NODES = ['pratique-image', 'pratique-image2'] as const;
 const EMPTY_NODE = 'pratique-empty';
 /** Serial number by which the guest finds the drive besides its label; virtio-blk takes 20 characters. */
 const SERIAL = 'PRATIQUE';
@@ -25,7 +27,9 @@ export type DriveSlots = {
 };
 
 export type Drive = {
+  readonly frontEnds: readonly DriveFrontEnd[];
   readonly attach: (image: DriveImage) => Promise<void>;
+  readonly reopen: (source: DriveSource) => Promise<void>;
   readonly detach: () => Promise<{ readonly surprise: boolean }>;
   readonly isAttached: () => Promise<boolean>;
 };
@@ -43,13 +47,14 @@ export function makeDrive(options: {
   const deletions = watchDeletions(qmp);
 
   return {
-    isAttached: async () => (await imagePath(qmp)) !== null,
+    frontEnds: DRIVE_FRONT_ENDS.filter((frontEnd) => busOf(frontEnd, options.slots) !== null),
+    isAttached: async () => (await openImage(qmp)) !== null,
     attach: async (image) => {
-      const present = await imagePath(qmp);
+      const present = await openImage(qmp);
       const hasDevice = await deviceIsThere(qmp);
       if (present !== null && hasDevice) {
-        if (present === image.path) return;
-        throw new HypervisorError('conflict/drive', `${vm}: another drive (${present}) is attached`, {
+        if (present.file === fileOf(image.source)) return;
+        throw new HypervisorError('conflict/drive', `${vm}: another drive (${present.file}) is attached`, {
           next: 'detach it first',
         });
       }
@@ -64,12 +69,23 @@ export function makeDrive(options: {
       }
       await removeNodes(qmp, clock);
       try {
-        for (const node of imageNodes(image)) await qmp.execute('blockdev-add', node);
+        await qmp.execute('blockdev-add', imageNode(IMAGE_NODES[0], image.source));
+        await qmp.execute('blockdev-add', frontNode(IMAGE_NODES[0]));
         await qmp.execute('device_add', deviceOf(vm, image, options.slots));
       } catch (error) {
         await removeNodes(qmp, clock);
         throw error;
       }
+    },
+    reopen: async (source) => {
+      const present = await openImage(qmp);
+      if (present === null) {
+        throw new HypervisorError('conflict/drive', `${vm}: there is no drive to open anew`, { next: 'attach it' });
+      }
+      const name = IMAGE_NODES[0] === present.name ? IMAGE_NODES[1] : IMAGE_NODES[0];
+      await qmp.execute('blockdev-add', imageNode(name, source));
+      await qmp.execute('blockdev-reopen', { options: [frontNode(name)] });
+      await qmp.execute('blockdev-del', { 'node-name': present.name });
     },
     detach: async () => {
       if (!(await deviceIsThere(qmp))) {
@@ -86,15 +102,47 @@ export function makeDrive(options: {
   };
 }
 
-function imageNodes(image: DriveImage): readonly Readonly<Record<string, unknown>>[] {
-  const file = { driver: 'file', filename: image.path, 'read-only': true };
-  // read-only must stand on the image node: otherwise QEMU asks for the write lock of blobs that other VMs read.
-  const top = { driver: image.format, 'node-name': IMAGE_NODE, 'read-only': true, file };
-  return [top, { driver: 'raw', 'node-name': FRONT_NODE, 'read-only': true, file: IMAGE_NODE }];
+type Options = Readonly<Record<string, unknown>>;
+
+/** read-only must stand on the image node: otherwise QEMU asks for the write lock of blobs that other VMs read. */
+function imageNode(name: string, source: DriveSource): Options {
+  const file =
+    source.kind === 'nbd'
+      ? {
+          driver: 'nbd',
+          server: { type: 'unix', path: source.socket },
+          export: source.exportName,
+          // Without it a server that was started again is an I/O error for good.
+          'reconnect-delay': DRIVE_RECONNECT_DELAY_S,
+          'read-only': true,
+        }
+      : { driver: 'file', filename: source.path, 'read-only': true };
+  const driver = source.kind === 'vmdk' ? 'vmdk' : 'raw';
+  return { driver, 'node-name': name, 'read-only': true, file };
 }
 
-function deviceOf(vm: VmId, image: DriveImage, slots: DriveSlots): Readonly<Record<string, unknown>> {
-  const bus = image.frontEnd === 'virtio-blk' ? slots.port : slots.scsiBus;
+function frontNode(imageName: string): Options {
+  return { driver: 'raw', 'node-name': FRONT_NODE, 'read-only': true, file: imageName };
+}
+
+/** The name by which QEMU tells what an image node has open. */
+function fileOf(source: DriveSource): string {
+  return source.kind === 'nbd' ? `nbd+unix:///${source.exportName}?socket=${source.socket}` : source.path;
+}
+
+function busOf(frontEnd: DriveFrontEnd, slots: DriveSlots): string | null {
+  switch (frontEnd) {
+    case 'virtio-blk':
+      return slots.port;
+    case 'scsi-cd':
+      return slots.scsiBus;
+    default:
+      return null;
+  }
+}
+
+function deviceOf(vm: VmId, image: DriveImage, slots: DriveSlots): Options {
+  const bus = busOf(image.frontEnd, slots);
   if (bus === null) {
     const missing = image.frontEnd === 'virtio-blk' ? 'a spare pcie-root-port' : 'virtio-scsi';
     throw new HypervisorError('usage/drive-port', `${vm}: the VM has no ${missing} for a ${image.frontEnd} drive`, {
@@ -105,9 +153,13 @@ function deviceOf(vm: VmId, image: DriveImage, slots: DriveSlots): Readonly<Reco
   return { driver, id: DEVICE, bus, drive: FRONT_NODE, serial: SERIAL };
 }
 
-async function imagePath(qmp: QmpClient): Promise<string | null> {
-  const node = (await nodes(qmp)).find((one) => one['node-name'] === IMAGE_NODE);
-  return node === undefined ? null : (node.file ?? '');
+/** The image node that is open, and what QEMU says it has open. */
+async function openImage(qmp: QmpClient): Promise<{ readonly name: string; readonly file: string } | null> {
+  for (const node of await nodes(qmp)) {
+    const name = IMAGE_NODES.find((one) => one === node['node-name']);
+    if (name !== undefined) return { name, file: node.file ?? '' };
+  }
+  return null;
 }
 
 async function nodes(qmp: QmpClient) {
@@ -121,7 +173,7 @@ async function deviceIsThere(qmp: QmpClient): Promise<boolean> {
 
 async function removeNodes(qmp: QmpClient, clock: Clock): Promise<void> {
   const present = new Set((await nodes(qmp)).map((node) => node['node-name']));
-  for (const name of [FRONT_NODE, IMAGE_NODE, EMPTY_NODE]) {
+  for (const name of [FRONT_NODE, ...IMAGE_NODES, EMPTY_NODE]) {
     if (present.has(name)) await waitUntil(() => removeNode(qmp, name), clock, NODE_RELEASE_TIMEOUT_MS);
   }
 }
@@ -169,7 +221,9 @@ async function withdrawContent(qmp: QmpClient): Promise<void> {
   }
   const front = { driver: 'raw', 'node-name': FRONT_NODE, 'read-only': true, file: EMPTY_NODE };
   await qmp.execute('blockdev-reopen', { options: [front] });
-  if (present.has(IMAGE_NODE)) await qmp.execute('blockdev-del', { 'node-name': IMAGE_NODE });
+  for (const name of IMAGE_NODES) {
+    if (present.has(name)) await qmp.execute('blockdev-del', { 'node-name': name });
+  }
 }
 
 type Deletions = { readonly next: () => Promise<void> };

@@ -15,7 +15,7 @@ import { type MachineParts, makeMachine } from './machine.ts';
 import { connectQmp } from './qmp-client.ts';
 
 const VM = 'web-1' as VmId;
-const IMAGE = { path: '/drives/a.vmdk', format: 'vmdk', frontEnd: 'virtio-blk' } as const;
+const IMAGE = { source: { kind: 'vmdk', path: '/drives/a.vmdk' }, frontEnd: 'virtio-blk' } as const;
 
 async function machine(t: TestContext, fake: Partial<FakeQemuOptions> = {}, parts: Partial<MachineParts> = {}) {
   const folder = await mkdtemp(join(tmpdir(), 'pq-vm-'));
@@ -177,10 +177,12 @@ test('the drive is attached read-only, once however often asked, and goes when t
   await vm.attachDrive(IMAGE);
   assert.equal(qemu.commands.filter(({ execute }) => execute === 'device_add').length, 1);
   const image = qemu.nodes.get('pratique-image');
-  assert.deepEqual(image?.file, { driver: 'file', filename: IMAGE.path, 'read-only': true });
+  assert.deepEqual(image?.file, { driver: 'file', filename: IMAGE.source.path, 'read-only': true });
   assert.equal(image?.['read-only'], true);
   assert.equal(await vm.hasDrive(), true);
-  await assert.rejects(vm.attachDrive({ ...IMAGE, path: '/drives/b.vmdk' }), { code: 'conflict/drive' });
+  await assert.rejects(vm.attachDrive({ ...IMAGE, source: { kind: 'vmdk', path: '/drives/b.vmdk' } }), {
+    code: 'conflict/drive',
+  });
   assert.deepEqual(await vm.detachDrive(), { surprise: false });
   assert.deepEqual(await vm.detachDrive(), { surprise: false });
   assert.equal(await vm.hasDrive(), false);

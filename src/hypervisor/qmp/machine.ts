@@ -9,6 +9,7 @@ import {
 } from '../../base/limits.ts';
 import type { Log } from '../../base/log.ts';
 import { printableBlock } from '../../base/printable.ts';
+import { waitUntil } from '../../base/wait-until.ts';
 import type { VmId } from '../../model/ids.ts';
 import { HypervisorError } from '../errors.ts';
 import type { AdoptedState, DiskOverlay, RunningVm, Tap, VmEvent } from '../hypervisor.ts';
@@ -17,7 +18,6 @@ import { parseBlockError, parsePortChange, parseShutdownEvent, parseStatus, pars
 import { CONSOLE_CHARDEV } from './command-line.ts';
 import { type DriveSlots, makeDrive } from './drive.ts';
 import { ejectMedia, insertMedia, type Medium } from './media.ts';
-import { waitUntil } from './process.ts';
 import type { QmpClient, QmpEvent } from './qmp-client.ts';
 
 export type MachineParts = {
@@ -103,7 +103,9 @@ export function makeMachine(parts: MachineParts): RunningVm {
         await resets.resetStopped();
       }),
     isStopped: () => step('asking for its state', async () => !(await readStatus(qmp)).running),
+    driveFrontEnds: drive.frontEnds,
     attachDrive: (image) => step('attaching the drive', () => drive.attach(image)),
+    reopenDrive: (source) => step('opening the drive anew', () => drive.reopen(source)),
     detachDrive: () => step('detaching the drive', drive.detach),
     hasDrive: () => step('looking for the drive', drive.isAttached),
     releaseMedia: () => step('inserting its media', () => insertMedia(qmp, parts.media)),

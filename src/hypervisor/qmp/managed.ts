@@ -2,6 +2,7 @@
 
 import { digestOf } from '../../base/digest.ts';
 import { canonicalJson } from '../../base/digest-text.ts';
+import { hostBootId, isAlive, type ProcessId } from '../../base/process-id.ts';
 import type { DiskImage } from '../../model/disk-image.ts';
 import type { VmId } from '../../model/ids.ts';
 import { HypervisorError } from '../errors.ts';
@@ -28,7 +29,6 @@ import type { Medium } from './media.ts';
 import type { QmpDriverOptions } from './options.ts';
 import { makeOverlay } from './overlay.ts';
 import { overlayFate, overlayFiles, settleOverlay, type WritableDisk } from './overlay-files.ts';
-import { hostBootId, isAlive, type ProcessId } from './process.ts';
 import { connectQmp, type QmpClient } from './qmp-client.ts';
 import { forgetLaunch, type RunFiles, readLaunch, recordLaunch, runFiles } from './run-files.ts';
 

@@ -2,6 +2,7 @@
 import type { Clock } from '../../base/clock.ts';
 import { OVERLAY_LOOK_MS, OVERLAY_MERGE_TIMEOUT_MS, OVERLAY_SWITCH_TIMEOUT_MS } from '../../base/limits.ts';
 import { printable } from '../../base/printable.ts';
+import { waitUntil } from '../../base/wait-until.ts';
 import { HypervisorError } from '../errors.ts';
 import type { DiskOverlay } from '../hypervisor.ts';
 import { parseBlock, parseJobs, parseNodes } from './answers.ts';
@@ -16,7 +17,6 @@ import {
   removeOverlay,
   type WritableDisk,
 } from './overlay-files.ts';
-import { waitUntil } from './process.ts';
 import type { QmpClient } from './qmp-client.ts';
 
 export type OverlayParts = {

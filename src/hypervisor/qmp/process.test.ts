@@ -10,11 +10,11 @@ import { systemClock } from '../../base/clock.ts';
 import type { Digest } from '../../base/digest-text.ts';
 import { KVM_MEMORY_MS } from '../../base/limits.ts';
 import { silentLog } from '../../base/log.ts';
+import { isAlive, parseProcessId } from '../../base/process-id.ts';
 import { tryCommand } from '../../base/run-command.ts';
 import type { VmId } from '../../model/ids.ts';
 import { isProven, probeAccelerator, probeCommand, probeDisk } from './accel.ts';
 import { chooseAccelerator } from './accel-memory.ts';
-import { isAlive, parseProcessId } from './process.ts';
 import { readLaunch, recordLaunch, runFiles } from './run-files.ts';
 
 test('a pid that another process has now is not the process that had it [X4]', async (t) => {

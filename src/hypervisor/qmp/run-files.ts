@@ -6,10 +6,10 @@ import { type Static, Type } from 'typebox';
 import { writeDurably } from '../../base/durable-file.ts';
 import { SOCKET_PATH_BYTES_MAX } from '../../base/limits.ts';
 import { makeParser, parseJson } from '../../base/parse.ts';
+import { type ProcessId, parseProcessId } from '../../base/process-id.ts';
 import { DigestSchema } from '../../model/digest-schema.ts';
 import { type VmId, VmIdSchema } from '../../model/ids.ts';
 import { HypervisorError } from '../errors.ts';
-import { type ProcessId, parseProcessId } from './process.ts';
 
 export type RunFiles = {
   readonly folder: string;

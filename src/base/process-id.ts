@@ -1,6 +1,5 @@
 // Processes we started once and must recognise later: a pid counts only together with its start time.
 import { readFile } from 'node:fs/promises';
-import type { Clock } from '../../base/clock.ts';
 
 export type ProcessId = {
   readonly pid: number;
@@ -25,21 +24,6 @@ export async function isAlive(process: ProcessId): Promise<boolean> {
   // The name in field 2 may contain spaces and brackets; what follows its last bracket starts with field 3, the state.
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
   return fields[0] !== 'Z' && fields[0] !== 'X' && Number(fields[19]) === process.startTicks;
-}
-
-/** Waits until the condition holds, looking every `everyMs`; false when it did not within `timeoutMs`. */
-export async function waitUntil(
-  isDone: () => Promise<boolean>,
-  clock: Clock,
-  timeoutMs: number,
-  everyMs = 20,
-): Promise<boolean> {
-  const deadlineMs = clock.monotonicMs() + timeoutMs;
-  for (;;) {
-    if (await isDone()) return true;
-    if (clock.monotonicMs() >= deadlineMs) return false;
-    await clock.sleep(everyMs);
-  }
 }
 
 /** The id of this boot of the host; pids and start times repeat in the next one. */
