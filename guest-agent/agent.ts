@@ -24,6 +24,7 @@ import { type Channel, fitsChannel, type HostRequest, openChannel } from './chan
 import { announce, clearOldAnnouncement, isAdmittedBefore } from './console.ts';
 import { Drive, type VerifiedDrive } from './drive.ts';
 import { digestOfFile } from './durable.ts';
+import { checkHealth } from './health.ts';
 import { installManifest } from './install.ts';
 import { findUnfitAgent, isReplaced } from './installers/agent-update.ts';
 import { recoverBundle } from './installers/bundle.ts';
@@ -264,6 +265,8 @@ class Agent {
     await this.#repairedOrLate();
     const record = this.#store.ofRun(ask.run);
     const results = record === null ? [] : [...allResults(record)];
+    // Before the inventory, which is to be as fresh as it can be.
+    const health = ask.health === undefined ? undefined : await checkHealth(this.#platform, this.#paths, ask.health);
     const inventory = await this.#takeInventory();
     this.#sendFitting(inventory, (fitting) => ({
       type: 'confirm',
@@ -272,6 +275,7 @@ class Agent {
       manifestDigest: record?.isFinished === true ? record.manifestDigest : null,
       results,
       inventory: fitting,
+      ...(health === undefined ? {} : { health }),
     }));
   }
 

@@ -29,7 +29,11 @@ export function takeInventory(platform: Platform, paths: Paths, agent: AgentIden
     products,
     config: [],
     agent: { version: agent.version, digest: agent.digest },
-    abilities: { drives: [...findDrives(platform, paths)], compressions: [...findCompressions(platform, paths)] },
+    abilities: {
+      drives: [...findDrives(platform, paths)],
+      compressions: [...findCompressions(platform, paths)],
+      healthChecks: true,
+    },
     freeBytes: platform.files.freeBytes(paths.installRoot),
     rebootRequired: isRebootRequired(platform, paths, boot.boot, products),
     lastShutdown: boot.lastShutdown,

@@ -3,6 +3,8 @@
  * Every buffer access is checked against the buffer's own size. */
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -257,6 +259,27 @@ static JSValue kernel_name(JSContext *ctx, JSValueConst self, int argc, JSValueC
   return list;
 }
 
+/* connectLoopback(port, isV6, waitMs): 0 if something accepts a connection to this port of our own loopback, else -errno. Waits
+ * only if the other side's queue is full. */
+static JSValue connect_loopback(JSContext *ctx, JSValueConst self, int argc, JSValueConst *argv) {
+  int port, wait_ms, error = 0;
+  socklen_t size = sizeof(error);
+  int is_v6 = JS_ToBool(ctx, argv[1]);
+  if (is_v6 < 0 || JS_ToInt32(ctx, &port, argv[0]) || JS_ToInt32(ctx, &wait_ms, argv[2])) return JS_EXCEPTION;
+  struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+  int fd = socket(is_v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) return JS_NewInt32(ctx, -errno);
+  if (connect(fd, is_v6 ? (struct sockaddr *)&v6 : (struct sockaddr *)&v4, is_v6 ? sizeof(v6) : sizeof(v4)) < 0) error = errno;
+  if (error == EINPROGRESS) {
+    struct pollfd one = {.fd = fd, .events = POLLOUT};
+    if (poll(&one, 1, wait_ms) != 1) error = ETIMEDOUT;
+    else if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0) error = errno;
+  }
+  close(fd);
+  return JS_NewInt32(ctx, -error);
+}
+
 /* Opens a character device, pipe or terminal for both ways, or connects to a unix socket; never blocks later. fd or -errno. */
 static JSValue open_port(JSContext *ctx, JSValueConst self, int argc, JSValueConst *argv) {
   struct stat st;
@@ -429,6 +452,7 @@ static const JSCFunctionListEntry functions[] = {
     JS_CFUNC_DEF("restartMachine", 0, restart_machine),
     JS_CFUNC_DEF("kernelName", 0, kernel_name),
     JS_CFUNC_DEF("openPort", 1, open_port),
+    JS_CFUNC_DEF("connectLoopback", 3, connect_loopback),
     JS_CFUNC_DEF("openSignals", 0, open_signals),
     JS_CFUNC_DEF("readSignal", 1, read_signal),
     JS_CFUNC_DEF("spawn", 6, spawn),

@@ -120,7 +120,7 @@ export const VendorConfigSchema = Type.Union([TufVendorSchema, DebianVendorSchem
 /** The policy keys, each optional, as the API takes them: what one VM has of its own. */
 export const PartialPolicySchema = Type.Partial(PolicySchema, strict);
 
-const { metadataAgeMaxMs, runDeadlineMs, ...keysWithoutUnit } = PolicySchema.properties;
+const { metadataAgeMaxMs, healthTimeoutMs, runDeadlineMs, ...keysWithoutUnit } = PolicySchema.properties;
 const duration = (description: string) => Type.Optional(Type.String({ pattern: DURATION_PATTERN, description }));
 
 /** A policy as a file says it: durations have their unit in the value. */
@@ -129,6 +129,9 @@ export const FilePolicySchema = Type.Object(
     ...Type.Partial(Type.Object(keysWithoutUnit)).properties,
     metadataAge: duration(
       'Age, for example "24h", after which verified vendor metadata no longer proves that a VM is up to date',
+    ),
+    healthTimeout: duration(
+      'How long, for example "30s", the guest tries a health check again before it counts as failed',
     ),
     runDeadline: duration(
       'How long, for example "4h", a run may take from power-on to plugged in; then the VM is quarantined',

@@ -6,7 +6,11 @@ import { durationMs, shortDuration } from './duration.ts';
 import { nearestWord } from './nearest-word.ts';
 
 /** The keys that have another name where people write them, because their value has a unit there. */
-const DURATION_KEYS = { metadataAge: 'metadataAgeMaxMs', runDeadline: 'runDeadlineMs' } as const;
+const DURATION_KEYS = {
+  metadataAge: 'metadataAgeMaxMs',
+  healthTimeout: 'healthTimeoutMs',
+  runDeadline: 'runDeadlineMs',
+} as const;
 type DurationWord = keyof typeof DURATION_KEYS;
 
 /** What is wrong with a value, by the key as it was written. */
@@ -17,14 +21,14 @@ export type Understood =
 
 /** The policy of a file's table, which fits its schema; only the bounds of durations are left to be checked. */
 export function policyOfFile(table: FilePolicy): Understood {
-  const { metadataAge, runDeadline, ...plain } = table;
+  const { metadataAge, healthTimeout, runDeadline, ...plain } = table;
   if (metadataAge !== undefined && plain.metadataAgeMaxMs !== undefined) {
     return fault('metadataAgeMaxMs', 'says the same as `metadataAge`: keep that one');
   }
   const policy: Partial<Policy> = { ...plain };
-  for (const [word, text] of Object.entries({ metadataAge, runDeadline })) {
+  for (const [word, text] of Object.entries({ metadataAge, healthTimeout, runDeadline })) {
     if (text === undefined) continue;
-    const key = DURATION_KEYS[word as DurationWord]; // The cast holds: these two are the table's keys.
+    const key = DURATION_KEYS[word as DurationWord]; // The cast holds: these are the table's keys.
     const ms = boundedDuration(key, text);
     if (typeof ms === 'string') return fault(word, ms);
     policy[key] = ms;
@@ -34,10 +38,11 @@ export function policyOfFile(table: FilePolicy): Understood {
 
 /** A policy as a file would say it. */
 export function fileOfPolicy(policy: Partial<Policy>): FilePolicy {
-  const { metadataAgeMaxMs, runDeadlineMs, ...plain } = policy;
+  const { metadataAgeMaxMs, healthTimeoutMs, runDeadlineMs, ...plain } = policy;
   return {
     ...plain,
     ...(metadataAgeMaxMs === undefined ? {} : { metadataAge: shortDuration(metadataAgeMaxMs) }),
+    ...(healthTimeoutMs === undefined ? {} : { healthTimeout: shortDuration(healthTimeoutMs) }),
     ...(runDeadlineMs === undefined ? {} : { runDeadline: shortDuration(runDeadlineMs) }),
   };
 }

@@ -36,7 +36,7 @@ export async function installBundle(
     if (isInstalled(context, item, action)) return await checkAgain(context, item, action);
     const journal = beginJournal(context, item, action);
     const outcome = await installFolder(context, item, action, journal);
-    if (outcome.outcome === 'installed') commit(context, item, journal);
+    if (outcome.outcome === 'installed') commit(context, item, action, journal);
     else recoverBundle(platform, paths);
     return outcome;
   } catch (error) {
@@ -275,16 +275,45 @@ function swapCurrent({ files }: Platform, prefix: string, target: string): void 
   files.syncFolder(prefix);
 }
 
+/**
+ * Runs the check of the version that counts, as its record names it; null if it passed, otherwise why not. Throws AgentError when
+ * there is nothing to run.
+ */
+export async function runOwnCheck(
+  context: Pick<InstallContext, 'platform' | 'paths'>,
+  product: string,
+  timeoutMs: number,
+): Promise<string | null> {
+  const record = isFileName(product) ? readProduct(context.platform, context.paths, product) : null;
+  if (record === null) throw new AgentError('no-product', `the bundle ${product} is not installed`);
+  const { version, prefix, check, previousFolder } = record;
+  if (check === undefined) throw new AgentError('no-check', `the bundle ${product} ${version} has no check`);
+  const previous = previousFolder ? `versions/${previousFolder}` : null;
+  const failed = await runEntry(context, {
+    item: { product, version },
+    action: { timeoutMs: Math.min(timeoutMs, record.checkTimeoutMs ?? AGENT_ENTRY_TIMEOUT_MS) },
+    where: { prefix, folder: folderOf(record), previous },
+    entry: check,
+    code: 'check-failed',
+  });
+  return failed === null
+    ? null
+    : failed.output || `its check ended with ${failed.exitCode ?? failed.code ?? 'an error'}`;
+}
+
 type Entry = {
-  readonly item: ManifestItem;
-  readonly action: BundleAction;
+  readonly item: Pick<ManifestItem, 'product' | 'version'>;
+  readonly action: Pick<BundleAction, 'timeoutMs'>;
   readonly where: Pick<BundleJournal, 'prefix' | 'folder' | 'previous'>;
   readonly entry: string;
   readonly code: string;
 };
 
 /** Runs an entry of the bundle in its own folder; null if it went well. */
-async function runEntry({ platform, paths }: InstallContext, what: Entry): Promise<Outcome | null> {
+async function runEntry(
+  { platform, paths }: Pick<InstallContext, 'platform' | 'paths'>,
+  what: Entry,
+): Promise<Outcome | null> {
   const { item, action, where, entry, code } = what;
   const folder = `${where.prefix}/versions/${where.folder}`;
   const program = `${folder}/${entry}`;
@@ -313,14 +342,21 @@ function absolute(prefix: string, target: string): string {
 }
 
 /** The new version counts from here on. What is two versions old goes. */
-function commit({ platform, paths }: InstallContext, item: ManifestItem, journal: BundleJournal): void {
+function commit(
+  { platform, paths }: InstallContext,
+  item: ManifestItem,
+  { check, timeoutMs }: BundleAction,
+  journal: BundleJournal,
+): void {
   const { product, version } = item;
   const { prefix, folder } = journal;
   const before = readProduct(platform, paths, product);
   const digest = item.files[0]?.digest ?? null;
   const isSamePlace = before !== null && before.prefix === prefix;
   const previousFolder = isSamePlace ? folderOf(before) : null;
-  writeProduct(platform, paths, { product, version, prefix, digest, folder, previousFolder });
+  const ownCheck =
+    check === undefined ? {} : { check, ...(timeoutMs === undefined ? {} : { checkTimeoutMs: timeoutMs }) };
+  writeProduct(platform, paths, { product, version, prefix, digest, folder, previousFolder, ...ownCheck });
   const oldest = isSamePlace ? before.previousFolder : null;
   if (oldest && oldest !== folder && oldest !== previousFolder && isFileName(oldest)) {
     prune(platform, `${prefix}/versions/${oldest}`);

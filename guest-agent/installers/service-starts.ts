@@ -2,7 +2,11 @@
 // plugged in, and the new ones start once it is. A service that waits for the network would otherwise wait for us, and we for it.
 //
 //   package script ─► policy-rc.d (ours: "not now", noted) ─► settle: stop what runs ─► admitted ─► start
-import { AGENT_SERVICE_NOTES_BYTES_MAX, AGENT_SERVICES_TIMEOUT_MS } from '../../src/base/limits.ts';
+import {
+  AGENT_HEALTH_TRY_MS,
+  AGENT_SERVICE_NOTES_BYTES_MAX,
+  AGENT_SERVICES_TIMEOUT_MS,
+} from '../../src/base/limits.ts';
 import { readText } from '../durable.ts';
 import { findProgram } from '../inventory.ts';
 import { type Paths, runFolder } from '../paths.ts';
@@ -84,6 +88,34 @@ export async function startDeferred(platform: Platform, paths: Paths): Promise<v
   platform.files.remove(deferredPath(paths));
   platform.log(`starting what was held back: ${known.join(' ')}`);
   await callServices(platform, paths, 'start', known);
+}
+
+/** Whether a service is up; null if it is, otherwise what it is. One that was held back is started first: it is asked for by name. */
+export async function findServiceFault(platform: Platform, paths: Paths, name: string): Promise<string | null> {
+  if (takeDeferred(platform, paths, name)) await callServices(platform, paths, 'start', [name]);
+  if (!isSystemd(platform, paths)) {
+    const script = `${paths.etc}/init.d/${name.replace(/\.service$/, '')}`;
+    if (platform.files.stat(script) === null) return `there is no ${script}`;
+    const { exitCode, output } = await call(platform, paths, [script, 'status'], AGENT_HEALTH_TRY_MS);
+    return exitCode === 0 ? null : `${script} status: ${output.trim() || `exit ${exitCode}`}`;
+  }
+  const words = ['show', '-pLoadState', '-pActiveState', '-pSubState', name];
+  const shown = (await systemctl(platform, paths, words, AGENT_HEALTH_TRY_MS)).output;
+  const shownAs = (property: string) => new RegExp(`^${property}=(.*)$`, 'm').exec(shown)?.[1] ?? 'unknown';
+  if (shownAs('LoadState') !== 'loaded') return `systemd does not know it (${shownAs('LoadState')})`;
+  const state = shownAs('ActiveState');
+  return state === 'active' ? null : `it is ${state} (${shownAs('SubState')})`;
+}
+
+/** Takes a service out of those that are held back; false if it was none. */
+function takeDeferred(platform: Platform, paths: Paths, name: string): boolean {
+  const deferred = (readText(platform, deferredPath(paths), AGENT_SERVICE_NOTES_BYTES_MAX) ?? '').split('\n');
+  const isSame = (other: string) => other === name || `${other}.service` === name || other === `${name}.service`;
+  const rest = deferred.filter((other) => other !== '' && !isSame(other));
+  if (!deferred.some(isSame)) return false;
+  platform.files.remove(deferredPath(paths));
+  noteDeferred(platform, paths, rest);
+  return true;
 }
 
 /** Lets systemd begin anew from its present files, keeping its state (systemctl(1), daemon-reexec); false where that does not do. */
@@ -198,14 +230,24 @@ async function callServices(
   for (const name of names) await call(platform, paths, [`${paths.etc}/init.d/${name}`, verb]);
 }
 
-async function systemctl(platform: Platform, paths: Paths, words: readonly string[]): Promise<RunResult> {
+async function systemctl(
+  platform: Platform,
+  paths: Paths,
+  words: readonly string[],
+  timeoutMs = AGENT_SERVICES_TIMEOUT_MS,
+): Promise<RunResult> {
   const program = findProgram(platform, paths, 'systemctl') ?? 'systemctl';
-  return await call(platform, paths, [program, ...words]);
+  return await call(platform, paths, [program, ...words], timeoutMs);
 }
 
-async function call(platform: Platform, paths: Paths, argv: readonly string[]): Promise<RunResult> {
+async function call(
+  platform: Platform,
+  paths: Paths,
+  argv: readonly string[],
+  timeoutMs = AGENT_SERVICES_TIMEOUT_MS,
+): Promise<RunResult> {
   const env = { LC_ALL: 'C', PATH: paths.programs.join(':') };
-  const result = await platform.run({ argv, cwd: '/', env, timeoutMs: AGENT_SERVICES_TIMEOUT_MS });
+  const result = await platform.run({ argv, cwd: '/', env, timeoutMs });
   const isQuestion = argv.includes('show') || argv.includes('status');
   if (result.exitCode !== 0 && !isQuestion) platform.log(`${argv.join(' ')}: exit ${result.exitCode} ${result.output}`);
   return result;

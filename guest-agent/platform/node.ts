@@ -21,6 +21,7 @@ import {
   unlinkSync,
   writeSync,
 } from 'node:fs';
+import { connect } from 'node:net';
 import { release } from 'node:os';
 import { makeOutputTail } from './output-tail.ts';
 import {
@@ -193,6 +194,17 @@ function run(clock: Platform['clock'], options: RunOptions): Promise<RunResult> 
   });
 }
 
+function connectLoopback(port: number): Promise<string | null> {
+  return new Promise((resolve) => {
+    const socket = connect(port, '127.0.0.1');
+    socket.on('connect', () => {
+      socket.destroy();
+      resolve(null);
+    });
+    socket.on('error', (error) => resolve(errnoOf(error)));
+  });
+}
+
 /** The platform of this Node process, on the given clock; tests replace what they need to. */
 export function nodePlatform(clock: Platform['clock']): Platform {
   const unfit = (what: string): never => {
@@ -210,6 +222,7 @@ export function nodePlatform(clock: Platform['clock']): Platform {
     unmount: () => unfit('unmounting'),
     restartMachine: () => unfit('restarting the machine'),
     signalInit: () => unfit('restarting the machine'),
+    connectLoopback,
     kernel: () => ({ release: release(), machine: process.arch === 'arm64' ? 'aarch64' : 'x86_64' }),
     replaceSelf: () => unfit('replacing the agent'),
     selfPath: process.execPath,

@@ -129,6 +129,8 @@ export type Platform = {
   readonly restartMachine: () => void;
   /** Asks process 1 to end (busybox init then reboots in order). */
   readonly signalInit: () => void;
+  /** Whether something accepts a connection to a TCP port of this machine's own loopback; null, or why not. */
+  readonly connectLoopback: (port: number) => Promise<string | null>;
   readonly kernel: () => { readonly release: string; readonly machine: string };
   /** Replaces this process by another program under the same process id; only returns by throwing. */
   readonly replaceSelf: (path: string, args: readonly string[]) => never;

@@ -59,6 +59,7 @@ declare module 'qjs:native' {
   export function restartMachine(): number;
   export function kernelName(): [string, string];
   export function openPort(path: string): number;
+  export function connectLoopback(port: number, isV6: boolean, waitMs: number): number;
   export function openSignals(): number;
   export function readSignal(fd: number): number;
   export function spawn(

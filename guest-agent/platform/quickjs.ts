@@ -2,6 +2,7 @@
 import * as native from 'qjs:native';
 import * as os from 'qjs:os';
 import * as std from 'qjs:std';
+import { AGENT_PORT_ANSWER_MS } from '../../src/base/limits.ts';
 import { makeOutputTail } from './output-tail.ts';
 import {
   AgentError,
@@ -40,7 +41,9 @@ const ERRNO_NAMES: Readonly<Record<number, string>> = {
   36: 'ENAMETOOLONG',
   39: 'ENOTEMPTY',
   40: 'ELOOP',
+  101: 'ENETUNREACH',
   104: 'ECONNRESET',
+  110: 'ETIMEDOUT',
   111: 'ECONNREFUSED',
   122: 'EDQUOT',
   123: 'ENOMEDIUM',
@@ -337,6 +340,11 @@ export function quickjsPlatform(): Platform {
     },
     signalInit: () => {
       must(os.kill(1, os.SIGTERM), 'asking process 1 to restart the machine');
+    },
+    connectLoopback: async (port) => {
+      const result = native.connectLoopback(port, false, AGENT_PORT_ANSWER_MS);
+      if (result >= 0 || native.connectLoopback(port, true, AGENT_PORT_ANSWER_MS) >= 0) return null;
+      return errnoName(result);
     },
     kernel: () => {
       const [release, machine] = native.kernelName();

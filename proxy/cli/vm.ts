@@ -24,6 +24,8 @@ type AddOptions = {
   readonly apt?: Policy['apt'];
   readonly overlay?: boolean;
   readonly inspectDisk: boolean;
+  readonly health?: readonly string[];
+  readonly healthTimeout?: string;
   readonly runDeadline?: string;
   readonly qmp?: string;
   readonly channel?: string;
@@ -68,6 +70,8 @@ function addAdd(vm: Command, build: Build): void {
     )
     .option('--overlay', 'install on a disk overlay that is thrown away if the update fails')
     .option('--no-inspect-disk', 'never look into the disk of the VM')
+    .option('--health <check...>', 'what must work before it is plugged in: service:UNIT, port:NUMBER, bundle:PRODUCT')
+    .option('--health-timeout <duration>', 'how long a health check is tried again: 30s')
     .option('--run-deadline <duration>', 'how long a run may take: 4h')
     .optionsGroup('A VM that runs already:')
     .option('--qmp <socket>', "unix socket of the running VM's QMP monitor")
@@ -111,6 +115,8 @@ function settingsOf(options: AddOptions): readonly string[] {
     apt: options.apt,
     overlay: options.overlay === true ? 'true' : undefined,
     inspectDisk: options.inspectDisk ? undefined : 'false',
+    health: options.health?.join(','),
+    healthTimeout: options.healthTimeout,
     runDeadline: options.runDeadline,
   };
   return Object.entries(texts).flatMap(([key, text]) => (text === undefined ? [] : [`${key}=${text}`]));

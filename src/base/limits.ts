@@ -120,6 +120,10 @@ export const DRIVE_PACKED_BYTES_MAX = 8 * 1024 * 1024 * 1024;
 export const NAME_CHARS_MAX = 255;
 /** Characters of a guest's or vendor's free text that we keep. */
 export const FREE_TEXT_CHARS_MAX = 2_000;
+/** Health checks of one VM's policy. */
+export const HEALTH_CHECKS_MAX = 32;
+/** Milliseconds for which a guest may try its health checks again; less than the deadline of its judgement. */
+export const HEALTH_TIMEOUT_MAX_MS = 90_000;
 /** Characters of a captured install output's tail that travels and is kept. */
 export const OUTPUT_TAIL_CHARS_MAX = 4_000;
 
@@ -252,6 +256,8 @@ export const JOURNAL_RETRY_MS = 1_000;
 export const SESSIONS_PER_RUN_MAX = 50;
 /** Offers within one run: an agent that dies while it installs gets another chance, not endless ones. */
 export const OFFERS_MAX = 5;
+/** Times within one run that a guest's word makes the host look at its copies and show a drive made anew: a second look may find what the first one fetched gone bad, a third would only serve a guest that lies. */
+export const DRIVE_DOUBTS_MAX = 2;
 /** Milliseconds a run may stay in each state. A systemd guest under TCG needs 33 s to its agent; installs may be long. */
 export const STATE_DEADLINES_MS = {
   booting: 300_000,
@@ -326,6 +332,11 @@ export const DPKG_STATUS_BYTES_MAX = 64 * 1024 * 1024;
 export const MODULE_LIST_BYTES_MAX = 8 * 1024 * 1024;
 /** Milliseconds for the guest's init to end or start services: systemd itself gives a service 90 s to end. */
 export const AGENT_SERVICES_TIMEOUT_MS = 120_000;
+/** Between two tries of a health check, and how long one may take: a service that hangs must not hold up the others. */
+export const AGENT_HEALTH_LOOK_MS = 500;
+export const AGENT_HEALTH_TRY_MS = 10_000;
+/** How long a port on loopback may take to answer; the agent does nothing else meanwhile. */
+export const AGENT_PORT_ANSWER_MS = 200;
 /** Bytes of the agent's notes on services that packages want restarted: a thousand of them. */
 export const AGENT_SERVICE_NOTES_BYTES_MAX = 256 * 1024;
 /** Milliseconds an asked-for inventory waits for dpkg to be repaired; the host gives the guest 60 s to report. */
@@ -400,3 +411,9 @@ export const INSPECT_NAMES_TOLD_MAX = 5;
 
 /** Left-out versions named in the timeline and in reasons: a page of a terminal; the plan has them all. */
 export const REMARKS_MAX = 5;
+
+/** Pages of 4 KiB of a database that a backup copies before it lets others work. */
+export const BACKUP_PAGES_AT_ONCE = 256;
+/** Files in one backup, and bytes of its table of contents: a few dozen, or one for each package of the store with `--with-blobs`. */
+export const BACKUP_FILES_MAX = 200_000;
+export const BACKUP_MANIFEST_BYTES_MAX = 64 * 1024 * 1024;

@@ -151,6 +151,7 @@ test('a true confirmation becomes evidence that holds every fact [A10]', () => {
       { item: 'debian/jq:amd64', fromVersion: '1.6-2', version: '1.6-3', checkPassed: null },
     ],
     leftOut: [],
+    health: [],
     vendors: [{ vendor: 'own', checkedAtMs: 5, fresh: true }],
     judgedAtMs: 1000,
   });
@@ -239,6 +240,27 @@ test('metadata may age while a run takes its time, but not without end, and not 
   assert.equal(codeOf(withPlan(EMPTY_INPUT, { vendors: checkedLater }, { vendorAway: 'admit' })), 'metadata-old');
   const aStep = [{ vendor: 'own', checkedAtMs: 60_000, fresh: true }];
   assert.equal(codeOf(withPlan(EMPTY_INPUT, { vendors: aStep })), 'evidence');
+});
+
+test('a VM whose policy asks for health is believed only with a good answer for each check [A11]', () => {
+  const health = ['port:80', 'service:web.service'];
+  const answering = (...answers: readonly (readonly [check: string, isHealthy: boolean])[]) => {
+    const given = answers.map(([check, isHealthy]) => ({ check, isHealthy, detail: 'as it is' }));
+    const base = withPlan(EMPTY_INPUT, {}, { health });
+    return judge({ ...base, confirmation: { ...base.confirmation, health: given } });
+  };
+  const codes = (judged: ReturnType<typeof judge>) => (judged.kind === 'evidence' ? 'evidence' : judged.code);
+  assert.equal(codeOf(withPlan(EMPTY_INPUT, {}, { health })), 'health-missing', 'an agent that knows no checks');
+  assert.equal(codes(answering(['port:80', true])), 'health-missing');
+  assert.equal(codes(answering(['port:80', true], ['service:web.service', false])), 'health-failed');
+  assert.equal(
+    codes(answering(['port:80', true], ['port:80', false], ['service:web.service', true])),
+    'health-failed',
+    'a second answer does not mend the first, nor the first the second',
+  );
+  const judged = answering(['service:web.service', true], ['port:80', true], ['port:443', false]);
+  assert.ok(judged.kind === 'evidence', 'what nobody asked for is of no interest');
+  assert.deepEqual(judged.evidence.health, health);
 });
 
 const otherRun = 'c'.repeat(32) as RunId;

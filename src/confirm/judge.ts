@@ -6,6 +6,7 @@ import { VENDOR_RECHECK_MS } from '../base/limits.ts';
 import { printable } from '../base/printable.ts';
 import { type CompareVersions, findInstalled, indexProducts, type ProductIndex } from '../inventory/drift.ts';
 import type { Evidence, EvidenceFacts } from '../model/evidence.ts';
+import type { HealthResult } from '../model/health.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import { type InstalledProduct, type Inventory, productKey } from '../model/inventory.ts';
 import { type Plan, type PlanItem, planDigest } from '../model/plan.ts';
@@ -35,6 +36,8 @@ export const JUDGE_CODES = {
   'went-backwards': 'a product is older than before the install',
   'version-unreadable': 'a version that changed cannot be compared',
   'left-out': 'a security update that the policy asks for could not be planned, or a version failed on this VM before',
+  'health-missing': "the guest did not answer for a health check of the VM's policy",
+  'health-failed': "a health check of the VM's policy failed in the guest",
   'metadata-old': 'the plan rests on vendor metadata that is older than the policy believes',
   'still-behind': 'the fresh inventory shows a product that nobody reported before and that is not the latest',
 } as const;
@@ -50,6 +53,7 @@ export type Confirmation = {
   readonly results: readonly ItemResult[];
   /** Taken after the last install and reboot. */
   readonly inventory: Inventory;
+  readonly health?: readonly HealthResult[];
 };
 
 export type JudgeInput = {
@@ -73,7 +77,7 @@ export type JudgeInput = {
 };
 
 /** What of the policy is for the judge to hold against a plan. */
-export type JudgePolicy = Pick<Policy, 'leftOut' | 'vendorAway' | 'metadataAgeMaxMs' | 'runDeadlineMs'>;
+export type JudgePolicy = Pick<Policy, 'leftOut' | 'vendorAway' | 'metadataAgeMaxMs' | 'runDeadlineMs' | 'health'>;
 
 export type JudgeRefusal = { readonly kind: 'refused'; readonly code: JudgeCode; readonly detail: string };
 export type Judgement = { readonly kind: 'evidence'; readonly evidence: Evidence } | JudgeRefusal;
@@ -94,6 +98,7 @@ export function judge(input: JudgeInput): Judgement {
     checkResults(input) ??
     checkInventory(input) ??
     checkBackwards(input) ??
+    checkHealth(input) ??
     checkMetadata(input) ??
     checkLeftOut(input.plan.leftOut, input.policy);
   if (refusal !== null) return refusal;
@@ -120,6 +125,7 @@ export function judge(input: JudgeInput): Judgement {
       why: entry.why,
       reason: entry.reason,
     })),
+    health: [...input.policy.health],
     vendors: plan.vendors.map((vendor) => ({ ...vendor })),
     judgedAtMs: input.nowMs,
   };
@@ -274,6 +280,22 @@ function checkNotOlder(old: InstalledProduct, now: InstalledProduct, compare: Co
   } catch {
     return refused('version-unreadable', change);
   }
+}
+
+/** Every check of the policy was answered, once and well. What the guest checked beyond that is of no interest. */
+function checkHealth({ policy, confirmation }: JudgeInput): JudgeRefusal | null {
+  for (const check of policy.health) {
+    const answers = confirmation.health?.filter((result) => result.check === check) ?? [];
+    const [answer] = answers;
+    if (answer === undefined) {
+      const why =
+        confirmation.health === undefined ? 'its agent knows no health checks, or the policy is newer' : 'no answer';
+      return refused('health-missing', `${check}: ${why}`);
+    }
+    const failed = answers.find(({ isHealthy }) => !isHealthy);
+    if (failed !== undefined) return refused('health-failed', `${check}: ${failed.detail ?? 'it said no more'}`);
+  }
+  return null;
 }
 
 /**

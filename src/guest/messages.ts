@@ -1,7 +1,15 @@
 // Every message of the guest channel, both ways: schema, type, example. docs/agent-protocol.md is generated from this file.
 import { type Static, type TObject, Type } from 'typebox';
-import { CHANNEL_CHUNK_TEXT_BYTES_MAX, FREE_TEXT_CHARS_MAX, NAME_CHARS_MAX, PLAN_ITEMS_MAX } from '../base/limits.ts';
+import {
+  CHANNEL_CHUNK_TEXT_BYTES_MAX,
+  FREE_TEXT_CHARS_MAX,
+  HEALTH_CHECKS_MAX,
+  HEALTH_TIMEOUT_MAX_MS,
+  NAME_CHARS_MAX,
+  PLAN_ITEMS_MAX,
+} from '../base/limits.ts';
 import { DigestSchema } from '../model/digest-schema.ts';
+import { HealthChecksSchema, HealthResultSchema } from '../model/health.ts';
 import { BootIdSchema, NonceSchema, RunIdSchema, VmIdSchema } from '../model/ids.ts';
 import { InventorySchema } from '../model/inventory.ts';
 import { ItemResultSchema } from '../model/result.ts';
@@ -105,6 +113,8 @@ export const AGENT_MESSAGES = {
       manifestDigest: nullableDigest,
       results,
       inventory: InventorySchema,
+      /** One answer for each check that was asked for. */
+      health: Type.Optional(Type.Array(HealthResultSchema, { maxItems: HEALTH_CHECKS_MAX })),
     },
     strict,
   ),
@@ -162,6 +172,13 @@ export const HOST_MESSAGES = {
       run: RunIdSchema,
       planDigest: DigestSchema,
       manifestDigest: nullableDigest,
+      /** What must work before the answer; sent only to agents that know it. */
+      health: Type.Optional(
+        Type.Object(
+          { checks: HealthChecksSchema, timeoutMs: Type.Integer({ minimum: 0, maximum: HEALTH_TIMEOUT_MAX_MS }) },
+          strict,
+        ),
+      ),
     },
     strict,
   ),

@@ -47,6 +47,9 @@ export const ProductRecordSchema = Type.Object({
   folder: Type.Optional(name),
   /** Folder of the version before, kept for a rollback. */
   previousFolder: Type.Optional(Type.Union([name, Type.Null()])),
+  /** Its `check` entry, below its folder, and how long it may take; absent if it has none, or was installed by an older agent. */
+  check: Type.Optional(Type.String({ minLength: 1, maxLength: 4096 })),
+  checkTimeoutMs: Type.Optional(Type.Integer({ minimum: 1 })),
 });
 
 /** `shutdown.json`: what was installed when the boot ended. */

@@ -28,6 +28,8 @@ export type EvidenceFacts = {
   readonly items: readonly EvidenceItem[];
   /** Absent in records of the first version. */
   readonly leftOut?: readonly EvidenceLeftOut[];
+  /** The checks of the policy, all of them passed; absent in records of the first versions. */
+  readonly health?: readonly string[];
   /** `fresh: false`: the vendor was away, and the policy goes by what was verified last, at `checkedAtMs`. */
   readonly vendors: readonly { readonly vendor: string; readonly checkedAtMs: number; readonly fresh: boolean }[];
   readonly judgedAtMs: number;

@@ -63,6 +63,8 @@ export const InventorySchema = Type.Object(
         compressions: Type.Array(Type.Union([Type.Literal('none'), Type.Literal('gzip'), Type.Literal('zstd')]), {
           maxItems: 8,
         }),
+        /** Whether this agent knows `health` in `ask-confirm`; absent: it does not. */
+        healthChecks: Type.Optional(Type.Boolean()),
       },
       { additionalProperties: false },
     ),

@@ -1,6 +1,7 @@
 // What the operator decided for one VM: the default, overridden by its group, overridden by its own words.
 import { type Static, Type } from 'typebox';
-import { NAME_CHARS_MAX } from '../base/limits.ts';
+import { HEALTH_CHECKS_MAX, HEALTH_TIMEOUT_MAX_MS, NAME_CHARS_MAX } from '../base/limits.ts';
+import { HealthCheckSchema } from './health.ts';
 
 /** A product's name, or the beginning of names with a `*` at its end: `nginx`, `linux-image-*`. */
 export const PRODUCT_PATTERN = '^[^\\s*]+\\*?$';
@@ -48,6 +49,16 @@ export const PolicySchema = Type.Object(
       description:
         'Look into the disk of a switched-off VM of which nothing is known, to fetch its updates before it starts',
     }),
+    health: Type.Array(HealthCheckSchema, {
+      maxItems: HEALTH_CHECKS_MAX,
+      description:
+        'What must work in the guest before it is plugged in: `service:UNIT` is up, `port:NUMBER` answers on loopback, `bundle:PRODUCT` passes its own check',
+    }),
+    healthTimeoutMs: Type.Integer({
+      minimum: 1_000,
+      maximum: HEALTH_TIMEOUT_MAX_MS,
+      description: 'Milliseconds for which the guest tries a health check again before it counts as failed',
+    }),
     runDeadlineMs: Type.Integer({
       minimum: 60_000,
       maximum: 7 * 24 * 60 * 60 * 1000,
@@ -71,6 +82,8 @@ export const DEFAULT_POLICY: Policy = {
   apt: 'fast',
   overlay: false,
   inspectDisk: true,
+  health: [],
+  healthTimeoutMs: 30_000,
   runDeadlineMs: 4 * 60 * 60 * 1000,
 };
 
@@ -114,7 +127,9 @@ export function resolvePolicy(parts: {
 }
 
 /** What makes a policy useless as a whole, each key being right for itself; null when nothing does. */
-export function faultOfPolicy({ install, packages }: Policy): string | null {
+export function faultOfPolicy({ install, packages, health }: Policy): string | null {
+  const noPort = health.find((check) => check.startsWith('port:') && Number(check.slice('port:'.length)) > 65_535);
+  if (noPort !== undefined) return `${noPort} is no port: the highest is 65535`;
   if (install !== 'listed' || packages.length > 0) return null;
   return 'it installs what is listed, and lists no packages';
 }

@@ -14,6 +14,7 @@ import type { FailedVersion, QuarantineReason } from '../model/quarantine.ts';
 import { postReport } from './agent-report.ts';
 import { dryRun } from './dry-run.ts';
 import type { Effect } from './effect.ts';
+import { withHealthChecks } from './health-checks.ts';
 import type { RunRecord } from './journal.ts';
 import { newRunId } from './new-run-id.ts';
 import { comparisonOf, makePlan } from './planner.ts';
@@ -248,7 +249,7 @@ export class VmRun {
       case 'resume-vm':
         return await this.#resume(effect.afterReset);
       case 'send':
-        this.#channel?.send(effect.body);
+        this.#channel?.send(withHealthChecks(effect.body, this.policy, this.#reported));
         return null;
       case 'stage':
         return await this.#stage(signal);

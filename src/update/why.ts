@@ -134,6 +134,12 @@ export function explainQuarantine(vm: VmId, reason: QuarantineReason, isRunning:
           next: `Wait for the vendor, or decide: pratique vm set ${vm} leftOut=admit (or holds=…); then: ${retry}`,
         };
       }
+      if (reason.code === 'health-failed' || reason.code === 'health-missing') {
+        return {
+          reason: `It is up to date, but a health check of its policy did not pass: ${printable(reason.detail, 400)}.`,
+          next: `Mend it in the guest, or change the check: pratique vm set ${vm} health=…; then: ${retry}`,
+        };
+      }
       return {
         reason: `The guest's confirmation was not believed (${printable(reason.code)}): ${printable(reason.detail)}.`,
         next: `Compare it with pratique vm show ${vm}; if the guest can be trusted: ${retry}`,
