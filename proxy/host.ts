@@ -190,7 +190,7 @@ function makeFences({ log, clock }: HostOptions): Fences {
   };
 }
 
-function addRun(rooms: HostRooms, deps: VmRunDeps, spec: VmSpec, given: OwnPolicy): VmRun {
+export function addRun(rooms: HostRooms, deps: VmRunDeps, spec: VmSpec, given: OwnPolicy): VmRun {
   const record: StoredVm = {
     vm: spec.vm,
     uid: freeUid(rooms),
@@ -216,7 +216,7 @@ function openRun(rooms: HostRooms, deps: VmRunDeps, { own, group, ...record }: S
 }
 
 /** Forgets a VM that is off, and gives back what the host kept for it. */
-async function removeRun(rooms: HostRooms, run: VmRun, record: () => Promise<void>): Promise<void> {
+export async function removeRun(rooms: HostRooms, run: VmRun, record: () => Promise<void>): Promise<void> {
   const { runs, inventories, journal, log } = rooms;
   await settleBeforeRemoval(rooms, run);
   runs.delete(run.vm);
@@ -273,7 +273,7 @@ function freeUid({ config, runs }: HostRooms): number {
 }
 
 /** Each VM on its own: what goes wrong with one is said and does not keep the others. */
-async function takeOver(rooms: HostRooms, deps: VmRunDeps): Promise<void> {
+export async function takeOver(rooms: HostRooms, deps: VmRunDeps): Promise<void> {
   const records = rooms.journal.load();
   for (const record of records) openRun(rooms, deps, record);
   await Promise.all(

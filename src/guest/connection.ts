@@ -20,8 +20,12 @@ export type ConnectionListener = {
   readonly overLimit: (code: 'too-many-bytes' | 'does-not-read', detail: string) => void;
 };
 
+/** Opens a unix socket, as node:net does; the simulator gives a line of its own, which loses and repeats. */
+export type ConnectSocket = (path: string) => Pick<Socket, 'on' | 'write' | 'writableLength' | 'destroy'>;
+
 export type ConnectionOptions = {
   readonly socketPath: string;
+  readonly connect?: ConnectSocket;
   readonly clock: Clock;
   readonly log: Log;
   readonly listener: ConnectionListener;
@@ -31,7 +35,7 @@ export type ConnectionOptions = {
 export class Connection {
   readonly #options: ConnectionOptions;
   readonly #bytesAllowed: Bucket;
-  #socket: Socket | null = null;
+  #socket: ReturnType<ConnectSocket> | null = null;
   #isClosed = false;
   #cancelConnect = () => {};
 
@@ -73,7 +77,7 @@ export class Connection {
   #connect(nextDelayMs: number): void {
     const { log, socketPath, listener } = this.#options;
     const splitter = makeChannelLineSplitter(CHANNEL_LINE_BYTES_MAX);
-    const socket = connect(socketPath);
+    const socket = (this.#options.connect ?? connect)(socketPath);
     let wasConnected = false;
     this.#socket = socket;
     socket.on('connect', () => {
@@ -96,7 +100,11 @@ export class Connection {
     this.#cancelConnect = this.#options.clock.after(delayMs, () => this.#connect(nextDelayMs));
   }
 
-  #receive(socket: Socket, split: (bytes: Uint8Array) => readonly ChannelLine[], bytes: Buffer): void {
+  #receive(
+    socket: ReturnType<ConnectSocket>,
+    split: (bytes: Uint8Array) => readonly ChannelLine[],
+    bytes: Buffer,
+  ): void {
     if (this.#socket !== socket) return;
     if (!this.#bytesAllowed.take(bytes.length)) {
       const detail = `more than ${CHANNEL_BYTES_PER_SECOND_MAX} bytes a second`;

@@ -17,7 +17,7 @@ import type { Log } from '../base/log.ts';
 import type { VmId } from '../model/ids.ts';
 import { makeBucket } from './bucket.ts';
 import type { ChannelLine } from './channel-lines.ts';
-import { Connection } from './connection.ts';
+import { Connection, type ConnectSocket } from './connection.ts';
 import { type Hello, type Refusal, receiveLine, type Session } from './inbound.ts';
 import type { AgentReport, HostBody, RefuseCode } from './messages.ts';
 import { encodeBody, encodeOpen, encodeRefuseOutsideSession, type Numbering } from './outbound.ts';
@@ -53,6 +53,8 @@ export type GuestChannel = {
 export type GuestChannelOptions = {
   readonly vm: VmId;
   readonly socketPath: string;
+  /** Absent: node:net's. */
+  readonly connect?: ConnectSocket;
   readonly clock: Clock;
   readonly log: Log;
   readonly onEvent: (event: GuestEvent) => void;
@@ -84,7 +86,7 @@ class HostEnd implements GuestChannel {
   #cancelPing = () => {};
 
   constructor(options: GuestChannelOptions) {
-    const { clock, socketPath } = options;
+    const { clock, socketPath, connect } = options;
     this.#options = options;
     this.#log = options.log.child({ vm: options.vm });
     this.#limits = makeLimits(clock);
@@ -95,7 +97,13 @@ class HostEnd implements GuestChannel {
       disconnected: () => this.#disconnected(),
       overLimit: (code: MisbehaviourCode, detail: string) => this.#cut(code, detail),
     };
-    this.#connection = new Connection({ socketPath, clock, log: this.#log, listener });
+    this.#connection = new Connection({
+      socketPath,
+      clock,
+      log: this.#log,
+      listener,
+      ...(connect === undefined ? {} : { connect }),
+    });
   }
 
   session() {
