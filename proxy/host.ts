@@ -20,27 +20,22 @@ import { prepareImage } from '../src/hypervisor/qmp/disk-paths.ts';
 import { makeQmpDriver } from '../src/hypervisor/qmp/driver.ts';
 import type { Namespace, VmSpec } from '../src/hypervisor/vm-spec.ts';
 import { makeInspector } from '../src/inspect/inspector.ts';
-import { INVENTORY_MIGRATIONS, makeInventoryStore } from '../src/inventory/inventory-store.ts';
+import { makeInventoryStore } from '../src/inventory/inventory-store.ts';
 import type { VmId } from '../src/model/ids.ts';
 import { openBlobStore } from '../src/store/blob-store.ts';
 import { makeSlots } from '../src/store/slots.ts';
-import {
-  FAILED_UPDATE_MIGRATIONS,
-  JOURNAL_MIGRATIONS,
-  OWN_POLICY_MIGRATIONS,
-  openJournal,
-  type StoredVm,
-} from '../src/update/journal.ts';
+import { openJournal, type StoredVm } from '../src/update/journal.ts';
 import { hasVm } from '../src/update/state.ts';
 import { namespaceOf, tapNamesOf } from '../src/update/taps.ts';
 import { VmRun } from '../src/update/vm-run.ts';
 import type { VmRunDeps } from '../src/update/vm-run-deps.ts';
 import type { Config } from './config.ts';
+import { HOST_DATABASE, HOST_MIGRATIONS } from './databases.ts';
 import type { HostRooms } from './host-rooms.ts';
 import { makeService } from './host-service.ts';
 import { startMaintenance } from './maintenance.ts';
 import type { Service } from './service.ts';
-import { openVendorBook, VENDOR_MIGRATIONS, type VendorBook } from './vendor-book.ts';
+import { openVendorBook, type VendorBook } from './vendor-book.ts';
 import { type OwnPolicy, policyOf } from './vm-policy.ts';
 
 export type HostOptions = {
@@ -58,13 +53,7 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
   // QEMUs run under other users and reach their own drives below; listing is not for them.
   await mkdir(dataFolder, { recursive: true, mode: 0o711 });
   await mkdir(runFolder, { recursive: true, mode: 0o711 });
-  const db = openDatabase(join(dataFolder, 'pratique.db'), [
-    ...JOURNAL_MIGRATIONS,
-    ...INVENTORY_MIGRATIONS,
-    ...VENDOR_MIGRATIONS,
-    ...FAILED_UPDATE_MIGRATIONS,
-    ...OWN_POLICY_MIGRATIONS,
-  ]);
+  const db = openDatabase(join(dataFolder, HOST_DATABASE), HOST_MIGRATIONS);
   const journal = openJournal(db);
   const inventories = makeInventoryStore(db);
   const audit = await openAudit({ folder: join(dataFolder, 'audit'), clock, log });

@@ -35,6 +35,23 @@ export const OWN_POLICY_MIGRATIONS: readonly Migration[] = [
   (db) => db.exec("UPDATE vm SET policy = json_object('group', NULL, 'own', json(policy))"),
 ];
 
+/**
+ * States and plans are JSON, and 0.1.0 wrote them without what came with overlays and left-out versions: such a run goes on without
+ * its plan and asks for a new one.
+ */
+export const RUN_SHAPE_MIGRATIONS: readonly Migration[] = [
+  (db) =>
+    db.exec(`
+      UPDATE run_state SET state = json_set(state, '$.run.isOnTrial', json('false'), '$.run.plan', NULL,
+        '$.run.isInstalled', json('false'), '$.run.manifests', json('[]'),
+        '$.run.sessions', coalesce(json_extract(state, '$.run.sessions'), 0))
+        WHERE json_type(state, '$.run') = 'object' AND json_type(state, '$.run.isOnTrial') IS NULL;
+      UPDATE run_state SET state = json_set(state, '$.phase', iif(json_extract(state, '$.isDriveAttached'), 'offered', 'attaching'))
+        WHERE json_extract(state, '$.kind') = 'offering' AND json_type(state, '$.phase') IS NULL;
+      DELETE FROM plan WHERE json_type(plan, '$.leftOut') IS NULL;
+    `),
+];
+
 /** A VM as the journal keeps it. */
 export type StoredVm = {
   readonly vm: VmId;
@@ -98,7 +115,7 @@ export type Journal = {
 
 type Pending = { readonly write: () => void; readonly settle: (error: unknown) => void };
 
-/** A journal over an open database (JOURNAL_MIGRATIONS, FAILED_UPDATE_MIGRATIONS and OWN_POLICY_MIGRATIONS applied). */
+/** A journal over an open database with all migrations of this file applied. */
 export function openJournal(db: DatabaseSync): Journal {
   const statements = prepareStatements(db);
   const listeners = new Set<(note: SeqNote) => void>();
