@@ -1,9 +1,8 @@
 // Starts the process of a managed VM so that it outlives us: in a session (and, under systemd, a scope) of its own.
-import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { open, stat } from 'node:fs/promises';
-import { fileURLToPath } from 'node:url';
+import { stat } from 'node:fs/promises';
 import type { Clock } from '../../base/clock.ts';
+import { type Identity, launcherArgv, scopePrefix, startDetached } from '../../base/detached.ts';
 import { QEMU_START_TIMEOUT_MS } from '../../base/limits.ts';
 import { printable } from '../../base/printable.ts';
 import type { VmId } from '../../model/ids.ts';
@@ -15,10 +14,6 @@ import type { Accelerator } from './accel.ts';
 import { CHANNEL_FD, FIRST_TAP_FD, QMP_FD } from './command-line.ts';
 import { connectQmp, type QmpClient } from './qmp-client.ts';
 import { logTail, type RunFiles } from './run-files.ts';
-
-const LAUNCHER = fileURLToPath(new URL('launch.pl', import.meta.url));
-/** sd_booted(3). */
-const SYSTEMD_SIGN = '/run/systemd/system';
 
 export type LaunchOptions = {
   readonly vm: VmId;
@@ -34,59 +29,39 @@ export type LaunchOptions = {
 
 /** Starts QEMU and connects to its monitor. Throws HypervisorError with the end of QEMU's log when it does not come up; it is ended then. */
 export async function launch(options: LaunchOptions): Promise<QmpClient> {
+  const isUsers = options.uid === null && process.getuid?.() !== 0;
   const argv = [
-    ...scopePrefix(options.vm, options.uid),
+    ...scopePrefix(`pratique-vm-${options.vm}`, isUsers),
     ...enterPrefix(options.namespace),
     ...(await launcher(options)),
   ];
-  const log = await open(options.files.logFile, 'w', 0o600);
-  let hasEnded = false;
+  const child = await startDetached(argv, options.files.logFile);
   try {
-    const [program = 'perl', ...args] = argv;
-    const child = spawn(program, args, { detached: true, stdio: ['ignore', log.fd, log.fd], cwd: '/' });
-    child.on('error', () => {
-      hasEnded = true;
-    });
-    child.on('exit', () => {
-      hasEnded = true;
-    });
-    child.unref();
-    try {
-      return await connectWhenReady(options, () => hasEnded);
-    } catch (error) {
-      if (!hasEnded) child.kill('SIGKILL');
-      throw error;
-    }
-  } finally {
-    await log.close();
+    return await connectWhenReady(options, child.hasEnded);
+  } catch (error) {
+    if (!child.hasEnded()) child.kill();
+    throw error;
   }
 }
 
-/** Under systemd our own unit's end would take QEMU along; a scope of its own does not. */
-function scopePrefix(vm: VmId, uid: number | null): readonly string[] {
-  if (!existsSync(SYSTEMD_SIGN)) return [];
-  const user = uid === null && process.getuid?.() !== 0 ? ['--user'] : [];
-  return ['systemd-run', ...user, '--scope', '--quiet', '--collect', `--unit=pratique-vm-${vm}`, '--'];
-}
-
 async function launcher(options: LaunchOptions): Promise<readonly string[]> {
-  const taps = options.taps.flatMap((tap, index) => ['--tap', `${tap.name}:${FIRST_TAP_FD + index}`]);
-  const sockets = [`${options.files.qmpSocket}:${QMP_FD}`, `${options.files.channelSocket}:${CHANNEL_FD}`];
-  return [
-    ...['perl', LAUNCHER, '--pid-file', options.files.pidFile, ...taps],
-    ...sockets.flatMap((socket) => ['--listen', socket]),
-    '--',
-    ...(await dropPrivileges(options.uid, options.accelerator)),
-    ...options.command,
-  ];
+  const { files, uid } = options;
+  return launcherArgv({
+    pidFile: files.pidFile,
+    taps: options.taps.map(({ name }, index) => ({ name, fd: FIRST_TAP_FD + index })),
+    listeners: [
+      { path: files.qmpSocket, fd: QMP_FD },
+      { path: files.channelSocket, fd: CHANNEL_FD },
+    ],
+    identity: uid === null ? null : await identityOf(uid, options.accelerator),
+    command: options.command,
+  });
 }
 
-async function dropPrivileges(uid: number | null, accelerator: Accelerator): Promise<readonly string[]> {
-  if (uid === null) return [];
+async function identityOf(uid: number, accelerator: Accelerator): Promise<Identity> {
+  if (accelerator !== 'kvm') return { uid, gid: uid };
   // KVM belongs to a group; nothing else is shared with other processes.
-  const groups = accelerator === 'kvm' ? `--groups=${(await stat('/dev/kvm')).gid}` : '--clear-groups';
-  const identity = [`--reuid=${uid}`, `--regid=${uid}`, groups];
-  return ['setpriv', ...identity, '--no-new-privs', '--inh-caps=-all', '--bounding-set=-all', '--'];
+  return { uid, gid: uid, group: (await stat('/dev/kvm')).gid };
 }
 
 async function connectWhenReady(options: LaunchOptions, hasEnded: () => boolean): Promise<QmpClient> {
