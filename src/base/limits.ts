@@ -32,8 +32,16 @@ export const AUDIT_BATCH_MAX = 1_000;
 export const AUDIT_QUEUE_MAX = 20_000;
 /** Bytes of one audit record: evidence of a plan of 2,000 items is about 400 KiB. */
 export const AUDIT_RECORD_BYTES_MAX = 2 * 1024 * 1024;
-/** Audit records in one answer. */
+/** Audit records in one answer, and about how many bytes of them: a page is shorter where records are large. */
 export const AUDIT_PAGE_MAX = 1_000;
+export const AUDIT_PAGE_BYTES_MAX = 8 * 1024 * 1024;
+/** Audit records that are verified without a pause: about 20 ms in which the daemon does nothing else. */
+export const AUDIT_VERIFY_SLICE_MAX = 200;
+/** Characters of one line of an exported chain: a record in base64; one of the first format has every quote escaped. */
+export const AUDIT_LINE_CHARS_MAX = 8 * 1024 * 1024;
+/** Public keys given for one chain, and bytes of the file they come in: a rotation each month for decades. */
+export const AUDIT_KEYS_MAX = 512;
+export const AUDIT_KEYS_FILE_BYTES_MAX = 128 * 1024;
 
 /** Bytes of one QMP line: query-qmp-schema, the largest answer we know, is about 200 KiB. */
 export const QMP_LINE_BYTES_MAX = 4 * 1024 * 1024;
@@ -100,6 +108,23 @@ export const DRIVE_FILES_MAX = 100_000;
 export const BLOB_DOUBT_INTERVAL_MS = 30_000;
 /** How long QEMU keeps a guest's reads waiting for an NBD server that is gone, in seconds, before they fail. */
 export const DRIVE_RECONNECT_DELAY_S = 20;
+/** Milliseconds for a process that exports a drive to answer after its start; it needs 50, and its guest's reads wait for it. */
+export const EXPORT_START_TIMEOUT_MS = 5_000;
+/** Milliseconds for one to end when asked, and then after SIGKILL. */
+export const EXPORT_END_TIMEOUT_MS = 3_000;
+/** Milliseconds between two looks at one that an earlier daemon started: nobody tells us of its end. */
+export const EXPORT_LOOK_MS = 250;
+/** Starts in a row of one that keeps dying, and milliseconds before the second, doubling: three seconds, well within DRIVE_RECONNECT_DELAY_S. */
+export const EXPORT_STARTS_MAX = 5;
+export const EXPORT_RESTART_DELAY_MS = 200;
+/** Milliseconds after which one that dies counts as having been sound. */
+export const EXPORT_SOUND_MS = 60_000;
+/** Connections to one NBD export: QEMU needs one, a copying tool a few. */
+export const EXPORT_CONNECTIONS_MAX = 16;
+/** Bytes of its log that are told. */
+export const EXPORT_LOG_BYTES_MAX = 600;
+/** Mounts that may lie over one another where a drive is shown as a file: each crash leaves one. */
+export const EXPORT_STALE_MOUNTS_MAX = 16;
 /** Drives built at once on one host: each holds its metadata and a copy buffer, and a fleet that starts at once wants hundreds. */
 export const DRIVE_BUILDS_AT_ONCE_MAX = 4;
 /** Folders on one drive: the path tables of ISO 9660 count them in 16 bits. */
