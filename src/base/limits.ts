@@ -51,6 +51,10 @@ export const QMP_COMMAND_TIMEOUT_MS = 20_000;
 export const QEMU_START_TIMEOUT_MS = 30_000;
 /** Milliseconds to wait for DEVICE_DELETED after device_del; measured 78-229 ms, TCG under load takes longer. */
 export const DEVICE_UNPLUG_TIMEOUT_MS = 20_000;
+/** Milliseconds between two looks whether the guest has unlocked its drive; each costs QEMU well under one. */
+export const DRIVE_LOCK_LOOK_MS = 20;
+/** Milliseconds between two looks whether QEMU has let go of a block node. */
+export const NODE_LOOK_MS = 5;
 /** Milliseconds for QEMU to let go of a block node after its device is gone; it does so in its next idle moment. */
 export const NODE_RELEASE_TIMEOUT_MS = 5_000;
 /** Milliseconds a guest gets to power off when asked (ACPI) before it is ended. */
@@ -442,3 +446,6 @@ export const BACKUP_PAGES_AT_ONCE = 256;
 /** Files in one backup, and bytes of its table of contents: a few dozen, or one for each package of the store with `--with-blobs`. */
 export const BACKUP_FILES_MAX = 200_000;
 export const BACKUP_MANIFEST_BYTES_MAX = 64 * 1024 * 1024;
+
+/** Times that a backup begins again because the keys of the audit chain were being changed meanwhile. */
+export const BACKUP_KEY_TRIES_MAX = 5;
