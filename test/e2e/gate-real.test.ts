@@ -3,160 +3,20 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { connect } from 'node:net';
-import { tmpdir } from 'node:os';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { type TestContext, test } from 'node:test';
-import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
+import { test } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
-import { silentLog } from '../../src/base/log.ts';
 import { runCommand } from '../../src/base/run-command.ts';
-import { makeGate } from '../../src/gate/gate.ts';
-import { type Fence, openFence } from '../../src/hypervisor/fence.ts';
-import type { HypervisorDriver, RunningVm, VmEvent } from '../../src/hypervisor/hypervisor.ts';
+import type { HypervisorDriver, RunningVm } from '../../src/hypervisor/hypervisor.ts';
 import { tapName } from '../../src/hypervisor/network.ts';
-import { type Accelerator, probeAccelerator } from '../../src/hypervisor/qmp/accel.ts';
-import { makeQmpDriver } from '../../src/hypervisor/qmp/driver.ts';
 import { type ManagedVm, NIC_MODELS } from '../../src/hypervisor/vm-spec.ts';
-import type { Evidence } from '../../src/model/evidence.ts';
-import type { RunId, VmId } from '../../src/model/ids.ts';
-import { makeNamespace, type TestNamespace } from '../fakes/namespace.ts';
+import type { VmId } from '../../src/model/ids.ts';
+import { chosenAccelerator, gateHouse, gateOf, MAC, makeDriver, RUN, uid, watch } from './gate-house.ts';
 import { type SendingGuest, sendingGuest } from './sending-guest.ts';
 
-const MAC = '52:54:00:aa:00:05';
-const RUN = 'a'.repeat(32) as RunId;
-/** Emulated guests on a busy machine. */
-const BOOT_TIMEOUT_MS = 60_000;
-const uid = process.getuid?.() === 0 ? 64_321 : null;
-
-type House = {
-  readonly folder: string;
-  readonly net: TestNamespace;
-  readonly fence: Fence;
-  readonly driver: HypervisorDriver;
-  readonly guest: SendingGuest;
-  /** Frames with the guest's address that the peer's kernel received. */
-  readonly framesAtPeer: () => Promise<number>;
-  readonly spec: (vm: string, changes?: Partial<ManagedVm>) => ManagedVm;
-};
-
-let made: Promise<SendingGuest> | null = null;
-let probed: Promise<Accelerator> | null = null;
-
-async function house(t: TestContext): Promise<House> {
-  made ??= sendingGuest();
-  const guest = await made;
-  const folder = await mkdtemp(join(tmpdir(), 'pq-e2e-'));
-  await chmod(folder, 0o711);
-  const net = await makeNamespace();
-  const peer = await makeNamespace({ neighbourOf: net });
-  assert(peer.namespace.kind === 'process');
-  await net.ip(
-    'link add br0 type bridge forward_delay 0 mcast_snooping 0',
-    'link set br0 up',
-    `link add toPeer type veth peer name eth0 netns ${peer.namespace.pid}`,
-    'link set toPeer master br0 up',
-  );
-  await peer.ip('addr add 10.99.0.1/24 dev eth0', 'link set eth0 up');
-  await peer.run(
-    'nft',
-    `add table netdev count; add chain netdev count in { type filter hook ingress device eth0 priority 0; }; add rule netdev count in ether saddr ${MAC} counter`,
-  );
-  const fence = await openFence({ namespace: net.namespace, log: silentLog, clock: systemClock });
-  t.after(async () => {
-    fence.close();
-    await net.close();
-    await peer.close();
-    await rm(folder, { recursive: true });
-  });
-  return {
-    folder,
-    net,
-    fence,
-    guest,
-    driver: await makeDriver(folder, fence),
-    framesAtPeer: async () => {
-      const text = await peer.run('nft', 'list', 'chain', 'netdev', 'count', 'in');
-      return Number(/counter packets (\d+)/.exec(text)?.[1] ?? Number.NaN);
-    },
-    spec: (vm, changes = {}) => ({
-      format: 'pratique.vm/1',
-      kind: 'managed',
-      vm: vm as VmId,
-      machine: 'q35',
-      memoryMiB: 96,
-      cpus: 1,
-      kernel: { image: guest.kernel, initrd: guest.initrd, commandLine: guest.commandLine },
-      disks: [],
-      nics: [{ id: 'lan', model: 'virtio-net-pci', mac: MAC, bridge: 'br0' }],
-      namespace: net.namespace,
-      ...changes,
-    }),
-  };
-}
-
-async function makeDriver(folder: string, fence: Fence): Promise<HypervisorDriver> {
-  probed ??= probeAccelerator('qemu-system-x86_64', systemClock, silentLog);
-  return makeQmpDriver({
-    accelerator: await probed,
-    runFolder: folder,
-    overlayFolder: join(folder, 'overlays'),
-    diskRoots: [folder, defaultCacheFolder()],
-    fenceFor: async () => fence,
-    uidFor: async () => uid,
-    clock: systemClock,
-    log: silentLog,
-  });
-}
-
-function gateOf(fence: Fence) {
-  return makeGate({
-    fenceFor: async () => fence,
-    audit: async () => {},
-    isEvidence: (value): value is Evidence => value === null && false,
-    log: silentLog,
-  });
-}
-
-/** What a running VM said and did; it is ended with the test. */
-function watch(t: TestContext, vm: RunningVm) {
-  const events: VmEvent[] = [];
-  let text = '';
-  vm.onEvent((event) => events.push(event));
-  t.after(() => vm.stop({ graceful: false }).catch(() => {}));
-  const until = async (what: string, isSo: () => Promise<boolean> | boolean) => {
-    const deadlineMs = systemClock.monotonicMs() + BOOT_TIMEOUT_MS;
-    while (!(await isSo())) {
-      if (systemClock.monotonicMs() > deadlineMs)
-        assert.fail(`not within ${BOOT_TIMEOUT_MS} ms: ${what}; console: ${text}`);
-      await systemClock.sleep(50);
-    }
-  };
-  return {
-    events,
-    /** Waits until the console shows the text anew, and forgets what it showed. */
-    untilSaid: async (words: RegExp) => {
-      await until(String(words), async () => {
-        text += (await vm.readConsole?.()) ?? '';
-        return words.test(text);
-      });
-      const said = text;
-      text = '';
-      return said;
-    },
-    untilEvent: (kind: VmEvent['kind']) => until(kind, () => events.some((event) => event.kind === kind)),
-    order: (word: string) => {
-      const socket = connect(vm.channelSocket);
-      socket.on('error', () => {});
-      t.after(() => socket.destroy());
-      socket.write(`${word}\n`);
-    },
-  };
-}
-
 test('no frame of a gated VM reaches a peer: not while booting, not over resets, not with its link forced up [A2] [A8] [A11] [X1]', async (t) => {
-  const { driver, fence, net, framesAtPeer, spec } = await house(t);
+  const { driver, fence, net, framesAtPeer, spec } = await gateHouse(t);
   const gate = gateOf(fence);
   const vm = await driver.start(spec('t1'));
   const guest = watch(t, vm);
@@ -197,7 +57,7 @@ test('no frame of a gated VM reaches a peer: not while booting, not over resets,
 });
 
 test('an admitted VM is on the network, and off it again once the gate is closed [A11]', async (t) => {
-  const { driver, fence, framesAtPeer, spec } = await house(t);
+  const { driver, fence, framesAtPeer, spec } = await gateHouse(t);
   const gate = gateOf(fence);
   const vm = await driver.start(spec('t2'));
   const guest = watch(t, vm);
@@ -216,7 +76,7 @@ test('an admitted VM is on the network, and off it again once the gate is closed
 });
 
 test('QEMU runs without any privilege, and its folder is not its own [X1]', async (t) => {
-  const { driver, folder, spec } = await house(t);
+  const { driver, folder, spec } = await gateHouse(t);
   const vm = await driver.start(spec('t3'));
   watch(t, vm);
   const pid = (await readFile(join(folder, 'vm/t3/pid'), 'utf8')).split(' ')[0];
@@ -230,7 +90,7 @@ test('QEMU runs without any privilege, and its folder is not its own [X1]', asyn
 });
 
 test('the drive is plugged in, read, and let go; a stopped guest loses it by surprise [A4]', async (t) => {
-  const { driver, fence, folder, spec } = await house(t);
+  const { driver, fence, folder, spec } = await gateHouse(t);
   const gate = gateOf(fence);
   const path = join(folder, 'drive.iso');
   await mkdir(join(folder, 'content'));
@@ -263,7 +123,7 @@ test('the drive is plugged in, read, and let go; a stopped guest loses it by sur
 });
 
 test('a daemon that is killed leaves the VM running and gated, and the next one knows it again [A11] [X4]', async (t) => {
-  const { driver, fence, folder, guest, spec, framesAtPeer } = await house(t);
+  const { driver, fence, folder, guest, spec, framesAtPeer } = await gateHouse(t);
   const daemon = await startElsewhere(spec('t5'), folder, guest);
   t.after(() => daemon.kill('SIGKILL'));
   daemon.kill('SIGKILL');
@@ -281,7 +141,7 @@ test('a daemon that is killed leaves the VM running and gated, and the next one 
 });
 
 test('a VM that reset itself while nobody watched is found stopped, and told as a reset [A2] [X4]', async (t) => {
-  const { driver, fence, spec, folder } = await house(t);
+  const { driver, fence, spec, folder } = await gateHouse(t);
   const gate = gateOf(fence);
   const vm = await driver.start(spec('t6'));
   const guest = watch(t, vm);
@@ -296,7 +156,7 @@ test('a VM that reset itself while nobody watched is found stopped, and told as 
 });
 
 test('a guest that powers off takes its taps along, and its place in the fence [A2]', async (t) => {
-  const { driver, fence, net, spec } = await house(t);
+  const { driver, fence, net, spec } = await gateHouse(t);
   const gate = gateOf(fence);
   const vm = await driver.start(spec('t7'));
   const guest = watch(t, vm);
@@ -313,7 +173,7 @@ test('a guest that powers off takes its taps along, and its place in the fence [
 });
 
 test('disks outside the roots, through a link too, and unknown bridges are refused; nothing is left behind', async (t) => {
-  const { driver, net, folder, spec } = await house(t);
+  const { driver, net, folder, spec } = await gateHouse(t);
   const link = join(folder, 'link.raw');
   await runCommand(['ln', '-s', '/etc/passwd', link]);
   const disk = (path: string) => spec('t8', { disks: [{ id: 'd', path, format: 'raw' as const }] });
@@ -337,7 +197,7 @@ for (const model of models) {
     t.diagnostic(
       isFull ? 'every model' : `sample: ${model} of ${NIC_MODELS.length} models; PRATIQUE_TEST_FULL=1 runs all`,
     );
-    const { driver, fence, spec } = await house(t);
+    const { driver, fence, spec } = await gateHouse(t);
     const files = await sendingGuest(isFull ? 'generic' : 'cloud');
     const nics = ['a', 'b'].map((id, index) => ({ id, model, mac: `52:54:00:aa:01:0${index}`, bridge: 'br0' }));
     const kernel = { image: files.kernel, initrd: files.initrd, commandLine: files.commandLine };
@@ -373,7 +233,16 @@ async function startElsewhere(spec: ManagedVm, folder: string, guest: SendingGue
   const program = join(import.meta.dirname, 'gate-daemon.ts');
   const child = spawn(
     process.execPath,
-    [program, JSON.stringify({ spec, folder, roots: [folder, dirname(guest.initrd)], uid, accelerator: await probed })],
+    [
+      program,
+      JSON.stringify({
+        spec,
+        folder,
+        roots: [folder, dirname(guest.initrd)],
+        uid,
+        accelerator: await chosenAccelerator(),
+      }),
+    ],
     {
       stdio: ['ignore', 'pipe', 'inherit'],
     },

@@ -23,22 +23,39 @@ mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev
 while read -r module; do insmod "/modules/$module"; done </modules/order
 echo "GUEST up"
 send() {
-  ip link set "$1" up
-  while :; do
+  while [ -d "/sys/class/net/$1" ]; do
+    ip addr add "$2" dev "$1" 2>/dev/null; ip link set "$1" up
     arping -q -c 2 -w 1 -I "$1" 10.99.0.1
     echo "GUEST sent on $1 carrier=$(cat /sys/class/net/$1/carrier 2>&1)"
     n=$((n + 1)); [ $((n % 5)) = 0 ] && { ip link set "$1" down; ip link set "$1" up; }
   done
 }
-i=9
-for nic in /sys/class/net/eth*; do i=$((i + 1)); nic=\${nic##*/}; ip addr add 10.99.0.$i/24 dev "$nic"; send "$nic" & done
+( i=9; known=' '
+while :; do
+  for nic in /sys/class/net/eth*; do nic=\${nic##*/}
+    case $known in *" $nic "*) continue;; esac
+    i=$((i + 1)); known="$known$nic "
+    while [ -d /sys/class/net ]; do send "$nic" "10.99.0.$i/24"; usleep 100000; done &
+  done
+  usleep 200000
+done ) &
 ( while :; do b=$(ls /sys/block | grep -E '^(vd|sr)' | tr '\\n' ' '); [ "$b" = "$last" ] || echo "GUEST blocks [$b]"; last=$b
   for d in $b; do [ "$d" = "$seen" ] || { mount -o ro "/dev/$d" /mnt 2>/dev/null && { echo "GUEST read $(cat /mnt/hello)"; umount /mnt; seen=$d; }; }; done
   [ -z "$b" ] && seen=; usleep 100000; done ) &
 for port in /sys/class/virtio-ports/*; do [ "$(cat $port/name)" = dev.pratique.agent.0 ] && agent=/dev/\${port##*/}; done
 while :; do
   while read -r order; do echo "GUEST order $order"
-    case $order in reboot) reboot -f;; poweroff) poweroff -f;; esac
+    case $order in
+      reboot) reboot -f;;
+      poweroff) poweroff -f;;
+      bounce) for nic in /sys/class/net/eth*; do ip link set "\${nic##*/}" down; ip link set "\${nic##*/}" up; done;;
+      rebind)
+        for nic in /sys/class/net/eth*; do
+          device=$(readlink -f "$nic/device"); driver=$(readlink -f "$nic/device/driver")
+          echo "\${device##*/}" >"$driver/unbind"; echo "\${device##*/}" >"$driver/bind"
+        done;;
+    esac
+    echo "GUEST did $order"
   done <"$agent"
   usleep 200000
 done
