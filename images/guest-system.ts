@@ -16,14 +16,19 @@ export const AGENT_PATH = '/usr/sbin/pratique-agent';
 /** What the initramfs needs to reach the system disk. */
 const DISK_MODULES = ['virtio_pci', 'virtio_blk', 'ext4'];
 /**
- * What the running guest needs, in sets that are loaded one after the other: always (the channel first, the agent waits for it), if
- * there is a virtio-scsi controller, and if no network card has been found yet (only the generic kernel knows the emulated ones).
+ * What the running guest needs, in sets: always (the channel first, the agent waits for it), if there is a controller of that kind
+ * (virtio-scsi, AHCI, xHCI), and if no network card has been found yet. Only the generic kernel knows AHCI, USB and the emulated
+ * network cards. NVMe comes while the guest runs, and nothing here loads a driver then: the cloud kernel has it built in.
  */
 const MODULE_SETS = {
   base: ['virtio_console', 'virtio_net', 'isofs'],
   scsi: ['virtio_scsi', 'sr_mod'],
+  ata: ['ahci', 'sr_mod'],
+  usb: ['xhci_pci', 'usb_storage', 'uas', 'sd_mod'],
   nics: ['e1000', 'e1000e', '8139cp', 'vmxnet3'],
 } as const;
+/** Sets that the cloud kernel lacks. */
+const GENERIC_SETS: ReadonlySet<string> = new Set(['ata', 'usb', 'nics']);
 
 /**
  * The kernel's words. The guest is thrown away after minutes and runs on emulated processors, so what protects or measures real
@@ -58,11 +63,19 @@ export async function installGuestSystem(options: {
 async function installModuleSets(kernel: Kernel, folder: string): Promise<void> {
   const loaded = new Set(await listModules(kernel, DISK_MODULES));
   for (const [set, names] of Object.entries(MODULE_SETS)) {
-    const closure = await listModules(kernel, names, { mayBeAbsent: set === 'nics' });
-    const files = closure.filter((file) => !loaded.has(file));
-    for (const file of files) loaded.add(file);
+    const files = (await listSet(kernel, set, names)).filter((file) => !loaded.has(file));
+    // What the others need too each brings itself: a guest may have one controller or all, and loading twice changes nothing.
+    if (set === 'base') for (const file of files) loaded.add(file);
     await copyModules(files, join(folder, set));
   }
+}
+
+/** The files of a set; none when the kernel lacks what the set begins with: the rest would only cost time. */
+async function listSet(kernel: Kernel, set: string, names: readonly string[]): Promise<readonly string[]> {
+  if (!GENERIC_SETS.has(set)) return await listModules(kernel, names);
+  const mayBeAbsent = { mayBeAbsent: true };
+  const first = await listModules(kernel, names.slice(0, 1), mayBeAbsent);
+  return first.length === 0 ? [] : await listModules(kernel, names, mayBeAbsent);
 }
 
 /** Copies a program into a guest's root folder. */

@@ -77,7 +77,7 @@ async function house(t: TestContext) {
       adopted: { kind: 'fresh' },
       missed: [],
       qmp: await connectQmp({ path: qmpSocket, clock: systemClock }),
-      slots: { port: null, scsiBus: null },
+      slots: { port: null, scsiBus: null, usbBus: null, tray: null },
       media: [{ device: 'media-cd', path: '/iso' }],
       agentPort: 'pratique-agent',
       isManaged: true,

@@ -9,6 +9,9 @@ const absolutePath = HostPathSchema;
 const word = Type.String({ minLength: 1, maxLength: 64, pattern: '^[a-zA-Z0-9][a-zA-Z0-9._-]*$' });
 const mac = Type.String({ pattern: '^[0-9a-f]{2}(:[0-9a-f]{2}){5}$' });
 
+/** Removable media of a VM; q35's AHCI controller has six ports, and the drive may need one. */
+export const MEDIA_MAX = 4;
+
 export const NIC_MODELS = ['virtio-net-pci', 'e1000', 'e1000e', 'rtl8139', 'vmxnet3'] as const;
 
 /** Where the VM's taps, bridge and QEMU live: the host's own network, or a namespace. */
@@ -73,7 +76,7 @@ export const ManagedVmSchema = Type.Object(
     disks: Type.Array(DiskSchema, { maxItems: 16 }),
     nics: Type.Array(NicSchema, { maxItems: 8 }),
     /** Read-only CD images shown to the guest only after admission. */
-    media: Type.Optional(Type.Array(Type.Object({ id: word, path: absolutePath }, strict), { maxItems: 4 })),
+    media: Type.Optional(Type.Array(Type.Object({ id: word, path: absolutePath }, strict), { maxItems: MEDIA_MAX })),
     namespace: Type.Optional(NamespaceSchema),
     /** Whether the guest has virtio-scsi for a CD front-end (TCG guests boot slower with it). */
     scsi: Type.Optional(Type.Boolean()),
@@ -108,6 +111,11 @@ export const AttachedVmSchema = Type.Object(
     ),
     /** Id of a spare pcie-root-port for the drive. */
     drivePort: Type.Optional(word),
+    /** Names of a SCSI and of a USB bus that take a device while the VM runs. */
+    driveScsiBus: Type.Optional(word),
+    driveUsbBus: Type.Optional(word),
+    /** Id of an empty ide-cd tray that is the drive's alone. */
+    driveTray: Type.Optional(word),
     drive: Type.Optional(DriveChoiceSchema),
     namespace: Type.Optional(NamespaceSchema),
   },

@@ -146,6 +146,7 @@ async function startVm(
     qmpSocket,
     channelSocket,
     nics: [{ id: 'net0', tap: tapOf(index) }],
+    ports: ['spare0'],
     onChannel: boot.connected,
     onCommand: (command, args) => {
       if (command === 'blockdev-del') times.closedMs = systemClock.monotonicMs();

@@ -13,8 +13,14 @@ export type FakeQemuOptions = {
   readonly trays?: readonly string[];
   /** Run state at the start; `prelaunch` is that of -S. */
   readonly status?: string;
-  /** A guest that never lets go of a device. */
+  /** A guest that never lets go of a PCI device. */
   readonly holdsDevices?: boolean;
+  /** A guest whose kernel locks a removable drive from its insertion until `setLocked(false)`. */
+  readonly locksDrives?: boolean;
+  /** Ids of PCI ports that nothing is on, and names of buses, as QEMU names them: `scsi0.0`, `xhci.0`. */
+  readonly ports?: readonly string[];
+  readonly scsiBuses?: readonly string[];
+  readonly usbBuses?: readonly string[];
   /** Called with each host connection to the channel: the guest's end of the wire. */
   readonly onChannel?: (stream: Duplex) => void;
   /** Called when a command has arrived, before it is carried out, and when an event is about to be sent: for clocks. */
@@ -34,6 +40,11 @@ export type FakeQemu = {
   readonly nodes: ReadonlyMap<string, Readonly<Record<string, unknown>>>;
   /** The node in each tray. */
   readonly inserted: ReadonlyMap<string, string>;
+  /** The guest locks or unlocks its removable drives. */
+  readonly setLocked: (isLocked: boolean) => void;
+  readonly isTrayOpen: (tray: string) => boolean;
+  /** The guest opens a tray by itself. */
+  readonly openTray: (tray: string) => void;
   /** Sends an event to the connected monitor. */
   readonly emit: (event: string, data?: Readonly<Record<string, unknown>>) => void;
   /** The guest resets itself or powers off; `-action reboot=shutdown,shutdown=pause` decides what follows. */
@@ -75,6 +86,10 @@ class FakeMachine implements FakeQemu {
   readonly devices = new Set<string>();
   readonly nodes = new Map<string, Arguments>();
   readonly inserted = new Map<string, string>();
+  /** What each device was added with. */
+  readonly #properties = new Map<string, Arguments>();
+  readonly #openTrays = new Set<string>();
+  #isLocked: boolean;
   readonly closed: Promise<void>;
   readonly #options: FakeQemuOptions;
   readonly #servers: Server[] = [];
@@ -89,6 +104,7 @@ class FakeMachine implements FakeQemu {
   constructor(options: FakeQemuOptions) {
     this.#options = options;
     this.#status = options.status ?? 'prelaunch';
+    this.#isLocked = options.locksDrives === true;
     for (const nic of options.nics) this.links.set(nic.id, true);
     const { promise, resolve } = Promise.withResolvers<void>();
     this.closed = promise;
@@ -123,6 +139,18 @@ class FakeMachine implements FakeQemu {
   readonly setPortOpen = (isOpen: boolean): void => {
     this.#isPortOpen = isOpen;
     this.emit('VSERPORT_CHANGE', { id: PORT_ID, open: isOpen });
+  };
+
+  readonly setLocked = (isLocked: boolean): void => {
+    this.#isLocked = isLocked;
+  };
+
+  readonly isTrayOpen = (tray: string): boolean => {
+    return this.#openTrays.has(tray);
+  };
+
+  readonly openTray = (tray: string): void => {
+    this.#moveTray(tray, true);
   };
 
   readonly writeRaw = (bytes: string | Uint8Array): void => {
@@ -220,21 +248,23 @@ class FakeMachine implements FakeQemu {
       case 'blockdev-add':
         return this.#addNode(args);
       case 'blockdev-reopen':
-        return {};
+        return this.#reopenNodes(args);
       case 'blockdev-del':
-        if (!this.nodes.delete(text(args, 'node-name'))) throw new Refusal('Failed to find node');
-        return {};
+        return this.#deleteNode(text(args, 'node-name'));
       case 'device_add':
         return this.#addDevice(args);
       case 'device_del':
         return this.#deleteDevice(text(args, 'id'));
       case 'blockdev-open-tray':
+        return this.#askTrayOpen(text(args, 'id'), args.force === true);
       case 'blockdev-close-tray':
-        return {};
+        return this.#moveTray(text(args, 'id'), false);
       case 'blockdev-insert-medium':
+        this.#requireOpen(text(args, 'id'));
         this.inserted.set(text(args, 'id'), text(args, 'node-name'));
         return {};
       case 'blockdev-remove-medium':
+        this.#requireOpen(text(args, 'id'));
         this.inserted.delete(text(args, 'id'));
         return {};
       case 'query-block':
@@ -250,7 +280,7 @@ class FakeMachine implements FakeQemu {
       case 'qom-list':
         return this.#listObjects(text(args, 'path'));
       case 'qom-get':
-        return text(args, 'property') === 'name' ? 'dev.pratique.agent.0' : 'pratique-channel';
+        return this.#getProperty(text(args, 'path'), text(args, 'property'));
       case 'ringbuf-read':
         return '';
       case 'human-monitor-command':
@@ -288,39 +318,113 @@ class FakeMachine implements FakeQemu {
     this.nodes.set(name, args);
   }
 
+  #reopenNodes(args: Arguments): void {
+    // The cast holds for what our own client sends.
+    for (const node of args.options as readonly Arguments[]) {
+      if (typeof node.file === 'string' && !this.nodes.has(node.file)) throw new Refusal('Cannot find device');
+      this.nodes.set(text(node, 'node-name'), node);
+    }
+  }
+
+  #deleteNode(name: string): void {
+    if (!this.nodes.has(name)) throw new Refusal(`Failed to find node with node-name='${name}'`);
+    const readers = [
+      ...[...this.nodes.values()].map((node) => node.file),
+      ...[...this.#properties.values()].map((properties) => properties.drive),
+      ...this.inserted.values(),
+    ];
+    if (readers.includes(name)) throw new Refusal(`Block device ${name} is in use`);
+    this.nodes.delete(name);
+  }
+
+  #moveTray(id: string, isOpen: boolean): void {
+    if (this.#openTrays.has(id) === isOpen) return;
+    if (isOpen) this.#openTrays.add(id);
+    else this.#openTrays.delete(id);
+    this.emit('DEVICE_TRAY_MOVED', { device: '', 'tray-open': isOpen, id });
+  }
+
+  /** A locked tray is opened by force only; the guest is asked otherwise. */
+  #askTrayOpen(id: string, isForced: boolean): void {
+    if (this.#isLocked && this.inserted.has(id) && !isForced && !this.#openTrays.has(id)) {
+      throw new Refusal(`Device '${id}' is locked and force was not specified, wait for tray to open and try again`);
+    }
+    this.#moveTray(id, true);
+  }
+
+  #requireOpen(id: string): void {
+    if (!this.#openTrays.has(id)) throw new Refusal(`Tray of device '${id}' is not open`);
+  }
+
   #addDevice(args: Arguments): void {
     const id = text(args, 'id');
     if (this.devices.has(id)) throw new Refusal(`Duplicate device ID '${id}'`);
     if (!this.nodes.has(text(args, 'drive'))) throw new Refusal(`Property 'drive' can't find value`);
     this.devices.add(id);
+    this.#properties.set(id, args);
   }
 
   #deleteDevice(id: string): void {
     if (!this.devices.has(id)) throw new Refusal(`Device '${id}' not found`, 'DeviceNotFound');
-    if (this.#options.holdsDevices !== true) setImmediate(() => this.#forgetDevice(id));
+    const isPci = !this.#isRemovable(id);
+    if (!isPci || this.#options.holdsDevices !== true) setImmediate(() => this.#forgetDevice(id));
+  }
+
+  #isRemovable(id: string): boolean {
+    return /^(scsi-cd|usb-storage)$/.test(String(this.#properties.get(id)?.driver));
   }
 
   #forgetDevice(id: string): void {
     this.devices.delete(id);
+    this.#properties.delete(id);
     this.emit('DEVICE_DELETED', { path: `/machine/peripheral/${id}/virtio-backend` });
     this.emit('DEVICE_DELETED', { device: id, path: `/machine/peripheral/${id}` });
   }
 
   #queryBlock(): unknown {
-    return (this.#options.trays ?? []).map((tray) => {
-      const node = this.inserted.get(tray);
-      return {
-        device: '',
-        qdev: `/machine/peripheral/${tray}`,
-        ...(node === undefined ? {} : { inserted: { 'node-name': node } }),
-      };
+    const devices = [...this.#properties].map(([id, { drive }]) => {
+      const removable = this.#isRemovable(id);
+      const tray = removable ? { tray_open: this.#openTrays.has(id) } : {};
+      const locked = removable && this.#isLocked;
+      return { device: '', qdev: id, removable, locked, ...tray, inserted: { 'node-name': drive } };
     });
+    const trays = (this.#options.trays ?? []).map((tray) => {
+      const node = this.inserted.get(tray);
+      const locked = node !== undefined && this.#isLocked;
+      const state = { removable: true, locked, tray_open: this.#openTrays.has(tray) };
+      const inserted = node === undefined ? {} : { inserted: { 'node-name': node } };
+      return { device: '', qdev: `/machine/peripheral/${tray}`, ...state, ...inserted };
+    });
+    return [...devices, ...trays];
   }
 
   #listObjects(path: string): unknown {
-    if (path !== '/machine/peripheral') return [];
-    const port = { name: PORT_ID, type: 'child<virtserialport>' };
-    return [port, ...[...this.devices].map((name) => ({ name, type: 'child<virtio-blk-pci>' }))];
+    const { ports = [], scsiBuses = [], usbBuses = [], trays = [] } = this.#options;
+    const port = ports.find((id) => path === `/machine/peripheral/${id}`);
+    if (port !== undefined) return [{ name: port, type: 'child<PCIE>' }];
+    if (ports.some((id) => path === `/machine/peripheral/${id}/${id}`)) return this.#devicesOn(path);
+    const ownerOf = (bus: string) => `/machine/peripheral/${bus.replace(/\.\d+$/, '')}`;
+    const scsiBus = scsiBuses.find((bus) => path === `${ownerOf(bus)}/virtio-backend`);
+    if (scsiBus !== undefined) return [{ name: scsiBus, type: 'child<SCSI>' }];
+    const usbBus = usbBuses.find((bus) => path === ownerOf(bus));
+    if (usbBus !== undefined) return [{ name: usbBus, type: 'child<usb-bus>' }];
+    if (path === '/machine/peripheral-anon') return [];
+    if (path !== '/machine/peripheral') throw new Refusal(`Device '${path}' not found`, 'DeviceNotFound');
+    const agent = { name: PORT_ID, type: 'child<virtserialport>' };
+    const cds = trays.map((name) => ({ name, type: 'child<ide-cd>' }));
+    return [agent, ...cds, ...[...this.devices].map((name) => ({ name, type: 'child<virtio-blk-pci>' }))];
+  }
+
+  #devicesOn(path: string): unknown {
+    const found = [...this.#properties.values()].filter(({ bus }) => path.endsWith(`/${String(bus)}`));
+    return found.map((_, index) => ({ name: `child[${index}]`, type: 'link<virtio-blk-pci>' }));
+  }
+
+  #getProperty(path: string, property: string): string {
+    if (property === 'name') return 'dev.pratique.agent.0';
+    if (property === 'chardev') return 'pratique-channel';
+    const on = [...this.#properties].filter(([, { bus }]) => path.endsWith(`/${String(bus)}`));
+    return `/machine/peripheral/${on[0]?.[0] ?? ''}`;
   }
 
   #infoNetwork(): string {
@@ -346,5 +450,8 @@ function text(args: Arguments, name: string): string {
 
 function fileOf(node: Arguments): string {
   const file = node.file;
-  return typeof file === 'object' && file !== null && 'filename' in file ? String(file.filename) : '';
+  if (typeof file !== 'object' || file === null) return '';
+  // The cast holds for what our own client sends.
+  const { filename, server, export: name } = file as { filename?: string; server?: { path: string }; export?: string };
+  return server === undefined ? (filename ?? '') : `nbd+unix:///${name}?socket=${server.path}`;
 }

@@ -43,6 +43,10 @@ export const parseBlock = makeParser(
   Type.Array(
     Type.Object({
       qdev: Type.Optional(Type.String()),
+      removable: Type.Optional(Type.Boolean()),
+      locked: Type.Optional(Type.Boolean()),
+      /** Absent where there is no tray. */
+      tray_open: Type.Optional(Type.Boolean()),
       inserted: Type.Optional(Type.Object({ 'node-name': Type.Optional(Type.String()) })),
     }),
   ),
@@ -61,7 +65,8 @@ export const parseShutdownEvent = makeParser(
   ANSWER,
 );
 
-export const parseDeviceDeleted = makeParser(Type.Object({ device: Type.Optional(Type.String()) }), ANSWER);
+/** DEVICE_DELETED and DEVICE_UNPLUG_GUEST_ERROR. */
+export const parseDeviceSign = makeParser(Type.Object({ device: Type.Optional(Type.String()) }), ANSWER);
 
 export const parsePortChange = makeParser(Type.Object({ id: Type.String(), open: Type.Boolean() }), ANSWER);
 

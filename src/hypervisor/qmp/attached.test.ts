@@ -53,7 +53,7 @@ async function house(t: TestContext) {
     namespace: net.namespace,
   });
   const qemu = async (options: Partial<FakeQemuOptions> = {}) => {
-    const fake = await startFakeQemu({ qmpSocket, nics: [{ id: 'net0', tap: 'vnet3' }], ...options });
+    const fake = await startFakeQemu({ qmpSocket, nics: [{ id: 'net0', tap: 'vnet3' }], ports: ['rp1'], ...options });
     t.after(fake.close);
     return fake;
   };

@@ -11,6 +11,7 @@ import { HOST_NAMESPACE } from '../namespace.ts';
 import { readInterface } from '../network.ts';
 import { type AttachedVm, gatedNics, type Namespace } from '../vm-spec.ts';
 import { networkCards, parseChardevs, parseNodes, parseQomList, parseStatus, parseText } from './answers.ts';
+import { attachedSlots } from './attached-drive.ts';
 import { AGENT_PORT_NAME } from './command-line.ts';
 import { makeMachine } from './machine.ts';
 import { readNetworkText } from './network-text.ts';
@@ -34,6 +35,7 @@ export async function adoptAttached(spec: AttachedVm, options: QmpDriverOptions)
     await checkCards(spec, qmp);
     await checkTaps(spec, namespace);
     const port = await findAgentPort(spec, qmp);
+    const slots = await attachedSlots(spec, qmp);
     const fence = await options.fenceFor(namespace);
     await fence.ensure();
     await guardTaps(spec, fence);
@@ -48,7 +50,7 @@ export async function adoptAttached(spec: AttachedVm, options: QmpDriverOptions)
       adopted,
       missed,
       qmp,
-      slots: { port: spec.drivePort ?? null, scsiBus: null },
+      slots,
       media: [],
       agentPort: port.id,
       isManaged: false,

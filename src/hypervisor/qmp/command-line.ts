@@ -1,8 +1,9 @@
 // The QEMU command line of a managed VM. Pure: what is in the spec, and nothing QEMU would add or guess by itself.
 import { CONSOLE_BYTES, TCG_CODE_MIB } from '../../base/limits.ts';
 import { type DiskImage, FORMATS_WITH_BACKING } from '../../model/disk-image.ts';
-import type { ManagedVm } from '../vm-spec.ts';
+import { type ManagedVm, MEDIA_MAX } from '../vm-spec.ts';
 import type { Accelerator } from './accel.ts';
+import type { DriveSlots } from './drive-places.ts';
 
 /** Name of the agent's virtio-serial port (docs/agent-protocol.md). */
 export const AGENT_PORT_NAME = 'dev.pratique.agent.0';
@@ -10,6 +11,8 @@ export const AGENT_PORT_ID = 'pratique-agent';
 export const CONSOLE_CHARDEV = 'pratique-console';
 export const DRIVE_PORT = 'pratique-port0';
 export const SCSI_BUS = 'pratique-scsi.0';
+export const USB_BUS = 'pratique-usb.0';
+export const DRIVE_TRAY = 'pratique-tray';
 
 /** Descriptors that the launcher opens and QEMU inherits. */
 export const QMP_FD = 10;
@@ -51,7 +54,7 @@ export function commandLine(parts: CommandLineParts): readonly string[] {
     // Stopped before the first instruction, and again at each reset, so that the gate is closed before the guest goes on.
     ...['-S', '-action', 'reboot=shutdown,shutdown=pause'],
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-nographic', '-serial', 'none', '-monitor', 'none'],
-    ...['-machine', `${spec.machine},usb=off,dump-guest-core=off`],
+    ...['-machine', `${spec.machine},usb=off,sata=${hasSata(spec) ? 'on' : 'off'},dump-guest-core=off`],
     ...['-accel', parts.accelerator === 'kvm' ? 'kvm' : `tcg,tb-size=${TCG_CODE_MIB}`],
     ...['-cpu', parts.accelerator === 'kvm' ? 'host' : TCG_CPU],
     ...['-m', String(spec.memoryMiB), '-smp', String(spec.cpus), '-rtc', 'base=utc'],
@@ -79,7 +82,35 @@ export function commandLine(parts: CommandLineParts): readonly string[] {
     ),
     ...(spec.media ?? []).flatMap((medium, index) => trayArguments(medium.id, index, spec.scsi === true)),
     ...spec.nics.flatMap((nic, index) => nicArguments(nic, index)),
+    ...driveArguments(spec),
   ];
+}
+
+/** No controller that nothing hangs on: a guest would spend time on its driver. */
+function hasSata(spec: ManagedVm): boolean {
+  return spec.drive?.frontEnd === 'ide-cd' || (spec.scsi !== true && (spec.media ?? []).length > 0);
+}
+
+/** Where the command line leaves room for the drive. */
+export function driveSlots(spec: ManagedVm): DriveSlots {
+  return {
+    port: DRIVE_PORT,
+    scsiBus: spec.scsi === true ? SCSI_BUS : null,
+    usbBus: spec.drive?.frontEnd === 'usb-storage' ? USB_BUS : null,
+    tray: spec.drive?.frontEnd === 'ide-cd' ? DRIVE_TRAY : null,
+  };
+}
+
+/** What a drive needs besides the port and virtio-scsi: a tray, empty at first, or a USB controller. */
+function driveArguments(spec: ManagedVm): readonly string[] {
+  switch (spec.drive?.frontEnd) {
+    case 'ide-cd':
+      return device({ driver: 'ide-cd', id: DRIVE_TRAY, bus: `ide.${MEDIA_MAX}` });
+    case 'usb-storage':
+      return device({ driver: 'qemu-xhci', id: 'pratique-usb' });
+    default:
+      return [];
+  }
 }
 
 /** The x86-64-v2 baseline, which current distributions need; TCG's own default is older, its `max` boots slower. */

@@ -40,7 +40,7 @@ async function machine(t: TestContext, fake: Partial<FakeQemuOptions> = {}, part
     adopted: { kind: 'fresh' },
     missed: [],
     qmp: await connectQmp({ path: qmpSocket, clock: systemClock, timeoutMs: 2000 }),
-    slots: { port: 'pratique-port0', scsiBus: null },
+    slots: { port: 'pratique-port0', scsiBus: null, usbBus: null, tray: null },
     media: [{ device: 'media-tools', path: '/iso/tools.iso' }],
     agentPort: 'pratique-agent',
     isManaged: true,

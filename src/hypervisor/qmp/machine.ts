@@ -16,7 +16,8 @@ import type { AdoptedState, DiskOverlay, RunningVm, Tap, VmEvent } from '../hype
 import type { Namespace } from '../vm-spec.ts';
 import { parseBlockError, parsePortChange, parseShutdownEvent, parseStatus, parseText } from './answers.ts';
 import { CONSOLE_CHARDEV } from './command-line.ts';
-import { type DriveSlots, makeDrive } from './drive.ts';
+import { makeDrive } from './drive.ts';
+import type { DriveSlots } from './drive-places.ts';
 import { ejectMedia, insertMedia, type Medium } from './media.ts';
 import type { QmpClient, QmpEvent } from './qmp-client.ts';
 

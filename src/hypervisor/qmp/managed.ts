@@ -16,11 +16,10 @@ import {
   AGENT_PORT_ID,
   type CommandLineParts,
   commandLine,
-  DRIVE_PORT,
   diskNode,
+  driveSlots,
   mediaDevice,
   nicDevice,
-  SCSI_BUS,
 } from './command-line.ts';
 import { giveTo, pathUnderRoots, resolveImage } from './disk-paths.ts';
 import { launch } from './launch.ts';
@@ -154,7 +153,7 @@ async function makeManaged(
     adopted,
     missed,
     qmp,
-    slots: { port: DRIVE_PORT, scsiBus: spec.scsi === true ? SCSI_BUS : null },
+    slots: driveSlots(spec),
     media: paths.media,
     overlay: makeOverlay({
       qmp,
