@@ -11,6 +11,7 @@ import {
   type AuditCheckpoint,
   type AuditEntry,
   type AuditReport,
+  type AuditRotation,
   type DoctorLine,
   type DriftRow,
   type Inspection,
@@ -199,11 +200,25 @@ export const AuditReportSchema = Type.Object(
 /** Of src/audit/record.ts; also what `audit verify` reads from a file. */
 export const AuditCheckpointSchema = Type.Object(
   {
-    format: Type.Literal('pratique.checkpoint/1'),
+    format: Type.Union([Type.Literal('pratique.checkpoint/1'), Type.Literal('pratique.checkpoint/2')]),
     records: count,
     head: Type.String({ pattern: '^[0-9a-f]{64}$', description: 'Hash of the last record' }),
     atMs: wallMs,
+    keyid: Type.Optional(
+      Type.String({
+        pattern: '^[0-9a-f]{64}$',
+        description: 'Key in force after that record; the first format has none',
+      }),
+    ),
     signature: Type.String({ pattern: '^[A-Za-z0-9+/]{86}==$', description: 'Ed25519, base64' }),
+  },
+  strict,
+);
+export const AuditRotationSchema = Type.Object(
+  {
+    seq: count,
+    hash: Type.String(),
+    keyid: Type.String({ description: 'SHA-256 of the new public key (DER)' }),
   },
   strict,
 );
@@ -233,6 +248,7 @@ export const SCHEMAS_CARRY_THE_SERVICE: readonly [
   Carries<DoctorLine, typeof DoctorLineSchema>,
   Carries<AuditCheckpoint, typeof AuditCheckpointSchema>,
   Carries<AuditReport, typeof AuditReportSchema>,
+  Carries<AuditRotation, typeof AuditRotationSchema>,
   Carries<AuditEntry['record']['kind'], (typeof AuditEntrySchema)['properties']['record']['properties']['kind']>,
   Carries<Problem, typeof ProblemSchema>,
-] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true];
+] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true];

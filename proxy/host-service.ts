@@ -146,6 +146,8 @@ export function makeService(rooms: HostRooms): Service {
     doctor: async () => await runDoctor(rooms),
     auditEntries: async (query) => audit.entries(query),
     auditCheckpoint: async () => audit.checkpoint(),
+    auditLines: async (query) => audit.lines(query),
+    rotateAuditKey: async (options) => await audit.rotateKey(options),
     auditVerify: async (options) => await audit.verify(options),
   };
 }

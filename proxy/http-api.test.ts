@@ -98,6 +98,8 @@ test('every method of the service gives the same answer over the socket as besid
     (s) => s.doctor(),
     (s) => s.auditEntries({ afterSeq: 0, limit: 5, vm: web }),
     (s) => s.auditCheckpoint(),
+    (s) => s.auditLines({ afterSeq: 0, limit: 5 }),
+    (s) => s.rotateAuditKey({ actor: 'ann' }),
     (s) => s.auditVerify(),
     (s) => s.auditVerify({ checkpoint: SAMPLE_CHECKPOINT }),
   ];
@@ -287,5 +289,5 @@ test('the shipped OpenAPI document is up to date and describes every route', asy
   const document = JSON.parse(shipped);
   assert.deepEqual(document, JSON.parse(await openApiText(api)), 'run: node proxy/generate.ts');
   assert.equal(document.openapi, '3.1.0');
-  assert.equal(Object.keys(document.paths).length, 20);
+  assert.equal(Object.keys(document.paths).length, 22);
 });

@@ -16,6 +16,7 @@ import {
   AuditCheckpointSchema,
   AuditEntrySchema,
   AuditReportSchema,
+  AuditRotationSchema,
   DoctorLineSchema,
   DriftRowSchema,
   InspectionSchema,
@@ -171,6 +172,7 @@ const NAMED_SCHEMAS = {
   AuditCheckpoint: AuditCheckpointSchema,
   AuditEntry: AuditEntrySchema,
   AuditReport: AuditReportSchema,
+  AuditRotation: AuditRotationSchema,
   DoctorLine: DoctorLineSchema,
   DriftRow: DriftRowSchema,
   Inspection: InspectionSchema,
@@ -380,6 +382,37 @@ function addAuditRoutes(app: Api, service: Service): void {
       },
     },
     async () => service.auditCheckpoint(),
+  );
+  const { vm: _, ...unfiltered } = page;
+  app.get(
+    '/v1/audit/export',
+    {
+      schema: {
+        summary: 'Audit records as signed envelopes, to be verified elsewhere',
+        querystring: Type.Object(unfiltered, strict),
+        response: answers(
+          200,
+          Type.Object({ lines: Type.Array(Type.String()) }, strict),
+          'Lines in order; none: the end',
+        ),
+      },
+    },
+    async ({ query }) => ({ lines: await service.auditLines(pageOf(query)) }),
+  );
+  const rotate = Type.Object(
+    { actor: Type.String({ minLength: 1, maxLength: 100, description: 'Who decides; goes into the audit record' }) },
+    strict,
+  );
+  app.post(
+    '/v1/audit/rotate-key',
+    {
+      schema: {
+        summary: 'Sign audit records with a new key from now on',
+        body: rotate,
+        response: answers(200, refTo('AuditRotation'), 'The new key'),
+      },
+    },
+    async ({ body }) => service.rotateAuditKey(body),
   );
   app.post(
     '/v1/audit/verify',

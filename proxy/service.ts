@@ -125,6 +125,9 @@ export type AuditEntry = {
   readonly record: { readonly kind: string; readonly vm?: string } & Record<string, unknown>;
 };
 
+/** The key that signs audit records from the record `seq` on. */
+export type AuditRotation = { readonly seq: number; readonly hash: string; readonly keyid: string };
+
 export type AuditReport = {
   readonly isIntact: boolean;
   readonly records: number;
@@ -177,6 +180,10 @@ export type Service = {
   }) => Promise<readonly AuditEntry[]>;
   /** A signed statement of how long the chain is and how it ends, to be kept elsewhere. */
   readonly auditCheckpoint: () => Promise<AuditCheckpoint>;
+  /** Records as the lines of an export; fewer than asked for where they are large, none at the end. */
+  readonly auditLines: (options: { readonly afterSeq: number; readonly limit: number }) => Promise<readonly string[]>;
+  /** Makes a new key sign from now on, by a record that both keys sign. */
+  readonly rotateAuditKey: (options: { readonly actor: string }) => Promise<AuditRotation>;
   /** Checks the chain; only with a checkpoint kept elsewhere is a tail that was cut off noticed. */
   readonly auditVerify: (options?: { readonly checkpoint?: AuditCheckpoint }) => Promise<AuditReport>;
 };

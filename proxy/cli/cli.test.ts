@@ -132,7 +132,7 @@ test('a command without a daemon says how to start it', async () => {
 });
 
 const COMMANDS =
-  'audit checkpoint, audit show, audit verify, config check, config show, demo, doctor, drift, publish delegate, ' +
+  'audit checkpoint, audit export, audit rotate-key, audit show, audit verify, config check, config show, demo, doctor, drift, publish delegate, ' +
   'publish init, publish refresh, publish request, publish revoke, publish rotate-key, publish show, serve, ' +
   'vendor add, vendor check, vendor list, vendor publish, vm add, vm admit, vm events, vm inspect, vm list, ' +
   'vm plan, vm policy, vm remove, vm retry, vm set, vm show, vm start, vm stop, vm update, vm wait, vm why';

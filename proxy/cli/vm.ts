@@ -1,9 +1,9 @@
 // pratique vm …: the VMs of this host.
-import { userInfo } from 'node:os';
 import { type Command, Option } from 'commander';
 import { EXIT_FAILED, EXIT_QUARANTINED } from '../../src/base/errors.ts';
 import type { Policy } from '../../src/model/policy.ts';
 import { RUN_STATES, type RunStateName, type Service, type VmEventRecord, type VmView, type Why } from '../service.ts';
+import { actorOf } from './actor.ts';
 import { type Build, type Context, completeCommand } from './context.ts';
 import { durationText, parseDuration, wholeNumber } from './text.ts';
 
@@ -260,12 +260,6 @@ function addActingCommands(vm: Command, build: Build): void {
     output.done({ removed: name }, `VM ${name} is forgotten`);
     return undefined;
   });
-}
-
-/** Who asked, for the audit record: the person behind sudo where there is one. */
-function actorOf(env: NodeJS.ProcessEnv): string {
-  const user = userInfo().username;
-  return env.SUDO_USER === undefined ? user : `${env.SUDO_USER} (as ${user})`;
 }
 
 function addEventCommands(vm: Command, build: Build): void {

@@ -5,28 +5,43 @@ import type { Clock } from '../base/clock.ts';
 import { digestOf } from '../base/digest.ts';
 import { canonicalJson } from '../base/digest-text.ts';
 import { makeGathering } from '../base/gather.ts';
-import { AUDIT_BATCH_MAX, AUDIT_PAGE_MAX, AUDIT_QUEUE_MAX, AUDIT_RECORD_BYTES_MAX } from '../base/limits.ts';
+import { AUDIT_BATCH_MAX, AUDIT_QUEUE_MAX, AUDIT_RECORD_BYTES_MAX } from '../base/limits.ts';
 import type { Log } from '../base/log.ts';
-import { parseJson } from '../base/parse.ts';
 import { type DatabaseSync, inTransaction, openDatabase } from '../base/sqlite.ts';
+import { type Draft, draftOf, envelopeLine, payloadOf, preAuthentication, signaturesText } from './envelope.ts';
 import { AuditError } from './error.ts';
-import { type HostKey, openHostKey } from './host-key.ts';
-import { type AuditEntry, type AuditRecord, type Checkpoint, signedText, ZERO_HASH } from './record.ts';
-import { type AuditReport, type Row, verifyChain } from './verify.ts';
+import { finishRotation, type HostKey, makeNextKey, openHostKey, type PublicKey, readFolderKeys } from './host-key.ts';
+import type { AuditEntry, AuditRecord, ChainRecord, Checkpoint } from './record.ts';
+import {
+  AUDIT_MIGRATIONS,
+  EMPTY,
+  entryOf,
+  type Head,
+  lineOfRow,
+  linksOf,
+  pageOfRows,
+  pastKeys,
+  readLast,
+} from './rows.ts';
+import { type AuditReport, verifyChain } from './verify.ts';
 
 export type Audit = {
   /** Resolves when the record is on disk; many at once share one write. Throws AuditError when it could not be written. */
-  readonly append: (record: AuditRecord) => Promise<{ readonly seq: number; readonly hash: string }>;
-  /** Records after a number, oldest first, at most AUDIT_PAGE_MAX. */
+  readonly append: (record: AuditRecord) => Promise<Head>;
+  /** Records after a number, oldest first, at most AUDIT_PAGE_MAX, and fewer where they are large; none: the end. */
   readonly entries: (query: {
     readonly afterSeq: number;
     readonly limit: number;
     readonly vm?: string;
   }) => readonly AuditEntry[];
+  /** The same records as the lines of an export (docs/audit.md). */
+  readonly lines: (query: { readonly afterSeq: number; readonly limit: number }) => readonly string[];
   /** Walks the whole chain; with a checkpoint kept elsewhere it also tells whether the tail was cut or replaced since. */
   readonly verify: (options?: { readonly checkpoint?: Checkpoint }) => Promise<AuditReport>;
   readonly checkpoint: () => Checkpoint;
-  /** PEM of the key that verifies the signatures. */
+  /** Makes another key sign from now on. Throws AuditError, and the old one stays in force, when it could not be recorded. */
+  readonly rotateKey: (options: { readonly actor: string }) => Promise<Head & { readonly keyid: string }>;
+  /** PEM of the key that signs now. */
   readonly publicKey: string;
   /** Writes what waits, then closes. */
   readonly close: () => Promise<void>;
@@ -34,18 +49,16 @@ export type Audit = {
 
 export type AuditOptions = { readonly folder: string; readonly clock: Clock; readonly log: Log };
 
-/** Opens the chain of a folder (made if missing). Throws AuditError when its key is missing or open to others. */
+/** Opens the chain of a folder (made if missing). Throws AuditError when its key is missing, another one or open to others. */
 export async function openAudit(options: AuditOptions): Promise<Audit> {
   await mkdir(options.folder, { recursive: true, mode: 0o700 });
-  const db = openDatabase(join(options.folder, 'audit.db'), [
-    (fresh) =>
-      fresh.exec(`CREATE TABLE records (
-        seq INTEGER PRIMARY KEY, vm TEXT, body TEXT NOT NULL, hash TEXT NOT NULL, signature TEXT NOT NULL
-      ) STRICT; CREATE INDEX records_vm ON records (vm, seq)`),
-  ]);
+  const db = openDatabase(join(options.folder, 'audit.db'), AUDIT_MIGRATIONS);
   try {
-    const key = await openHostKey(options.folder, { mayMake: readHead(db).seq === 0 });
-    return new Chain(db, key, options);
+    const last = readLast(db);
+    const isCurrent = last === null ? () => true : last.isCurrent;
+    const past = () => pastKeys(db);
+    const key = await openHostKey(options.folder, { mayMake: last === null, isCurrent, past });
+    return new Chain({ db, key, head: last ?? EMPTY, host: last?.host ?? key.keyid }, options);
   } catch (error) {
     db.close();
     throw error;
@@ -53,69 +66,83 @@ export async function openAudit(options: AuditOptions): Promise<Audit> {
 }
 
 type Waiting = {
-  readonly record: AuditRecord;
-  /** Its canonical JSON: made once, for its size and for its hash. */
-  readonly text: string;
-  readonly resolve: (written: { readonly seq: number; readonly hash: string }) => void;
+  readonly kind: string;
+  readonly vm: string | null;
+  readonly draft: Draft;
+  /** The key that this record puts in force. */
+  readonly next: HostKey | null;
+  readonly resolve: (written: Head) => void;
   readonly reject: (error: unknown) => void;
 };
-type Head = { readonly seq: number; readonly hash: string };
+type Opened = { readonly db: DatabaseSync; readonly key: HostKey; readonly head: Head; readonly host: string };
 
 class Chain implements Audit {
-  readonly publicKey: string;
   readonly #db: DatabaseSync;
-  readonly #key: HostKey;
-  readonly #clock: Clock;
-  readonly #log: Log;
+  readonly #options: AuditOptions;
+  /** Key id of the first key: names the chain. */
+  readonly #host: string;
+  #key: HostKey;
   #head: Head;
   #waiting: Waiting[] = [];
+  #isRotating = false;
   #isClosed = false;
 
-  constructor(db: DatabaseSync, key: HostKey, { clock, log }: AuditOptions) {
+  constructor({ db, key, head, host }: Opened, options: AuditOptions) {
     this.#db = db;
     this.#key = key;
-    this.#clock = clock;
-    this.#log = log;
-    this.#head = readHead(db);
-    this.publicKey = key.publicPem;
+    this.#head = { seq: head.seq, hash: head.hash };
+    this.#host = host;
+    this.#options = options;
+  }
+
+  get publicKey(): string {
+    return this.#key.publicPem;
   }
 
   append(record: AuditRecord): Promise<Head> {
-    const text = canonicalJson(record);
-    const trouble = this.#whyNotAppend(record, text);
-    if (trouble !== null) return Promise.reject(trouble);
-    return new Promise((resolve, reject) => {
-      this.#waiting.push({ record, text, resolve, reject });
-      this.#schedule();
-    });
+    return this.#add(record, null);
   }
 
-  entries({ afterSeq, limit, vm }: { afterSeq: number; limit: number; vm?: string }): readonly AuditEntry[] {
-    const rowsMax = Math.max(0, Math.min(limit, AUDIT_PAGE_MAX));
-    const rows =
-      vm === undefined
-        ? this.#db.prepare('SELECT * FROM records WHERE seq > ? ORDER BY seq LIMIT ?').all(afterSeq, rowsMax)
-        : this.#db
-            .prepare('SELECT * FROM records WHERE vm = ? AND seq > ? ORDER BY seq LIMIT ?')
-            .all(vm, afterSeq, rowsMax);
-    return rows.map((row) => entryOf(row as Row));
+  entries(query: { afterSeq: number; limit: number; vm?: string }): readonly AuditEntry[] {
+    return pageOfRows(this.#db, query).map(entryOf);
   }
 
-  verify(options: { readonly checkpoint?: Checkpoint } = {}): Promise<AuditReport> {
-    const statement = this.#db.prepare('SELECT * FROM records WHERE seq > ? ORDER BY seq LIMIT ?');
-    // The cast holds: these are the columns of the table.
-    const page = (afterSeq: number) => statement.all(afterSeq, AUDIT_PAGE_MAX) as Row[];
-    return verifyChain({ page, key: this.#key, ...options });
+  lines(query: { afterSeq: number; limit: number }): readonly string[] {
+    return pageOfRows(this.#db, query).map(lineOfRow);
+  }
+
+  async verify(options: { readonly checkpoint?: Checkpoint } = {}): Promise<AuditReport> {
+    const keys: readonly PublicKey[] = await readFolderKeys(this.#options.folder);
+    return await verifyChain({ links: linksOf(this.#db), keys, ...options });
   }
 
   checkpoint(): Checkpoint {
     const said = {
-      format: 'pratique.checkpoint/1',
+      format: 'pratique.checkpoint/2',
       records: this.#head.seq,
       head: this.#head.hash,
-      atMs: this.#clock.nowMs(),
+      atMs: this.#options.clock.nowMs(),
+      keyid: this.#key.keyid,
     } as const;
     return { ...said, signature: this.#key.sign(canonicalJson(said)) };
+  }
+
+  async rotateKey({ actor }: { readonly actor: string }): Promise<Head & { readonly keyid: string }> {
+    if (this.#isRotating) throw new AuditError('conflict/audit-rotation', 'the audit key is being rotated already');
+    this.#isRotating = true;
+    try {
+      const next = await makeNextKey(this.#options.folder);
+      const from = { keyid: this.#key.keyid, publicKey: this.#key.publicKey };
+      const to = { keyid: next.keyid, publicKey: next.publicKey };
+      const written = await this.#add({ kind: 'key-rotated', actor, from, to }, next);
+      // The record decides: what cannot be finished now is finished at the next start.
+      await finishRotation(this.#options.folder, next).catch((err: unknown) => {
+        this.#options.log.error({ err }, 'the new audit key is in force, but its file is not in its place yet');
+      });
+      return { ...written, keyid: next.keyid };
+    } finally {
+      this.#isRotating = false;
+    }
   }
 
   async close(): Promise<void> {
@@ -125,20 +152,26 @@ class Chain implements Audit {
     this.#db.close();
   }
 
-  #whyNotAppend(record: AuditRecord, text: string): AuditError | null {
-    if (this.#isClosed)
-      return new AuditError('host-fault/audit-closed', `recording ${record.kind}: the audit is closed`);
+  #add(record: ChainRecord, next: HostKey | null): Promise<Head> {
+    const draft = draftOf(record);
+    const trouble = this.#whyNotAppend(record.kind, draft);
+    if (trouble !== null) return Promise.reject(trouble);
+    const vm = 'vm' in record ? (record.vm ?? null) : null;
+    return new Promise((resolve, reject) => {
+      this.#waiting.push({ kind: record.kind, vm, draft, next, resolve, reject });
+      this.#schedule();
+    });
+  }
+
+  #whyNotAppend(kind: string, { details, subject }: Draft): AuditError | null {
+    if (this.#isClosed) return new AuditError('host-fault/audit-closed', `recording ${kind}: the audit is closed`);
     if (this.#waiting.length >= AUDIT_QUEUE_MAX) {
-      return new AuditError(
-        'host-fault/audit-busy',
-        `recording ${record.kind}: ${AUDIT_QUEUE_MAX} records already wait`,
-        {
-          next: 'look for a slow or full disk',
-        },
-      );
+      return new AuditError('host-fault/audit-busy', `recording ${kind}: ${AUDIT_QUEUE_MAX} records already wait`, {
+        next: 'look for a slow or full disk',
+      });
     }
-    if (Buffer.byteLength(text) <= AUDIT_RECORD_BYTES_MAX) return null;
-    return new AuditError('internal/audit-record', `a ${record.kind} record is over ${AUDIT_RECORD_BYTES_MAX} bytes`);
+    if (Buffer.byteLength(details) + Buffer.byteLength(subject) <= AUDIT_RECORD_BYTES_MAX) return null;
+    return new AuditError('internal/audit-record', `a ${kind} record is over ${AUDIT_RECORD_BYTES_MAX} bytes`);
   }
 
   /** Group commit: whatever is appended in the same moment shares one transaction, so one fsync. */
@@ -154,12 +187,13 @@ class Chain implements Audit {
     try {
       const written = inTransaction(this.#db, () => this.#insert(batch));
       this.#head = written.at(-1) ?? this.#head;
+      this.#key = batch.findLast(({ next }) => next !== null)?.next ?? this.#key;
       for (const [index, { resolve }] of batch.entries()) resolve(written[index] ?? this.#head);
     } catch (cause) {
-      this.#log.error({ err: cause, records: batch.length }, 'audit records could not be written');
-      for (const { record, reject } of batch) {
+      this.#options.log.error({ err: cause, records: batch.length }, 'audit records could not be written');
+      for (const { kind, reject } of batch) {
         reject(
-          new AuditError('host-fault/audit-write', `recording ${record.kind}`, {
+          new AuditError('host-fault/audit-write', `recording ${kind}`, {
             cause,
             next: 'check the free space and the permissions of the audit folder',
           }),
@@ -169,37 +203,28 @@ class Chain implements Audit {
   }
 
   #insert(batch: readonly Waiting[]): readonly Head[] {
-    const insert = this.#db.prepare('INSERT INTO records (seq, vm, body, hash, signature) VALUES (?, ?, ?, ?, ?)');
+    const insert = this.#db.prepare(
+      'INSERT INTO records (seq, vm, body, hash, signature, format) VALUES (?, ?, ?, ?, ?, 2)',
+    );
     let head = this.#head;
-    return batch.map(({ record, text }) => {
+    let key = this.#key;
+    return batch.map(({ vm, draft, next }) => {
       const seq = head.seq + 1;
-      // Canonical JSON of the whole: its four keys are in order.
-      const body = `{"atMs":${this.#clock.nowMs()},"prev":"${head.hash}","record":${text},"seq":${seq}}`;
-      const hash = digestOf(body);
-      insert.run(seq, record.vm ?? null, body, hash, this.#key.sign(signedText(hash)));
+      const payload = payloadOf(draft, {
+        seq,
+        prev: head.hash,
+        atMs: this.#options.clock.nowMs(),
+        host: this.#host,
+      });
+      const bytes = Buffer.from(payload);
+      const signed = preAuthentication(bytes);
+      const signers = next === null ? [key] : [key, next];
+      const signatures = signaturesText(signers.map((each) => ({ keyid: each.keyid, sig: each.sign(signed) })));
+      const hash = digestOf(envelopeLine(bytes, signatures));
+      insert.run(seq, vm, payload, hash, signatures);
       head = { seq, hash };
+      key = next ?? key;
       return head;
     });
   }
-}
-
-function readHead(db: DatabaseSync): Head {
-  const row = db.prepare('SELECT seq, hash FROM records ORDER BY seq DESC LIMIT 1').get() as Head | undefined;
-  return row === undefined ? { seq: 0, hash: ZERO_HASH } : { seq: row.seq, hash: row.hash };
-}
-
-function entryOf(row: Row): AuditEntry {
-  // The cast holds for a body that this program wrote; verify tells whether it did.
-  const body = parseJson(row.body, `audit record ${row.seq}`, 'host-fault/audit-damaged') as Pick<
-    AuditEntry,
-    'atMs' | 'prev' | 'record'
-  >;
-  return {
-    seq: row.seq,
-    atMs: body.atMs,
-    prev: body.prev,
-    record: body.record,
-    hash: row.hash,
-    signature: row.signature,
-  };
 }

@@ -1,4 +1,4 @@
-// What the audit chain records (X2), and the signed form in which it keeps a record.
+// What the audit chain records (X2), and what a record and a checkpoint look like to whoever reads them.
 import type { Digest } from '../base/digest-text.ts';
 import type { EvidenceFacts } from '../model/evidence.ts';
 import type { RunId, VmId } from '../model/ids.ts';
@@ -55,32 +55,48 @@ export type AuditRecord =
       readonly detail: string;
     };
 
+/** A public key as a record names it. */
+export type NamedKey = {
+  /** SHA-256 of the key's DER (SPKI), 64 hex digits. */
+  readonly keyid: string;
+  /** That DER, base64. */
+  readonly publicKey: string;
+};
+
+/** The chain's own record: from the next one on another key signs. Signed by both, so that neither alone can change keys. */
+export type KeyRotated = {
+  readonly kind: 'key-rotated';
+  readonly actor: string;
+  readonly from: NamedKey;
+  readonly to: NamedKey;
+};
+
+export type ChainRecord = AuditRecord | KeyRotated;
+
 export type AuditEntry = {
   /** From 1, without a gap. */
   readonly seq: number;
   readonly atMs: number;
   /** Hash of the record before, ZERO_HASH for the first. */
   readonly prev: string;
-  readonly record: AuditRecord;
-  /** SHA-256 of the canonical JSON of seq, atMs, prev and record. */
+  readonly record: ChainRecord;
+  /** SHA-256 of its line in an export; of a record of the first format: of its body (docs/audit.md). */
   readonly hash: string;
-  /** Ed25519 over "pratique.audit/1 <hash>", base64. */
+  /** Ed25519, base64; of a rotation the old key's. */
   readonly signature: string;
 };
 
 export const ZERO_HASH = '0'.repeat(64);
 
-/** What the signature of a record is over. */
-export function signedText(hash: string): string {
-  return `pratique.audit/1 ${hash}`;
-}
-
 /** A signed statement that the chain had this many records and this head; kept elsewhere it proves that no tail was cut. */
 export type Checkpoint = {
-  readonly format: 'pratique.checkpoint/1';
+  /** Those of the first format name no key: they are from before any rotation. */
+  readonly format: 'pratique.checkpoint/1' | 'pratique.checkpoint/2';
   readonly records: number;
   readonly head: string;
   readonly atMs: number;
+  /** The key that was in force after the last of these records. */
+  readonly keyid?: string;
   /** Ed25519 over the canonical JSON of the other fields, base64. */
   readonly signature: string;
 };

@@ -109,10 +109,11 @@ export const SAMPLE_INSPECTION: Inspection = {
 
 /** Well-formed; its signature is of no key. */
 export const SAMPLE_CHECKPOINT: AuditCheckpoint = {
-  format: 'pratique.checkpoint/1',
+  format: 'pratique.checkpoint/2',
   records: 1,
   head: digestOf('1'),
   atMs: 1_700_000_000_000,
+  keyid: digestOf('key'),
   signature: `${'A'.repeat(86)}==`,
 };
 
@@ -363,6 +364,14 @@ export function makeFakeService(state: RunStateName = 'off'): FakeService {
           record: { kind: 'admitted', vm: 'web', facts: { boot: 'x', list: [1, { deep: true }] } },
         },
       ];
+    },
+    auditLines: async (query) => {
+      enter('auditLines', query);
+      return query.afterSeq === 0 ? ['{"a":1}', '{"b":2}'] : [];
+    },
+    rotateAuditKey: async (options) => {
+      enter('rotateAuditKey', options);
+      return { seq: 2, hash: digestOf('2'), keyid: digestOf('key') };
     },
     auditCheckpoint: async () => {
       enter('auditCheckpoint');

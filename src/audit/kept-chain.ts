@@ -1,0 +1,111 @@
+// A chain without its daemon: the database of a host that is down, or an export on another machine. Nothing here writes.
+import { createReadStream } from 'node:fs';
+import { stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+import { pathToFileURL } from 'node:url';
+import { AUDIT_LINE_CHARS_MAX } from '../base/limits.ts';
+import { AuditError } from './error.ts';
+import { type PublicKey, readFolderKeys } from './host-key.ts';
+import type { Checkpoint } from './record.ts';
+import { lineOfRow, linksOf, pageOfRows } from './rows.ts';
+import { type AuditReport, type Link, verifyChain } from './verify.ts';
+
+type KeptOptions = { readonly keys: readonly PublicKey[]; readonly checkpoint?: Checkpoint };
+
+/**
+ * Verifies the chain of an audit folder, by the folder's own public keys unless others are given. Throws AuditError when there is
+ * none or it cannot be read.
+ */
+export async function verifyFolder(
+  folder: string,
+  { keys, ...options }: Partial<KeptOptions> = {},
+): Promise<AuditReport> {
+  const db = await openKept(folder);
+  try {
+    return await verifyChain({ links: linksOf(db), keys: keys ?? (await readFolderKeys(folder)), ...options });
+  } finally {
+    db.close();
+  }
+}
+
+/** The lines of an audit folder after a number, as an export has them. Throws AuditError like `verifyFolder`. */
+export async function* linesOfFolder(folder: string, afterSeq: number): AsyncIterable<string> {
+  const db = await openKept(folder);
+  try {
+    for (let after = afterSeq; ; ) {
+      const rows = pageOfRows(db, { afterSeq: after, limit: Number.MAX_SAFE_INTEGER });
+      if (rows.length === 0) return;
+      for (const row of rows) yield lineOfRow(row);
+      after = rows.at(-1)?.seq ?? after;
+    }
+  } finally {
+    db.close();
+  }
+}
+
+/** Verifies an exported file, or a pipe, line by line. One that begins later needs the checkpoint just before. Throws AuditError when it cannot be read. */
+export async function verifyFile(path: string, options: KeptOptions): Promise<AuditReport> {
+  return await verifyChain({ links: linksOfFile(path), ...options });
+}
+
+async function* linksOfFile(path: string): AsyncIterable<Link> {
+  let pending = '';
+  const stream = createReadStream(path, { encoding: 'utf8' });
+  try {
+    for await (const piece of stream) {
+      const lines = `${pending}${piece}`.split('\n');
+      pending = lines.pop() ?? '';
+      for (const line of lines) yield { kind: 'line', line };
+      if (pending.length > AUDIT_LINE_CHARS_MAX) {
+        yield { kind: 'unreadable', trouble: `its line is longer than ${AUDIT_LINE_CHARS_MAX} characters` };
+        return;
+      }
+    }
+  } catch (cause) {
+    throw new AuditError('usage/audit-file', `${path}: cannot be read`, {
+      cause,
+      next: 'give a file with what `pratique audit export` printed',
+    });
+  }
+  if (pending !== '') yield { kind: 'unreadable', trouble: 'the file ends in the middle of its line' };
+}
+
+async function openKept(folder: string): Promise<DatabaseSync> {
+  const path = join(folder, 'audit.db');
+  const isThere = await stat(path).then(
+    () => true,
+    (cause: NodeJS.ErrnoException) => cause.code !== 'ENOENT',
+  );
+  if (!isThere) throw new AuditError('not-found/audit', `there is no audit chain in ${folder}`);
+  try {
+    return openReadOnly(path);
+  } catch (cause) {
+    // Where SQLite can make no files beside the database nobody else writes either; but a log that is not worked in is part of it.
+    if (!(await hasLog(path))) return openReadOnly(path, 'immutable');
+    throw new AuditError('host-fault/audit-read', `opening the audit database ${path}`, {
+      cause,
+      next: 'read it as the user that the daemon runs as, or copy the folder to where it can be written',
+    });
+  }
+}
+
+async function hasLog(path: string): Promise<boolean> {
+  return await stat(`${path}-wal`).then(
+    ({ size }) => size > 0,
+    () => false,
+  );
+}
+
+function openReadOnly(path: string, mode?: 'immutable'): DatabaseSync {
+  const url = pathToFileURL(path);
+  if (mode !== undefined) url.searchParams.set(mode, '1');
+  const db = new DatabaseSync(url, { readOnly: true });
+  try {
+    db.prepare('SELECT count(*) FROM sqlite_master').get();
+    return db;
+  } catch (error) {
+    db.close();
+    throw error;
+  }
+}
