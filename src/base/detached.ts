@@ -63,8 +63,8 @@ function becoming({ uid, gid, group, capability }: Identity): readonly string[] 
 export type Detached = {
   /** Whether it has ended, or could not be started. */
   readonly hasEnded: () => boolean;
-  /** Resolves when it has. */
-  readonly ended: Promise<void>;
+  /** Resolves when it has, with how: `ended with exit code 1`, `was killed by SIGKILL`, `could not be started`. */
+  readonly ended: Promise<string>;
   readonly kill: () => void;
 };
 
@@ -74,14 +74,16 @@ export async function startDetached(argv: readonly string[], logFile: string): P
   try {
     const [program = '', ...args] = argv;
     const child = spawn(program, args, { detached: true, stdio: ['ignore', log.fd, log.fd], cwd: '/' });
-    const ending = Promise.withResolvers<void>();
+    const ending = Promise.withResolvers<string>();
     let hasEnded = false;
-    const end = (): void => {
+    const end = (how: string): void => {
       hasEnded = true;
-      ending.resolve();
+      ending.resolve(how);
     };
-    child.on('error', end);
-    child.on('exit', end);
+    child.on('error', () => end('could not be started'));
+    child.on('exit', (code, signal) =>
+      end(signal === null ? `ended with exit code ${code}` : `was killed by ${signal}`),
+    );
     child.unref();
     return { hasEnded: () => hasEnded, ended: ending.promise, kill: () => void child.kill('SIGKILL') };
   } finally {

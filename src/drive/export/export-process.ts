@@ -21,8 +21,13 @@ import { countMounts } from './mounts.ts';
 const PROGRAM = 'qemu-storage-daemon';
 /** Descriptor on which it inherits the listening socket. */
 const SOCKET_FD = 10;
-/** What an NBD server says first (NBD protocol, "newstyle negotiation"). */
-const NBD_GREETING = 'NBDMAGIC';
+/** What an NBD server says first, and the polite answer of somebody who wants nothing: client flags and NBD_OPT_ABORT (NBD protocol). */
+const NBD_GREETING = /^NBDMAGICIHAVEOPT/;
+const NBD_GOODBYE = Buffer.concat([
+  Buffer.from([0, 0, 0, 1]),
+  Buffer.from('IHAVEOPT'),
+  Buffer.from([0, 0, 0, 2, 0, 0, 0, 0]),
+]);
 
 export type Started = { readonly process: ProcessId; readonly child: Detached };
 
@@ -139,14 +144,15 @@ async function canBeRead({ transport }: ExportRecord, files: ExportFiles): Promi
 function greets(socketPath: string): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect(socketPath);
-    const end = (isGreeted: boolean) => {
-      socket.destroy();
-      resolve(isGreeted);
-    };
-    socket.setTimeout(EXPORT_START_TIMEOUT_MS, () => end(false));
-    socket.on('data', (bytes: Buffer) => end(bytes.toString('latin1').startsWith(NBD_GREETING)));
-    socket.on('error', () => end(false));
-    socket.on('close', () => end(false));
+    let isGreeted = false;
+    socket.setTimeout(EXPORT_START_TIMEOUT_MS, () => socket.destroy());
+    socket.on('data', (bytes: Buffer) => {
+      if (isGreeted || !NBD_GREETING.test(bytes.toString('latin1'))) return void socket.destroy();
+      isGreeted = true;
+      socket.end(NBD_GOODBYE);
+    });
+    socket.on('error', () => socket.destroy());
+    socket.on('close', () => resolve(isGreeted));
   });
 }
 
@@ -164,7 +170,7 @@ async function notStarted({ vm }: ExportRecord, files: ExportFiles, isReady: boo
   if (/(?:cannot run|failed to execute) qemu-storage-daemon/.test(words))
     return new DriveError('host-unfit/storage-daemon', message, { next: 'install the package qemu-system-common' });
   if (/fuse/i.test(words)) {
-    const next = 'load it: modprobe fuse; as an ordinary user, also install the package fuse3';
+    const next = 'load it: modprobe fuse; an ordinary user also needs the package fuse3 and a name in /etc/passwd';
     return new DriveError('host-unfit/fuse', message, { next });
   }
   return new DriveError('host-fault/drive-export', message, { next: `look at ${files.logFile}` });

@@ -100,7 +100,7 @@ export function makeDriveExports(options: {
     entry.watcher?.mayServe();
     const { process, child } = await startExport(entry.record, entry.files, clock);
     Object.assign(entry, { process, child, startedAtMs: clock.monotonicMs() });
-    void child.ended.then(() => onDeath(entry));
+    void child.ended.then((how) => onDeath(entry, how));
   };
 
   const forget = async (entry: Served): Promise<void> => {
@@ -108,18 +108,19 @@ export function makeDriveExports(options: {
     await removeExportFolder(entry.files);
   };
 
-  const onDeath = (entry: Served): void => {
+  const onDeath = (entry: Served, how: string): void => {
     const { vm } = entry.record;
     if (isClosed || entry.ending.signal.aborted || served.get(vm) !== entry) return;
-    void inLine(vm, () => startAgain(entry)).catch((error: unknown) => {
+    void inLine(vm, () => startAgain(entry, how)).catch((error: unknown) => {
       log.error({ vm, detail: describeError(error) }, 'what a dead export left could not be cleared away');
     });
   };
 
   /** Starts a dead one again, a bounded number of times; then whoever attached the drive is told that there is none any more. */
-  const startAgain = async (entry: Served): Promise<void> => {
+  const startAgain = async (entry: Served, how: string): Promise<void> => {
     const { vm } = entry.record;
-    const why = `the process that served its drive ended: ${(await wordsOf(entry.files)) || 'it said nothing'}`;
+    const words = await wordsOf(entry.files);
+    const why = `the process that served its drive ${how}${words === '' ? '' : ` (${words})`}`;
     if (clock.monotonicMs() - entry.startedAtMs > EXPORT_SOUND_MS) entry.failures = 0;
     for (;;) {
       if (entry.ending.signal.aborted || served.get(vm) !== entry) return;
@@ -157,7 +158,7 @@ export function makeDriveExports(options: {
       for (const entry of [...served.values()].filter(isAdopted)) {
         if (entry.process === null || (await isAlive(entry.process))) continue;
         entry.process = null;
-        onDeath(entry);
+        onDeath(entry, 'ended');
       }
       lookLater();
     });
@@ -227,7 +228,7 @@ export function makeDriveExports(options: {
         const entry = served.get(vm);
         if (entry === undefined) return null;
         entry.watcher = watcher;
-        if (entry.process === null) await startAgain(entry);
+        if (entry.process === null) await startAgain(entry, 'ended');
         return served.get(vm) === entry ? sourceOf(entry.record, entry.files) : null;
       }),
     isServing: (vm) => served.has(vm),
