@@ -7,7 +7,7 @@ import { installBundle } from './installers/bundle.ts';
 import { failure, type InstallContext, type Outcome, type Phase } from './installers/context.ts';
 import { installDebianPackages } from './installers/debian.ts';
 import type { Paths } from './paths.ts';
-import { AgentError, type Platform } from './platform/platform.ts';
+import { AgentError, type Platform, SystemError } from './platform/platform.ts';
 
 export type Installation = {
   readonly platform: Platform;
@@ -155,8 +155,18 @@ async function verifyFile({ platform, drive }: InstallContext, file: ManifestIte
   if (found.sizeBytes !== file.sizeBytes) {
     throw new AgentError('size-mismatch', `${file.path} has ${found.sizeBytes} bytes instead of ${file.sizeBytes}`);
   }
-  if ((await digestOfFile(platform, path)) !== file.digest) {
+  if ((await digestOnDrive(platform, path)) !== file.digest) {
     throw new AgentError('digest-mismatch', `${file.path} is not what the manifest says`);
+  }
+}
+
+/** A drive that cannot be read is the host's to mend, like one with other bytes. */
+async function digestOnDrive(platform: Platform, path: string): Promise<string> {
+  try {
+    return await digestOfFile(platform, path);
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
+    throw new AgentError('drive-unreadable', error.message, error);
   }
 }
 

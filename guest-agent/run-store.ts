@@ -1,5 +1,6 @@
 // The run this guest is in, on disk: its results survive power cuts, restarts of the agent and new sessions.
 import type { HostBodyOf } from '../src/guest/messages.ts';
+import { isContentCode } from '../src/model/quarantine.ts';
 import type { ItemResult } from '../src/model/result.ts';
 import { asciiJson } from './ascii-json.ts';
 import { readRecord, writeRecord } from './durable.ts';
@@ -29,17 +30,22 @@ export class RunStore {
     return this.#record?.run === run ? this.#record : null;
   }
 
-  /** The record of exactly this offer; null if it was never begun. */
+  /**
+   * The record of exactly this offer; null if it was never begun. One that ended because of what the drive showed is not finished:
+   * the host offers it again when it has looked at its copies.
+   */
   ofOffer(offer: Offer, vm: string): RunRecord | null {
     const record = this.ofRun(offer.run);
     const isSame = record?.manifestDigest === offer.manifestDigest && record.planDigest === offer.planDigest;
-    return record !== null && isSame && record.vm === vm ? record : null;
+    if (record === null || !isSame || record.vm !== vm) return null;
+    if (!record.isFinished || !record.results.some(({ code }) => isContentCode(code ?? ''))) return record;
+    return { ...record, isFinished: false, results: record.results.filter(({ outcome }) => outcome === 'installed') };
   }
 
   /** Begins an offer, or goes on with one that was broken off. */
   begin(offer: Offer, vm: RunRecord['vm']): RunRecord {
     const known = this.ofOffer(offer, vm);
-    if (known !== null) return known;
+    if (known !== null) return known === this.#record ? known : this.#write(known);
     const before = this.ofRun(offer.run);
     return this.#write({
       run: offer.run,

@@ -148,7 +148,7 @@ a device name. Mount it with \`ro,nosuid,nodev\` (and \`noexec\`, if bundles are
   its \`run\` and \`planDigest\` are those of the offer. Anything else: \`drive\` with state \`refused\` and a code: \`manifest-missing\`,
   \`manifest-digest\`, \`manifest-malformed\`, \`manifest-wrong-vm\`, \`manifest-wrong-run\`, \`manifest-wrong-plan\`.
 - \`/packages/…\`, \`/apt/…\`, \`/config/…\`, \`/agent/…\`: the files. Before a file is used, its size and SHA-256 must be those of
-  the manifest; otherwise \`refused\` with \`file-missing\`, \`size-mismatch\` or \`digest-mismatch\`.
+  the manifest; otherwise \`refused\` with \`file-missing\`, \`size-mismatch\`, \`digest-mismatch\`, or \`drive-unreadable\` if it cannot be read.
 - No drive with the label within a minute, or none that can be mounted: \`refused\` with \`no-drive\` or \`mount-failed\`.
 
 Items are installed in the order of the manifest, by their \`install.action\`:
@@ -164,7 +164,11 @@ Items are installed in the order of the manifest, by their \`install.action\`:
 
 After an item that failed the others are \`skipped\` with the code \`earlier-failed\`, but every item has a result. Codes of a failed result:
 \`digest-mismatch\`, \`no-space\`, \`bad-bundle\`, \`unpack-failed\`, \`install-failed\`, \`check-failed\`, \`timeout\`, \`unsupported-compression\`,
-\`bad-signature\`, \`signed-digest-mismatch\`, \`not-in-archive\`, \`no-apt\`, \`no-dpkg\`, \`agent-unfit\`; others may be made up. A drive that is \`refused\` ends the run; an item that failed does, too, and the VM stays unplugged.`;
+\`bad-signature\`, \`signed-digest-mismatch\`, \`not-in-archive\`, \`no-apt\`, \`no-dpkg\`, \`agent-unfit\`; others may be made up. A drive that is \`refused\` ends the run; an item that failed does, too, and the VM stays unplugged.
+
+Not so where the drive itself was not what was announced (\`mount-failed\`, \`manifest-missing\`, \`manifest-digest\`, \`drive-unreadable\`,
+\`digest-mismatch\`, \`size-mismatch\`, \`file-missing\`): the host asks it back with \`release\`, looks at its own copies, and sends an \`offer\` again, at
+most twice in a run. It may carry the same \`manifestDigest\`: then the agent begins anew with what was not installed.`;
 
 const DURABILITY = `## What an agent must keep, and survive
 

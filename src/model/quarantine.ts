@@ -1,7 +1,15 @@
 // Why a VM is not plugged in, and what to do next (X8). The reasons are data; the sentences are made in one place.
 
 /** Words of an agent for which the bytes on the drive may be to blame. */
-const CONTENT_CODES: ReadonlySet<string> = new Set(['digest-mismatch', 'size-mismatch', 'file-missing']);
+const CONTENT_CODES: ReadonlySet<string> = new Set([
+  'mount-failed',
+  'manifest-missing',
+  'manifest-digest',
+  'drive-unreadable',
+  'digest-mismatch',
+  'size-mismatch',
+  'file-missing',
+]);
 
 /** Whether a guest's failure puts in doubt what this host showed to it. */
 export function isContentCode(code: string): boolean {

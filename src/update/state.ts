@@ -19,6 +19,8 @@ export type Run = {
   readonly sessions: number;
   /** Offers sent in this run: an agent that dies at each offer must not go on for ever. */
   readonly offersSent: number;
+  /** Times that this run's guest read something else than was announced and the host looked at its copies; absent: none. */
+  readonly doubts?: number;
   readonly plan: PlanSummary | null;
   /** Digest of every manifest offered in any boot of this run, the last one last. */
   readonly manifests: readonly Digest[];
@@ -55,7 +57,13 @@ export type RunState =
       readonly session: Session;
       readonly phase: 'comparing' | 'fetching';
     }
-  | { readonly kind: 'offering'; readonly run: Run; readonly session: Session; readonly isDriveAttached: boolean }
+  | {
+      readonly kind: 'offering';
+      readonly run: Run;
+      readonly session: Session;
+      /** `withdrawing`: the guest read something else than was announced; it is asked to let go of the drive. */
+      readonly phase: 'attaching' | 'offered' | 'withdrawing';
+    }
   | { readonly kind: 'installing'; readonly run: Run; readonly session: Session }
   | {
       readonly kind: 'rebooting';

@@ -4,7 +4,8 @@ import { OFFERS_MAX, REBOOTS_MAX, SESSIONS_PER_RUN_MAX } from '../base/limits.ts
 import type { HostBody } from '../guest/messages.ts';
 import type { RunId } from '../model/ids.ts';
 import type { Policy } from '../model/policy.ts';
-import { isContentCode, type QuarantineReason, type Trouble } from '../model/quarantine.ts';
+import type { QuarantineReason, Trouble } from '../model/quarantine.ts';
+import { failOrDoubt, mend } from './doubt.ts';
 import { type Effect, START } from './effect.ts';
 import type { GuestEvent, RunEvent } from './event.ts';
 import { newRun } from './new-run.ts';
@@ -361,10 +362,10 @@ function askConfirm(run: Run, session: Session): Outcome {
 function onDrive(state: RunState, event: Extract<GuestEvent, { kind: 'drive' }>): Outcome {
   if (event.state === 'released') return onReleased(state);
   const isOurs = runOf(state)?.manifests.at(-1) === event.manifestDigest;
-  if (state.kind !== 'offering' || !isOurs)
+  if (state.kind !== 'offering' || state.phase === 'withdrawing' || !isOurs)
     return denied('unexpected', `word of a drive is not expected while ${state.kind}`);
   if (event.state === 'refused') {
-    return doubting(event.code, fail(state, { kind: 'drive-refused', code: event.code, detail: event.detail }));
+    return failOrDoubt(state, event.code, { kind: 'drive-refused', code: event.code, detail: event.detail });
   }
   return moved({ kind: 'installing', run: state.run, session: state.session });
 }
@@ -373,33 +374,26 @@ function onReleased(state: RunState): Outcome {
   const detach: Effect = { kind: 'detach-drive' };
   if (state.kind === 'rebooting' && state.phase === 'releasing') return moved({ ...state, phase: 'detaching' }, detach);
   if (state.kind === 'opening' && state.phase === 'releasing') return moved({ ...state, phase: 'detaching' }, detach);
+  if (state.kind === 'offering' && state.phase === 'withdrawing') return mend(state);
   if (state.kind === 'quarantined' || state.kind === 'connected') return amended(state, detach);
   return denied('unexpected', `the drive was not asked back while ${state.kind}`);
 }
 
 function onInstalled(state: RunState, event: Extract<GuestEvent, { kind: 'installed' }>, policy: Policy): Outcome {
   const isOurs = runOf(state)?.manifests.at(-1) === event.manifestDigest;
-  if ((state.kind !== 'offering' && state.kind !== 'installing') || !isOurs) {
+  const isOffered = state.kind === 'installing' || (state.kind === 'offering' && state.phase !== 'withdrawing');
+  if (!isOffered || !isOurs) {
     return denied('unexpected', `a report of an installation is not expected while ${state.kind}`);
   }
   const failed = event.results.find((result) => result.outcome !== 'installed');
   if (failed !== undefined) {
     const code = failed.code ?? failed.outcome;
-    return doubting(
-      code,
-      fail(state, { kind: 'install-failed', item: failed.item, code, detail: failed.output ?? '' }),
-    );
+    return failOrDoubt(state, code, { kind: 'install-failed', item: failed.item, code, detail: failed.output ?? '' });
   }
   const run: Run = { ...state.run, isInstalled: true };
   if (!event.rebootRequired) return askConfirm(run, state.session);
   if (!policy.allowReboot) return refuseReboot({ ...state, run });
   return moved({ kind: 'rebooting', run, session: state.session, phase: 'releasing' }, sendRelease(run));
-}
-
-/** What the guest read from the drive was not what the manifest says: our own copies are looked at before they are offered again. */
-function doubting(code: string, outcome: Outcome): Outcome {
-  if (outcome.kind !== 'moved' || !isContentCode(code)) return outcome;
-  return { ...outcome, effects: [...outcome.effects, { kind: 'verify-blobs' }] };
 }
 
 // ---- Answers of effects -------------------------------------------------------------------------------------------
@@ -490,7 +484,7 @@ function onPlanFailed(state: Extract<RunState, { kind: 'planning' }>, reason: Tr
 function onFetched({ run, session }: Extract<RunState, { kind: 'planning' }>, policy: Policy): Outcome {
   const isOnTrial = run.isOnTrial || (policy.overlay && run.liveGrant === null && run.manifests.length === 0);
   const begin: readonly Effect[] = isOnTrial ? [{ kind: 'begin-overlay' }] : [];
-  const offering: RunState = { kind: 'offering', run: { ...run, isOnTrial }, session, isDriveAttached: false };
+  const offering: RunState = { kind: 'offering', run: { ...run, isOnTrial }, session, phase: 'attaching' };
   return moved(offering, ...begin, { kind: 'attach-drive' });
 }
 
@@ -502,7 +496,7 @@ function onDriveAttached(state: Extract<RunState, { kind: 'offering' }>, manifes
   const run: Run = { ...state.run, manifests, offersSent: state.run.offersSent + 1 };
   if (run.offersSent > OFFERS_MAX) return fail({ ...state, run }, { kind: 'too-many-offers', offers: OFFERS_MAX });
   const offer: HostBody = { type: 'offer', run: run.run, planDigest: plan.digest, manifestDigest, label: 'PRATIQUE' };
-  return moved({ kind: 'offering', run, session: state.session, isDriveAttached: true }, send(offer));
+  return moved({ kind: 'offering', run, session: state.session, phase: 'offered' }, send(offer));
 }
 
 function onDriveDetached(state: RunState): Outcome {
@@ -547,6 +541,7 @@ function onDeadline(state: RunState, waitedMs: number): Outcome {
     // A guest that will not let go of the drive loses it by surprise.
     return moved({ ...state, phase: 'detaching' }, { kind: 'detach-drive' });
   }
+  if (state.kind === 'offering' && state.phase === 'withdrawing') return mend(state);
   return fail(state, { kind: 'deadline', state: state.kind, waitedMs });
 }
 

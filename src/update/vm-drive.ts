@@ -157,8 +157,12 @@ export class VmDrive {
     );
   }
 
-  /** The guest read other bytes than the manifest's: what rotted in the store is taken out of it, so that it is fetched anew. */
+  /**
+   * The guest read something else than was announced: what rotted in the store is taken out of it, so that it is fetched anew, and
+   * a drive that is detached is made anew, for its own files may be what rotted, or be links to what was replaced since.
+   */
   async verifyBlobs(plan: Plan | null): Promise<void> {
+    if (this.#attached === null) await this.#deps.drives.remove(this.#folder());
     const nowMs = this.#deps.clock.monotonicMs();
     if (nowMs - this.#doubtedAtMs < BLOB_DOUBT_INTERVAL_MS) return;
     this.#doubtedAtMs = nowMs;
