@@ -127,6 +127,13 @@ export const EVENTS: readonly RunEvent[] = [
     results: [{ item: 'i', outcome: 'failed', durationMs: 1 }],
     rebootRequired: false,
   },
+  {
+    kind: 'installed',
+    session,
+    manifestDigest: MANIFEST,
+    results: [{ item: 'i', outcome: 'failed', code: 'digest-mismatch', durationMs: 1 }],
+    rebootRequired: false,
+  },
   { kind: 'confirm', session, confirm },
   { kind: 'confirm', session: otherBoot, confirm },
   { kind: 'misbehaved', code: 'x', detail: 'y' },
