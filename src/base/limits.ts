@@ -131,6 +131,8 @@ export const EXPORT_LOG_BYTES_MAX = 600;
 export const EXPORT_STALE_MOUNTS_MAX = 16;
 /** Drives built at once on one host: each holds its metadata and a copy buffer, and a fleet that starts at once wants hundreds. */
 export const DRIVE_BUILDS_AT_ONCE_MAX = 4;
+/** Files, symlinks and folders handed to the image builder: all files of a drive with a folder for each, and some. */
+export const DRIVE_ENTRIES_MAX = 250_000;
 /** Folders on one drive: the path tables of ISO 9660 count them in 16 bits. */
 export const DRIVE_FOLDERS_MAX = 65_535;
 /** Bytes of a path on a drive: Linux's PATH_MAX without its final NUL. */
@@ -334,7 +336,7 @@ export const AGENT_DRIVE_WAIT_MS = 20_000;
 /** Milliseconds to look on after a drive with another manifest was found: the right one may just be arriving. */
 export const AGENT_DRIVE_MISMATCH_WAIT_MS = 2_000;
 /** Milliseconds between two looks at the block devices. */
-export const AGENT_DRIVE_LOOK_MS = 100;
+export const AGENT_DRIVE_LOOK_MS = 10;
 /** Milliseconds for an `install` or `check` entry of a bundle that names no limit of its own. */
 export const AGENT_ENTRY_TIMEOUT_MS = 10 * 60_000;
 /** Milliseconds for one apt or dpkg run over all packages of a manifest, and for unpacking one compressed bundle. */

@@ -1,21 +1,39 @@
 // The files of one drive in its folder: hard links of the blobs, the metadata file and, last of all, the descriptor.
 //
-// A folder with a descriptor is complete. Hard links give QEMU's user the blobs of this VM and no others, and keep
-// their bytes in place whatever retention does to the store.
-import { chmod, chown, link, mkdir, open, readdir, readFile, rmdir, stat, unlink } from 'node:fs/promises';
+// A folder with a descriptor of this boot of the host is complete. After a power cut the VM is gone and so is the worth of its
+// drive: it is built anew, and nobody waits for a disk (fsync) before a guest may read. Hard links give QEMU's user the blobs
+// of this VM and no others, and keep their bytes in place whatever retention does to the store.
+import {
+  chmod,
+  chown,
+  link,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rmdir,
+  stat,
+  unlink,
+  writeFile,
+} from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import type { Digest } from '../base/digest-text.ts';
-import { syncFolder, writeDurably } from '../base/durable-file.ts';
+import { syncFolder } from '../base/durable-file.ts';
+import { hostBootId } from '../base/process-id.ts';
 import { type BlobFiles, missingBlob, wrongSize } from './blob-files.ts';
 import { DriveError, systemCode } from './drive-error.ts';
 import type { IsoImage } from './iso9660.ts';
-import { packBlobs, writeAll } from './pack-blobs.ts';
+import { writePacked } from './pack-blobs.ts';
 import { DESCRIPTOR_FILE, type ImagePlan, type LinkedBlob, METADATA_FILE } from './zero-copy-image.ts';
 
 /** The user and group that QEMU runs as. */
 export type Owner = { readonly uid: number; readonly gid: number };
 
 const OWN_FILE = /^(?:b\d{4,}|meta\.bin|drive\.vmdk)(?:\.new)?$/;
+
+/** Bytes of the metadata compared at once. */
+const COMPARE_BYTES = 1024 * 1024;
 
 export type DriveFiles = {
   readonly folder: string;
@@ -24,11 +42,11 @@ export type DriveFiles = {
   readonly blobs: BlobFiles;
 };
 
-/** Whether the folder already holds exactly this drive. */
+/** Whether the folder already holds exactly this drive, built since the host's last start. */
 export async function isBuilt(files: DriveFiles): Promise<boolean> {
   try {
     const descriptor = await readFile(join(files.folder, DESCRIPTOR_FILE), 'utf8');
-    if (descriptor !== files.plan.descriptor) return false;
+    if (descriptor !== (await descriptorOfThisBoot(files.plan))) return false;
     for (const { file, extent } of files.plan.linked) {
       const [ours, theirs] = await Promise.all([
         stat(join(files.folder, file)),
@@ -43,14 +61,25 @@ export async function isBuilt(files: DriveFiles): Promise<boolean> {
   }
 }
 
+/** A comment line, which QEMU does not read, says which boot the files' bytes are known to be from. */
+async function descriptorOfThisBoot({ descriptor }: ImagePlan): Promise<string> {
+  const [first, ...rest] = descriptor.split('\n');
+  return [first, `# host boot ${await hostBootId()}`, ...rest].join('\n');
+}
+
 /** Whether the metadata file has the right length and begins with the metadata; what is packed follows from it. */
 async function startsWith(path: string, { iso, plan }: DriveFiles): Promise<boolean> {
   const handle = await open(path, 'r');
   try {
     if ((await handle.stat()).size !== plan.metadataFileBytes) return false;
-    const found = Buffer.allocUnsafe(iso.metadata.length);
-    const { bytesRead } = await handle.read(found, 0, found.length, 0);
-    return bytesRead === found.length && found.equals(iso.metadata);
+    const found = Buffer.allocUnsafe(Math.min(COMPARE_BYTES, iso.metadata.length));
+    for (let done = 0; done < iso.metadata.length; ) {
+      const wanted = iso.metadata.subarray(done, done + found.length);
+      const { bytesRead } = await handle.read(found, 0, wanted.length, done);
+      if (bytesRead === 0 || !found.subarray(0, bytesRead).equals(wanted.subarray(0, bytesRead))) return false;
+      done += bytesRead;
+    }
+    return true;
   } finally {
     await handle.close();
   }
@@ -65,9 +94,10 @@ export async function writeDriveFolder(files: DriveFiles): Promise<void> {
   await mkdir(folder, { mode: 0o700 });
   for (const blob of plan.linked) await linkBlob(files, blob);
   await writeMetadataFile(files);
-  await syncFolder(folder);
-  await writeDurably(join(folder, DESCRIPTOR_FILE), plan.descriptor, 0o444);
-  await syncFolder(dirname(folder));
+  // Renamed into its place, so that whoever kills us leaves a whole descriptor or none.
+  const descriptor = join(folder, DESCRIPTOR_FILE);
+  await writeFile(`${descriptor}.new`, await descriptorOfThisBoot(plan), { mode: 0o444 });
+  await rename(`${descriptor}.new`, descriptor);
 }
 
 /** Lets the owner's group read a complete folder, and nobody else. */
@@ -143,9 +173,7 @@ function linkError(cause: unknown, digest: Digest, folder: string): DriveError {
 async function writeMetadataFile({ folder, iso, plan, blobs }: DriveFiles): Promise<void> {
   const handle = await open(join(folder, METADATA_FILE), 'wx', 0o400);
   try {
-    await writeAll(handle, iso.metadata);
-    await packBlobs(handle, plan.packed, blobs);
-    await handle.sync();
+    await writePacked(handle, { metadata: iso.metadata, packed: plan.packed, blobs });
   } finally {
     await handle.close();
   }

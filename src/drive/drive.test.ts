@@ -300,6 +300,21 @@ describe('building again [X4]', () => {
     ],
     ['before a blob was linked', (folder) => unlink(join(folder, 'b0002'))],
     [
+      'of the host, of whose disk nobody knows what it kept,',
+      async (folder) => {
+        const [vmdk, meta] = [join(folder, 'drive.vmdk'), join(folder, 'meta.bin')];
+        const descriptor = await readFile(vmdk, 'utf8');
+        assert.match(descriptor, /^# host boot [0-9a-f-]{36}$/m);
+        const older = descriptor.replace(/(?<=^# host boot ).*$/m, '00000000-0000-0000-0000-000000000000');
+        await writeFile(`${vmdk}.older`, older);
+        await rename(`${vmdk}.older`, vmdk);
+        // Behind the metadata lie the packed blobs; the last of them has two whole sectors.
+        const file = await open(meta, 'r+');
+        await file.write(Buffer.alloc(2048), 0, 2048, (await file.stat()).size - 4096);
+        await file.close();
+      },
+    ],
+    [
       'while the descriptor was renamed',
       (folder) => rename(join(folder, 'drive.vmdk'), join(folder, 'drive.vmdk.new')),
     ],

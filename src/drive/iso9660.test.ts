@@ -201,6 +201,39 @@ describe('what an image carries [A4]', () => {
     assert.deepEqual(contents(await extract('xorriso-joliet', image)), contents(expected(entries)));
   });
 
+  test('records stand in the order of ECMA-119, 9.3: name, then extension, the shorter one first', async () => {
+    const paths = ['/A.A1', '/A.A', '/A', '/A1.A', '/A1/x', '/A0', '/_.B', '/B.C'];
+    const image = await writeImage(
+      paths.map((path) => file(path, path)),
+      { joliet: false },
+    );
+    const listed = await runCommand(['isoinfo', '-l', '-i', image]);
+    const root = listed.slice(0, listed.indexOf('Directory listing of /A'));
+    const names = [...root.matchAll(/ ([A-Z0-9_]+(?:\.[A-Z0-9_]*;1)?) *$/gm)].map(([, name]) => name);
+    assert.deepEqual(names, ['A.;1', 'A.A;1', 'A.A1;1', 'A0.;1', 'A1', 'A1.A;1', 'B.C;1', '_.B;1']);
+  });
+
+  test('a file and a folder do not share a name when a reader drops the dot of an empty extension', async () => {
+    const image = await writeImage([file('/same name', 'x'), file('/same name too/x', 'y')], { joliet: false });
+    const names = (await listImage('plain', image)).map((path) => path.replace(/\.?;1$/, ''));
+    assert.equal(new Set(names).size, 3, names.join(' '));
+  });
+
+  test('symlinks to symlinks to symlinks are resolved once each', () => {
+    const entries: IsoEntry[] = [{ kind: 'folder', path: '/0' }];
+    // Followed anew each time, the last of them would take a million steps, and with 40 levels a host would hang.
+
+    for (let level = 1; level <= 20; level += 1) {
+      entries.push({ kind: 'symlink', path: `/${level}`, target: `${level - 1}/../${level - 1}` });
+    }
+    assert.throws(() => buildIso(entries), refusal('usage/drive-link', /too many symlinks/));
+    const many = Array.from({ length: 50_000 }, (_, index): IsoEntry => {
+      const target = index % 30 === 0 ? `${'./'.repeat(500)}top` : `link-${index - 1}`;
+      return { kind: 'symlink', path: `/link-${index}`, target };
+    });
+    assert.ok(buildIso([{ kind: 'folder', path: '/top' }, ...many]).totalSectors > 0);
+  });
+
   test('equal entries give equal bytes in whatever order they come', () => {
     const one = buildIso(WELL_FORMED_TREE);
     const other = buildIso(WELL_FORMED_TREE.toReversed());
@@ -230,6 +263,8 @@ describe('what an image cannot carry is refused, never cut [A4]', () => {
   const cases: readonly [string, readonly IsoEntry[], string, RegExp][] = [
     ['a relative path', [x('a')], 'usage/drive-path', /does not start with a slash/],
     ['an empty path', [x('')], 'usage/drive-path', /does not start with a slash/],
+    ['a folder without a path', [{ kind: 'folder', path: '' }], 'usage/drive-path', /does not start with a slash/],
+    ['a path of ten thousand characters', [x(`/${'ü'.repeat(10_000)}`)], 'usage/drive-path', /over 4095 bytes/],
     ['the root as a file', [x('/')], 'usage/drive-path', /empty component/],
     ['an empty component', [x('/a//b')], 'usage/drive-path', /empty component/],
     ['a slash at the end', [x('/a/')], 'usage/drive-path', /empty component/],
@@ -253,6 +288,13 @@ describe('what an image cannot carry is refused, never cut [A4]', () => {
     ],
     ['a size that is not the content', [{ ...x('/a'), sizeBytes: 2 } as IsoEntry], 'usage/drive-entry', /brings 1/],
     ['a negative size', [{ ...file('/a', 'x'), sizeBytes: -1 } as IsoEntry], 'usage/drive-entry', /-1 bytes/],
+    ['a size of no number', [{ ...file('/a', 'x'), sizeBytes: Number.NaN } as IsoEntry], 'usage/drive-entry', /NaN/],
+    [
+      'a file of 64 sections and a byte, which Linux might cut',
+      [{ ...file('/a', 'x'), sizeBytes: 64 * 0xffff_f800 + 1 } as IsoEntry],
+      'usage/drive-entry',
+      /that Linux reads/,
+    ],
     ['a mode with a file type in it', [{ ...x('/a'), mode: 0o100644 } as IsoEntry], 'usage/drive-entry', /mode/],
     ['a time before 1970', [{ ...x('/a'), mtimeMs: -1 }], 'usage/drive-entry', /1970/],
     ['a time that is no number', [{ ...x('/a'), mtimeMs: Number.NaN }], 'usage/drive-entry', /1970/],
@@ -301,6 +343,17 @@ describe('what an image cannot carry is refused, never cut [A4]', () => {
     });
   }
 
+  for (const createdAtMs of [-1, Number.NaN, Number.POSITIVE_INFINITY, Date.UTC(2156, 0)]) {
+    test(`a volume created at ${createdAtMs}`, () => {
+      assert.throws(() => buildIso([], { createdAtMs }), refusal('usage/drive-time', /1970 and 2155/));
+    });
+  }
+
+  test('more entries than a drive can have, before anything is made of them', () => {
+    const entries = new Array<IsoEntry>(250_001).fill(x('/a'));
+    assert.throws(() => buildIso(entries), refusal('usage/drive-files', /more than 250000/));
+  });
+
   test('more folders than path tables can count', () => {
     const entries = Array.from({ length: 65_535 }, (_, index): IsoEntry => ({ kind: 'folder', path: `/${index}` }));
     assert.throws(() => buildIso(entries), refusal('usage/drive-folders', /more than 65535/));
@@ -308,8 +361,12 @@ describe('what an image cannot carry is refused, never cut [A4]', () => {
   });
 
   test('a volume of more sectors than ISO 9660 can count', () => {
-    const entries = Array.from({ length: 3 }, (_, index): IsoEntry => {
-      return { path: `/${index}`, sizeBytes: 2 ** 42, source: { kind: 'blob', digest: digestOf(String(index)) } };
+    const entries = Array.from({ length: 33 }, (_, index): IsoEntry => {
+      return {
+        path: `/${index}`,
+        sizeBytes: 2 ** 38 - 2 ** 17,
+        source: { kind: 'blob', digest: digestOf(String(index)) },
+      };
     });
     assert.throws(() => buildIso(entries), refusal('usage/drive-size', /more than ISO 9660 can count/));
   });

@@ -6,11 +6,11 @@
 // Equal entries give equal bytes in whatever order they come; no time is read.
 import { DriveError } from './drive-error.ts';
 import { layImage } from './iso9660/layout.ts';
-import { makeTree } from './iso9660/tree.ts';
+import { isRecordTime, makeTree } from './iso9660/tree.ts';
 import type { IsoEntry, IsoImage, IsoOptions } from './iso9660/types.ts';
 
 export type { BlobSource, InlineSource, IsoEntry, IsoExtent, IsoImage, IsoOptions } from './iso9660/types.ts';
-export { SECTOR_BYTES } from './iso9660/types.ts';
+export { SECTOR_BYTES, sectorsOf } from './iso9660/types.ts';
 
 /** What both volume descriptors can carry: 16 characters in Joliet, d-characters in ISO 9660 (ECMA-119, 7.4.1). */
 const LABEL = /^[A-Z0-9_]{1,16}$/;
@@ -29,6 +29,12 @@ export function buildIso(entries: readonly IsoEntry[], options: IsoOptions = {})
   if (!LABEL.test(label)) {
     throw new DriveError('usage/drive-label', 'a volume label must be 1 to 16 of the characters A-Z, 0-9 and _');
   }
-  const tree = makeTree(entries);
-  return layImage(tree, { label, joliet: options.joliet ?? true, createdAtMs: options.createdAtMs ?? 0 });
+  const createdAtMs = options.createdAtMs ?? 0;
+  if (!isRecordTime(createdAtMs)) {
+    throw new DriveError(
+      'usage/drive-time',
+      `a volume cannot be created at ${createdAtMs} ms: not between the years 1970 and 2155`,
+    );
+  }
+  return layImage(makeTree(entries), { label, joliet: options.joliet ?? true, createdAtMs });
 }

@@ -49,12 +49,13 @@ export function writeVolumeDescriptor(target: Buffer, sector: number, content: V
   putBoth32(target, at + 132, content.pathTableBytes);
   target.writeUInt32LE(content.pathTableSector.little, at + 140);
   target.writeUInt32BE(content.pathTableSector.big, at + 148);
+  const { node, sector: rootSector, lengthBytes } = content.root;
   writeRecord(target, at + 156, {
-    ...content.root,
-    identifier: SELF_IDENTIFIER,
+    named: { node, identifier: SELF_IDENTIFIER, systemUse: NO_SYSTEM_USE },
+    sector: rootSector,
+    lengthBytes,
     encoding: 'ascii',
     hasMoreSections: false,
-    systemUse: NO_SYSTEM_USE,
     continuationSector: 0,
   });
   putVolumeDate(target, at + 813, content.createdAtMs);

@@ -1,10 +1,11 @@
 // One view of the tree (Rock Ridge or Joliet): which children a folder shows, in which order, in how many bytes.
 import { makeIsoNamer } from './iso-name.ts';
-import { jolietIdentifier } from './joliet.ts';
-import type { FolderNode, TreeNode } from './nodes.ts';
+import { checkJolietName } from './joliet.ts';
+import type { FolderNode } from './nodes.ts';
 import {
   type IdentifierEncoding,
   identifierBytes,
+  type NamedNode,
   placeRecord,
   RECORD_BYTES_MAX,
   recordBytes,
@@ -21,13 +22,11 @@ import {
 } from './rock-ridge.ts';
 import { SECTOR_BYTES, sectorsOf } from './types.ts';
 
-export type PlannedChild = { readonly node: TreeNode; readonly identifier: string; readonly systemUse: SystemUse };
-
 /** The records of one folder. */
 export type FolderRecords = {
   readonly self: SystemUse;
   readonly parent: SystemUse;
-  readonly children: readonly PlannedChild[];
+  readonly children: readonly NamedNode[];
   /** Directly behind the folder, because libarchive reads forward only. */
   readonly continuations: ContinuationArea;
 };
@@ -39,8 +38,9 @@ export type PlannedFolder = {
   /** Its own number for the root. */
   readonly parentNumber: number;
   readonly identifier: string;
+  readonly records: FolderRecords;
+  /** Of its records, in whole sectors. */
   readonly lengthBytes: number;
-  readonly continuationSectors: number;
 };
 
 export type Hierarchy = {
@@ -49,8 +49,6 @@ export type Hierarchy = {
   /** In the order of the path table: by level, then parent, then identifier (ECMA-119, 6.9.1). */
   readonly folders: readonly PlannedFolder[];
   readonly numberOf: ReadonlyMap<FolderNode, number>;
-  /** Makes a folder's records: once to measure and once to write them, rather than keep a hundred thousand. */
-  readonly planRecords: (folder: FolderNode) => FolderRecords;
 };
 
 /** The primary hierarchy: short ISO names, with Rock Ridge. */
@@ -63,7 +61,8 @@ export function planRockRidge(root: FolderNode): Hierarchy {
     const isoName = makeIsoNamer();
     const children = folder.sorted.map((node) => {
       const identifier = isoName(node.name, node.kind === 'folder');
-      return { node, identifier, systemUse: planChild(node, room(identifier.length), continuations) };
+      const nameBytes = identifierBytes(node, identifier, 'ascii');
+      return { node, identifier, systemUse: planChild(node, room(nameBytes), continuations) };
     });
     children.sort((a, b) => (a.identifier < b.identifier ? -1 : 1));
     return { self, parent, children, continuations };
@@ -77,8 +76,7 @@ export function planJoliet(root: FolderNode): Hierarchy {
     // The tree is sorted by UTF-16 units, which is Joliet's order of bytes.
     const shown = folder.sorted.filter((node) => node.kind !== 'symlink');
     const children = shown.map((node) => {
-      const identifier = jolietIdentifier(node.name, node.kind === 'folder');
-      return { node, identifier, systemUse: NO_SYSTEM_USE };
+      return { node, identifier: checkJolietName(node.name), systemUse: NO_SYSTEM_USE };
     });
     return { self: NO_SYSTEM_USE, parent: NO_SYSTEM_USE, children, continuations };
   });
@@ -88,7 +86,7 @@ function planHierarchy(
   root: FolderNode,
   kind: Hierarchy['kind'],
   encoding: IdentifierEncoding,
-  planRecords: Hierarchy['planRecords'],
+  planRecords: (folder: FolderNode) => FolderRecords,
 ): Hierarchy {
   const folders: PlannedFolder[] = [];
   const numberOf = new Map<FolderNode, number>();
@@ -100,20 +98,19 @@ function planHierarchy(
     numberOf.set(node, number);
     const records = planRecords(node);
     const lengthBytes = measureRecords(records, encoding);
-    const continuationSectors = records.continuations.sectors();
-    folders.push({ node, number, parentNumber, identifier, lengthBytes, continuationSectors });
+    folders.push({ node, number, parentNumber, identifier, records, lengthBytes });
     for (const child of records.children) {
       if (child.node.kind !== 'folder') continue;
       queue.push({ node: child.node, identifier: child.identifier, parentNumber: number });
     }
   }
-  return { kind, encoding, folders, numberOf, planRecords };
+  return { kind, encoding, folders, numberOf };
 }
 
 function measureRecords({ self, parent, children }: FolderRecords, encoding: IdentifierEncoding): number {
   let end = recordBytes(1, self.lengthBytes) + recordBytes(1, parent.lengthBytes);
   for (const { node, identifier, systemUse } of children) {
-    const length = recordBytes(identifierBytes(identifier, encoding), systemUse.lengthBytes);
+    const length = recordBytes(identifierBytes(node, identifier, encoding), systemUse.lengthBytes);
     const records = node.kind === 'file' ? sectionsOf(node.sizeBytes) : 1;
     for (let record = 0; record < records; record += 1) end = placeRecord(end, length) + length;
   }

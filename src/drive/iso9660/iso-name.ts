@@ -4,7 +4,10 @@ import { assert } from '../../base/errors.ts';
 const STEM_CHARS = 8;
 const EXTENSION_CHARS = 3;
 
-/** A function that gives each name of one folder its own ISO name (ECMA-119, 7.5 and 7.6), in time linear in the names. */
+/**
+ * A function that gives each name of one folder its own ISO name, without a version (ECMA-119, 7.5 and 7.6), in time linear in
+ * the names. Their plain order is that of ECMA-119, 9.3: the dot and a name's end come before every character of a name.
+ */
 export function makeIsoNamer(): (name: string, isFolder: boolean) => string {
   const taken = new Set<string>();
   // One counter for the folder: no number is tried twice, whatever the names are.
@@ -12,7 +15,9 @@ export function makeIsoNamer(): (name: string, isFolder: boolean) => string {
   return (name, isFolder) => {
     const dot = isFolder ? -1 : name.lastIndexOf('.');
     const stem = clean(dot > 0 ? name.slice(0, dot) : name, STEM_CHARS) || '_';
-    const ending = isFolder ? '' : `.${dot > 0 ? clean(name.slice(dot + 1), EXTENSION_CHARS) : ''};1`;
+    const extension = dot > 0 ? `.${clean(name.slice(dot + 1), EXTENSION_CHARS)}` : '.';
+    // A reader that drops the dot of an empty extension must not see a file and a folder by one name.
+    const ending = extension === '.' ? '' : extension;
     let candidate = stem + ending;
     while (taken.has(candidate)) {
       const suffix = counter.toString(36).toUpperCase();
@@ -21,7 +26,7 @@ export function makeIsoNamer(): (name: string, isFolder: boolean) => string {
       counter += 1;
     }
     taken.add(candidate);
-    return candidate;
+    return ending === '' && !isFolder ? `${candidate}.` : candidate;
   };
 }
 

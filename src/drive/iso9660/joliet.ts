@@ -8,8 +8,8 @@ const NAME_UNITS_MAX = 103;
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for.
 const FORBIDDEN = /[\u0000-\u001f*:;?\\]/;
 
-/** The Joliet identifier of a file or folder, to be written in UTF-16. Throws DriveError `usage/drive-joliet`. */
-export function jolietIdentifier(name: string, isFolder: boolean): string {
+/** The name, if Joliet can carry it. Throws DriveError `usage/drive-joliet`. */
+export function checkJolietName(name: string): string {
   const why = whyNotJoliet(name);
   if (why !== null) {
     throw new DriveError(
@@ -20,7 +20,7 @@ export function jolietIdentifier(name: string, isFolder: boolean): string {
       },
     );
   }
-  return isFolder ? name : `${name};1`;
+  return name;
 }
 
 function whyNotJoliet(name: string): string | null {

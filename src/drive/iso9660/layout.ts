@@ -1,13 +1,15 @@
 // Gives everything its sector and writes the metadata.
 //
 //   0–15 empty │ descriptors │ path tables, folders (Rock Ridge) │ path tables, folders (Joliet) │ inline files ║ blobs, smallest first
+import type { Digest } from '../../base/digest-text.ts';
 import { DRIVE_METADATA_BYTES_MAX } from '../../base/limits.ts';
 import { DriveError } from '../drive-error.ts';
 import { FIRST_DESCRIPTOR_SECTOR, type VolumeContent, writeTerminator, writeVolumeDescriptor } from './descriptor.ts';
-import { type Hierarchy, type PlannedChild, type PlannedFolder, planJoliet, planRockRidge } from './hierarchy.ts';
+import { type Hierarchy, type PlannedFolder, planJoliet, planRockRidge } from './hierarchy.ts';
 import type { FileNode } from './nodes.ts';
 import {
   type IdentifierEncoding,
+  type NamedNode,
   PARENT_IDENTIFIER,
   pathTableBytes,
   SECTION_BYTES_MAX,
@@ -70,16 +72,16 @@ function placeHierarchy(plan: Hierarchy, startSector: number): PlacedHierarchy {
   const folderSectors = new Float64Array(plan.folders.length + 1);
   for (const folder of plan.folders) {
     folderSectors[folder.number] = sector;
-    sector += sectorsOf(folder.lengthBytes) + folder.continuationSectors;
+    sector += sectorsOf(folder.lengthBytes) + folder.records.continuations.sectors();
   }
   return { plan, tableBytes, tableSector, folderSectors, endSector: sector };
 }
 
 /** Inline files follow the folders, then each distinct blob once, smallest first so that a prefix of them can be packed. */
 function placeFiles(tree: Tree, startSector: number): PlacedFiles {
-  const startSectors = new Float64Array(tree.fileCount);
+  const startSectors = new Float64Array(tree.files.length);
   let sector = startSector;
-  for (const file of filesOf(tree)) {
+  for (const file of tree.files) {
     if (file.source.kind === 'blob' || file.sizeBytes === 0) continue;
     startSectors[file.index] = sector;
     sector += sectorsOf(file.sizeBytes);
@@ -87,54 +89,44 @@ function placeFiles(tree: Tree, startSector: number): PlacedFiles {
   sector = Math.max(sector, METADATA_SECTORS_MIN);
   const metadataSectors = sector;
   checkMetadata(metadataSectors);
-  const { blobs, blobOf } = distinctBlobs(tree);
-  const blobSectors = new Float64Array(blobs.length);
+  const firstOf = firstFiles(tree.files);
   const extents: IsoExtent[] = [];
-  for (const { source, lengthBytes, index } of blobs.toSorted(smallestFirst)) {
+  for (const { index, source, lengthBytes } of [...firstOf.values()].sort(smallestFirst)) {
     // An empty file has no place.
     if (lengthBytes === 0) continue;
     extents.push({ startSector: sector, lengthBytes, source });
-    blobSectors[index] = sector;
+    startSectors[index] = sector;
     sector += sectorsOf(lengthBytes);
   }
-  blobOf.forEach((blob, file) => {
-    if (blob > 0) startSectors[file] = blobSectors[blob - 1] ?? 0;
-  });
+  for (const { source, index } of tree.files) {
+    const first = source.kind === 'blob' ? firstOf.get(source.digest) : undefined;
+    if (first !== undefined) startSectors[index] = startSectors[first.index] ?? 0;
+  }
   checkVolume(sector);
   return { startSectors, metadataSectors, extents, totalSectors: sector };
 }
 
-type DistinctBlob = { readonly source: BlobSource; readonly lengthBytes: number; readonly index: number };
+/** The first file of each blob; `index` is the file's. */
+type FirstFile = { readonly index: number; readonly source: BlobSource; readonly lengthBytes: number };
 
-/** Every blob once, and for each file the number of its blob, from 1; 0 for inline files. */
-function distinctBlobs(tree: Tree): { readonly blobs: readonly DistinctBlob[]; readonly blobOf: Uint32Array } {
-  const blobs: DistinctBlob[] = [];
-  const blobOf = new Uint32Array(tree.fileCount);
-  const known = new Map<string, DistinctBlob>();
-  for (const { source, sizeBytes, index } of filesOf(tree)) {
+/** By digest: files with the same bytes share one place. */
+function firstFiles(files: readonly FileNode[]): ReadonlyMap<Digest, FirstFile> {
+  const firstOf = new Map<Digest, FirstFile>();
+  for (const { source, sizeBytes, index } of files) {
     if (source.kind !== 'blob') continue;
-    let blob = known.get(source.digest);
-    if (blob === undefined) {
-      blob = { source, lengthBytes: sizeBytes, index: blobs.length };
-      known.set(source.digest, blob);
-      blobs.push(blob);
-    }
-    checkSameSize(blob, sizeBytes);
-    blobOf[index] = blob.index + 1;
+    const known = firstOf.get(source.digest);
+    if (known === undefined) firstOf.set(source.digest, { index, source, lengthBytes: sizeBytes });
+    else checkSameSize(known, sizeBytes);
   }
-  return { blobs, blobOf };
+  return firstOf;
 }
 
-function smallestFirst(a: DistinctBlob, b: DistinctBlob): number {
+function smallestFirst(a: FirstFile, b: FirstFile): number {
   return a.lengthBytes - b.lengthBytes || (a.source.digest < b.source.digest ? -1 : 1);
 }
 
-function* filesOf(tree: Tree): Iterable<FileNode> {
-  for (const folder of tree.folders) for (const child of folder.sorted) if (child.kind === 'file') yield child;
-}
-
 function writeInlineFiles(target: Buffer, tree: Tree, startSectors: Float64Array): void {
-  for (const { source, index } of filesOf(tree)) {
+  for (const { source, index } of tree.files) {
     if (source.kind === 'inline') target.set(source.bytes, (startSectors[index] ?? 0) * SECTOR_BYTES);
   }
 }
@@ -152,13 +144,12 @@ function writeHierarchy(target: Buffer, placed: PlacedHierarchy, startSectors: F
 
 function writeFolder(target: Buffer, placed: PlacedHierarchy, folder: PlannedFolder, startSectors: Float64Array): void {
   const { plan, folderSectors } = placed;
-  const { node } = folder;
-  const records = plan.planRecords(node);
+  const { node, records } = folder;
   const startSector = folderSectors[folder.number] ?? 0;
   const continuationSector = startSector + sectorsOf(folder.lengthBytes);
-  const putFolder = (offset: number, number: number, child: PlannedChild) =>
+  const putFolder = (offset: number, number: number, named: NamedNode) =>
     writeRecord(target, offset, {
-      ...child,
+      named,
       encoding: plan.encoding,
       sector: folderSectors[number] ?? 0,
       lengthBytes: plan.folders[number - 1]?.lengthBytes ?? 0,
@@ -177,7 +168,7 @@ function writeFolder(target: Buffer, placed: PlacedHierarchy, folder: PlannedFol
 }
 
 type Leaf = {
-  readonly child: PlannedChild;
+  readonly child: NamedNode;
   readonly encoding: IdentifierEncoding;
   readonly continuationSector: number;
   readonly startSectors: Float64Array;
@@ -194,7 +185,7 @@ function writeLeafRecords(target: Buffer, start: number, leaf: Leaf): number {
   for (let section = 0; section < sections; section += 1) {
     const offset = section * SECTION_BYTES_MAX;
     at = writeRecord(target, at, {
-      ...child,
+      named: child,
       encoding,
       sector: firstSector + offset / SECTOR_BYTES,
       lengthBytes: Math.min(sizeBytes - offset, SECTION_BYTES_MAX),
@@ -226,7 +217,7 @@ function describeVolume(
   };
 }
 
-function checkSameSize(known: DistinctBlob, sizeBytes: number): void {
+function checkSameSize(known: FirstFile, sizeBytes: number): void {
   if (known.lengthBytes === sizeBytes) return;
   throw new DriveError('usage/drive-entry', `the blob ${known.source.digest} is listed with two different sizes`);
 }

@@ -23,5 +23,10 @@ export type FileNode = NodeCommon & {
   readonly sizeBytes: number;
   readonly source: BlobSource | InlineSource;
 };
-export type LinkNode = NodeCommon & { readonly kind: 'symlink'; readonly target: string };
+export type LinkNode = NodeCommon & {
+  readonly kind: 'symlink';
+  /** Where it lies: its target starts there. */
+  readonly folder: FolderNode;
+  readonly target: string;
+};
 export type TreeNode = FolderNode | FileNode | LinkNode;

@@ -1,6 +1,6 @@
 // Directory records and path tables (ECMA-119, 9.1 and 9.4).
 import { assert } from '../../base/errors.ts';
-import { putBoth16, putBoth32, putRecordDate, putUtf16be } from './fields.ts';
+import { putBoth16, putBoth32, putLatin1, putRecordDate, putUtf16be } from './fields.ts';
 import type { TreeNode } from './nodes.ts';
 import { type SystemUse, writeSystemUse } from './rock-ridge.ts';
 import { SECTOR_BYTES } from './types.ts';
@@ -37,34 +37,53 @@ export type IdentifierEncoding = 'ascii' | 'utf16';
 export const SELF_IDENTIFIER = '\u0000';
 export const PARENT_IDENTIFIER = '\u0001';
 
-/** Bytes of an identifier as it is written. */
-export function identifierBytes(identifier: string, encoding: IdentifierEncoding): number {
+/** What ends the identifier of everything that is not a folder (ECMA-119, 7.5.1); it is written, not kept a hundred thousand times. */
+const VERSION = ';1';
+
+/** Bytes of a folder's identifier as it is written. */
+function folderIdentifierBytes(identifier: string, encoding: IdentifierEncoding): number {
   const isDot = identifier === SELF_IDENTIFIER || identifier === PARENT_IDENTIFIER;
   return encoding === 'utf16' && !isDot ? 2 * identifier.length : identifier.length;
 }
 
-function putIdentifier(target: Buffer, at: number, identifier: string, encoding: IdentifierEncoding): number {
-  const bytes = identifierBytes(identifier, encoding);
-  if (bytes === identifier.length) target.write(identifier, at, 'latin1');
-  else putUtf16be(target, at, identifier);
-  return bytes;
+/** Bytes of the identifier in a node's record, with the version. */
+export function identifierBytes(node: TreeNode, identifier: string, encoding: IdentifierEncoding): number {
+  if (node.kind === 'folder') return folderIdentifierBytes(identifier, encoding);
+  return identifier.length * (encoding === 'utf16' ? 2 : 1) + versionBytes(encoding);
 }
 
-export type RecordContent = {
+function versionBytes(encoding: IdentifierEncoding): number {
+  return encoding === 'utf16' ? 2 * VERSION.length : VERSION.length;
+}
+
+function putText(target: Buffer, at: number, text: string, encoding: IdentifierEncoding): void {
+  const isDot = text === SELF_IDENTIFIER || text === PARENT_IDENTIFIER;
+  if (encoding === 'utf16' && !isDot) putUtf16be(target, at, text);
+  else putLatin1(target, at, text);
+}
+
+/** How a folder shows a node. */
+export type NamedNode = {
   readonly node: TreeNode;
+  /** Without the version. */
   readonly identifier: string;
+  readonly systemUse: SystemUse;
+};
+
+export type RecordContent = {
+  readonly named: NamedNode;
   readonly encoding: IdentifierEncoding;
   readonly sector: number;
   readonly lengthBytes: number;
   readonly hasMoreSections: boolean;
-  readonly systemUse: SystemUse;
   readonly continuationSector: number;
 };
 
 /** Writes one record where it has room at or after `offset`; returns its end. */
 export function writeRecord(target: Buffer, offset: number, content: RecordContent): number {
-  const { node, identifier, encoding, systemUse } = content;
-  const nameBytes = identifierBytes(identifier, encoding);
+  const { encoding } = content;
+  const { node, identifier, systemUse } = content.named;
+  const nameBytes = identifierBytes(node, identifier, encoding);
   const length = recordBytes(nameBytes, systemUse.lengthBytes);
   assert(length <= RECORD_BYTES_MAX, 'a directory record has at most 254 bytes');
   const at = placeRecord(offset, length);
@@ -74,7 +93,9 @@ export function writeRecord(target: Buffer, offset: number, content: RecordConte
   putRecordDate(target, at + 18, node.mtimeMs);
   target[at + 25] = (node.kind === 'folder' ? FLAG_FOLDER : 0) | (content.hasMoreSections ? FLAG_MORE_SECTIONS : 0);
   putBoth16(target, at + 28, 1);
-  target[at + 32] = putIdentifier(target, at + 33, identifier, encoding);
+  target[at + 32] = nameBytes;
+  putText(target, at + 33, identifier, encoding);
+  if (node.kind !== 'folder') putText(target, at + 33 + nameBytes - versionBytes(encoding), VERSION, encoding);
   const useAt = at + recordBytes(nameBytes, 0);
   if (systemUse.lengthBytes > 0) writeSystemUse(target, useAt, node, systemUse, content.continuationSector);
   return at + length;
@@ -89,7 +110,7 @@ export type PathTableEntry = {
 /** Bytes of a path table with these identifiers. */
 export function pathTableBytes(identifiers: Iterable<string>, encoding: IdentifierEncoding): number {
   let total = 0;
-  for (const identifier of identifiers) total += pathEntryBytes(identifierBytes(identifier, encoding));
+  for (const identifier of identifiers) total += pathEntryBytes(folderIdentifierBytes(identifier, encoding));
   return total;
 }
 
@@ -114,8 +135,9 @@ export function writePathTable(target: Buffer, start: number, { entries, encodin
       target.writeUInt32BE(sector, at + 2);
       target.writeUInt16BE(parentNumber, at + 6);
     }
-    const nameBytes = putIdentifier(target, at + 8, identifier, encoding);
+    const nameBytes = folderIdentifierBytes(identifier, encoding);
     target[at] = nameBytes;
+    putText(target, at + 8, identifier, encoding);
     at += pathEntryBytes(nameBytes);
   }
 }

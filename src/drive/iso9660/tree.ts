@@ -1,10 +1,11 @@
 // Entries become a tree; everything the format cannot carry is refused here, before a byte is laid out.
 import { assert } from '../../base/errors.ts';
-import { DRIVE_FOLDERS_MAX, DRIVE_PATH_BYTES_MAX } from '../../base/limits.ts';
+import { DRIVE_ENTRIES_MAX, DRIVE_FOLDERS_MAX, DRIVE_PATH_BYTES_MAX } from '../../base/limits.ts';
 import { printable } from '../../base/printable.ts';
 import { DriveError } from '../drive-error.ts';
 import type { FileNode, FolderNode, LinkNode, TreeNode } from './nodes.ts';
-import { checkLink } from './symlink.ts';
+import { SECTION_BYTES_MAX } from './record.ts';
+import { checkLinks, type PlacedLink } from './symlink.ts';
 import type { IsoEntry, IsoFileEntry, IsoFolderEntry, IsoLinkEntry } from './types.ts';
 
 /**
@@ -12,52 +13,67 @@ import type { IsoEntry, IsoFileEntry, IsoFolderEntry, IsoLinkEntry } from './typ
  * get_rock_ridge_filename).
  */
 const NAME_BYTES_MAX = 253;
+/** 256 GiB. Linux cuts a file of more than 100 sections, the gaps between them counted (fs/isofs/inode.c, isofs_read_level3_size). */
+const FILE_BYTES_MAX = 64 * SECTION_BYTES_MAX;
 /** The last second a 7-byte date can say (ECMA-119, 9.1.5: years since 1900 in one byte). */
-const MTIME_MS_MAX = Date.UTC(2155, 11, 31, 23, 59, 59);
+const TIME_MS_MAX = Date.UTC(2155, 11, 31, 23, 59, 59);
 
 export type Tree = {
   readonly root: FolderNode;
-  /** Breadth first, by name. */
-  readonly folders: readonly FolderNode[];
-  readonly fileCount: number;
+  /** Breadth first by folder, then by name: not in the order in which the entries came. */
+  readonly files: readonly FileNode[];
 };
 
 /** The tree of the entries. Throws DriveError `usage/drive-path`, `drive-conflict`, `drive-link`, `drive-entry` or `drive-folders`. */
 export function makeTree(entries: readonly IsoEntry[]): Tree {
+  if (entries.length > DRIVE_ENTRIES_MAX) {
+    throw new DriveError('usage/drive-files', `the drive would have more than ${DRIVE_ENTRIES_MAX} files and folders`);
+  }
   const attributes = collectFolders(entries);
   const root = makeFolder('', null, attributes.get('/'));
   const known = new Map<string, FolderNode>([['', root]]);
   for (const path of attributes.keys()) if (path !== '/') ensureFolder(known, attributes, path);
-  const links: { readonly entry: IsoLinkEntry; readonly folder: FolderNode }[] = [];
+  const links: PlacedLink[] = [];
   let fileCount = 0;
   for (const entry of entries) {
     if (entry.kind === 'folder') continue;
     const slash = splitPath(entry.path);
     const folder = ensureFolder(known, attributes, entry.path.slice(0, slash));
     const name = checkName(entry.path.slice(slash + 1), entry.path);
-    addChild(folder, entry.kind === 'symlink' ? makeLink(entry, name) : makeFile(entry, name, fileCount), entry.path);
-    if (entry.kind === 'symlink') links.push({ entry, folder });
-    else fileCount += 1;
+    if (entry.kind === 'symlink') {
+      const node = makeLink(entry, name, folder);
+      addChild(folder, node, entry.path);
+      links.push({ node, path: entry.path });
+    } else {
+      addChild(folder, makeFile(entry, name, fileCount), entry.path);
+      fileCount += 1;
+    }
   }
-  for (const { entry, folder } of links) checkLink({ folder, path: entry.path, target: entry.target });
-  return { root, folders: sortFolders(root), fileCount };
+  checkLinks(links);
+  return { root, files: sortFolders(root) };
 }
 
-/** Sorts each folder once, so that nothing after depends on the order of the entries. */
-function sortFolders(root: FolderNode): FolderNode[] {
+/** Sorts each folder once, so that nothing after depends on the order of the entries. The files in their order. */
+function sortFolders(root: FolderNode): FileNode[] {
   const folders = [root];
+  const files: FileNode[] = [];
+  // The list grows while it is walked: breadth first, without a stack that deep trees would fill.
   for (const folder of folders) {
     for (const child of folder.children.values()) folder.sorted.push(child);
     folder.sorted.sort((a, b) => (a.name < b.name ? -1 : 1));
-    for (const child of folder.sorted) if (child.kind === 'folder') folders.push(child);
+    for (const child of folder.sorted) {
+      if (child.kind === 'folder') folders.push(child);
+      else if (child.kind === 'file') files.push(child);
+    }
   }
-  return folders;
+  return files;
 }
 
 function collectFolders(entries: readonly IsoEntry[]): Map<string, IsoFolderEntry> {
   const found = new Map<string, IsoFolderEntry>();
   for (const entry of entries) {
     if (entry.kind !== 'folder') continue;
+    splitPath(entry.path);
     if (found.has(entry.path)) throw conflict(entry.path);
     found.set(entry.path, entry);
   }
@@ -67,7 +83,7 @@ function collectFolders(entries: readonly IsoEntry[]): Map<string, IsoFolderEntr
 /** Index of the last slash of a path that is absolute and of bounded length. */
 function splitPath(path: string): number {
   if (!path.startsWith('/')) throw badPath(path, 'does not start with a slash');
-  if (Buffer.byteLength(path) > DRIVE_PATH_BYTES_MAX) throw badPath(path, `is over ${DRIVE_PATH_BYTES_MAX} bytes`);
+  if (isLonger(path, DRIVE_PATH_BYTES_MAX)) throw badPath(path, `is over ${DRIVE_PATH_BYTES_MAX} bytes`);
   return path.lastIndexOf('/');
 }
 
@@ -104,19 +120,15 @@ function makeFolder(name: string, parent: FolderNode | null, entry: IsoFolderEnt
   return { kind: 'folder', name, parent, mode, mtimeMs, children: new Map(), sorted: [], subfolders: 0 };
 }
 
-function makeLink(entry: IsoLinkEntry, name: string): LinkNode {
-  return {
-    kind: 'symlink',
-    name,
-    mode: 0o777,
-    mtimeMs: checkTime(entry.mtimeMs ?? 0, entry.path),
-    target: entry.target,
-  };
+function makeLink({ target, path, mtimeMs }: IsoLinkEntry, name: string, folder: FolderNode): LinkNode {
+  return { kind: 'symlink', name, folder, mode: 0o777, mtimeMs: checkTime(mtimeMs ?? 0, path), target };
 }
 
 function makeFile(entry: IsoFileEntry, name: string, index: number): FileNode {
   const { source, sizeBytes, path } = entry;
   if (!Number.isSafeInteger(sizeBytes) || sizeBytes < 0) throw badEntry(path, `cannot have ${sizeBytes} bytes`);
+  if (sizeBytes > FILE_BYTES_MAX)
+    throw badEntry(path, `has ${sizeBytes} bytes, more than the ${FILE_BYTES_MAX} that Linux reads`);
   if (source.kind === 'inline' && source.bytes.length !== sizeBytes) {
     throw badEntry(path, `says ${sizeBytes} bytes and brings ${source.bytes.length}`);
   }
@@ -125,8 +137,10 @@ function makeFile(entry: IsoFileEntry, name: string, index: number): FileNode {
 }
 
 function addChild(folder: FolderNode, child: TreeNode, path: string): void {
-  if (folder.children.has(child.name)) throw conflict(path);
+  const before = folder.children.size;
   folder.children.set(child.name, child);
+  // Looking first would hash each name twice.
+  if (folder.children.size === before) throw conflict(path);
   if (child.kind === 'folder') folder.subfolders += 1;
 }
 
@@ -135,8 +149,13 @@ function checkName(name: string, path: string): string {
   if (name === '.' || name === '..') throw badPath(path, `has the component "${name}"`);
   if (name.includes('\0')) throw badPath(path, 'has a NUL character');
   if (!name.isWellFormed()) throw badPath(path, 'is not valid Unicode');
-  if (Buffer.byteLength(name) > NAME_BYTES_MAX) throw badPath(path, `has a name over ${NAME_BYTES_MAX} bytes`);
+  if (isLonger(name, NAME_BYTES_MAX)) throw badPath(path, `has a name over ${NAME_BYTES_MAX} bytes`);
   return name;
+}
+
+/** Whether the text has more bytes in UTF-8. A UTF-16 unit has at most three, so that most texts need not be counted. */
+function isLonger(text: string, bytesMax: number): boolean {
+  return text.length * 3 > bytesMax && Buffer.byteLength(text) > bytesMax;
 }
 
 function checkMode(mode: number, path: string): number {
@@ -144,8 +163,13 @@ function checkMode(mode: number, path: string): number {
   return mode;
 }
 
+/** Whether a record's date can say this time. */
+export function isRecordTime(wallMs: number): boolean {
+  return wallMs >= 0 && wallMs <= TIME_MS_MAX;
+}
+
 function checkTime(mtimeMs: number, path: string): number {
-  if (mtimeMs >= 0 && mtimeMs <= MTIME_MS_MAX) return mtimeMs;
+  if (isRecordTime(mtimeMs)) return mtimeMs;
   throw badEntry(path, `has the time ${mtimeMs} ms, which is not between the years 1970 and 2155`);
 }
 
