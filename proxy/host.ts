@@ -29,6 +29,7 @@ import { hasVm } from '../src/update/state.ts';
 import { namespaceOf, tapNamesOf } from '../src/update/taps.ts';
 import { VmRun } from '../src/update/vm-run.ts';
 import type { VmRunDeps } from '../src/update/vm-run-deps.ts';
+import { beginAfterRestore } from './after-restore.ts';
 import type { Config } from './config.ts';
 import { HOST_DATABASE, HOST_MIGRATIONS } from './databases.ts';
 import type { HostRooms } from './host-rooms.ts';
@@ -98,7 +99,9 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     addRun: (spec, given) => addRun(rooms, deps, spec, given),
     removeRun: (run, record) => removeRun(rooms, run, record),
   };
+  const endRestore = await beginAfterRestore(rooms);
   await takeOver(rooms, deps);
+  await endRestore?.();
   const maintenance = startMaintenance(rooms);
   return {
     service: makeService(rooms),

@@ -3,6 +3,7 @@ import { Command, CommanderError } from 'commander';
 import manifest from '../../package.json' with { type: 'json' };
 import { classifyError, EXIT_DONE, PratiqueError } from '../../src/base/errors.ts';
 import { addAuditCommands } from './audit.ts';
+import { addBackupCommands } from './backup.ts';
 import { addConfigCommands } from './config.ts';
 import type { Build, Surroundings } from './context.ts';
 import { addDoctorCommand } from './doctor.ts';
@@ -61,6 +62,7 @@ export function buildProgram(build: Build): Command {
   addDriftCommand(program, build);
   addDoctorCommand(program, build);
   addAuditCommands(program, build);
+  addBackupCommands(program, build);
   addConfigCommands(program, build);
   return program;
 }
