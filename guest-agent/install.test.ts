@@ -126,6 +126,35 @@ test('a drive that cannot be mounted is refused', async () => {
 
 // ---- Items that fail -----------------------------------------------------------------------------------------------
 
+test('a drive that was damaged is begun anew when the same one is offered again, mended [X4]', async () => {
+  guest.seedApp('1.0.0');
+  await guest.started();
+  const folder = guest.attachDrive('vdb');
+  const { manifestDigest } = writeDrive(folder, [guest.app('2.0.0')]);
+  const sound = readFileSync(`${folder}/packages/app-2.0.0.bin`);
+  writeFileSync(`${folder}/packages/app-2.0.0.bin`, sound.subarray(1));
+  guest.offerManifest(manifestDigest);
+  assert.equal((await guest.host.take('installed')).results[0]?.code, 'size-mismatch');
+  guest.cutPower();
+  guest.newBoot();
+  await guest.started();
+  guest.host.send({ type: 'release', run: RUN, manifestDigest });
+  assert.equal((await guest.host.take('drive')).state, 'released');
+  writeFileSync(`${folder}/packages/app-2.0.0.bin`, sound);
+  guest.offerManifest(manifestDigest);
+  const { results } = await guest.host.take('installed');
+  assert.deepEqual(
+    results.map(({ item, outcome }) => [item, outcome]),
+    [['bundle/app', 'installed']],
+  );
+  // What it said of the damaged drive is not part of its word any more.
+  guest.host.send({ type: 'ask-confirm', run: RUN, planDigest: PLAN, manifestDigest });
+  assert.deepEqual(
+    (await guest.host.take('confirm')).results.map(({ outcome }) => outcome),
+    ['installed'],
+  );
+});
+
 test('one changed byte in one file: nothing at all is installed', async () => {
   guest.seedApp('1.0.0');
   await guest.started();
