@@ -1,7 +1,7 @@
 // What tests of the gate share: real QEMU, taps, bridge and fence, and a peer on the bridge whose kernel counts what arrives.
 import assert from 'node:assert/strict';
 import { chmod, mkdtemp, rm } from 'node:fs/promises';
-import { connect } from 'node:net';
+import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
@@ -131,6 +131,7 @@ export function gateOf(fence: Fence) {
 export function watch(t: TestContext, vm: RunningVm) {
   const events: VmEvent[] = [];
   let text = '';
+  let socket: Socket | null = null;
   vm.onEvent((event) => events.push(event));
   t.after(() => vm.stop({ graceful: false }).catch(() => {}));
   const until = async (what: string, isSo: () => Promise<boolean> | boolean) => {
@@ -153,12 +154,19 @@ export function watch(t: TestContext, vm: RunningVm) {
       text = '';
       return said;
     },
+    until,
     untilEvent: (kind: VmEvent['kind']) => until(kind, () => events.some((event) => event.kind === kind)),
     order: (word: string) => {
-      const socket = connect(vm.channelSocket);
-      socket.on('error', () => {});
-      t.after(() => socket.destroy());
+      // QEMU serves one client of a socket; a second would wait for the first to leave.
+      socket ??= connectFor(t, vm.channelSocket);
       socket.write(`${word}\n`);
     },
   };
+}
+
+function connectFor(t: TestContext, path: string): Socket {
+  const socket = connect(path);
+  socket.on('error', () => {});
+  t.after(() => socket.destroy());
+  return socket;
 }
