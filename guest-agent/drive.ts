@@ -1,7 +1,8 @@
 // The drive: found by its volume label, mounted read-only, believed only if its manifest is the one the host announced.
 import { findShapeFault } from '../src/base/json-shape.ts';
 import {
-  AGENT_DRIVE_LOOK_MS,
+  AGENT_DRIVE_LOOK_MAX_MS,
+  AGENT_DRIVE_LOOK_MIN_MS,
   AGENT_DRIVE_MISMATCH_WAIT_MS,
   AGENT_DRIVE_WAIT_MS,
   MANIFEST_BYTES_MAX,
@@ -59,6 +60,10 @@ function findDevices(platform: Platform, paths: Paths, label: string): readonly 
     .filter((device) => isoLabel(platform, device) === label);
 }
 
+function lookAfterMs(waitedMs: number): number {
+  return Math.min(AGENT_DRIVE_LOOK_MAX_MS, Math.max(AGENT_DRIVE_LOOK_MIN_MS, waitedMs / 10));
+}
+
 export class Drive {
   readonly #platform: Platform;
   readonly #paths: Paths;
@@ -88,7 +93,7 @@ export class Drive {
       if (nowMs - startMs >= AGENT_DRIVE_WAIT_MS) {
         throw refusal ?? new AgentError('no-drive', `no drive with the label ${expected.label} appeared`);
       }
-      await clock.sleep(AGENT_DRIVE_LOOK_MS);
+      await clock.sleep(lookAfterMs(nowMs - startMs));
     }
   }
 

@@ -57,10 +57,34 @@ function readOs(platform: Platform, paths: Paths): Os {
 }
 
 type DriveKind = Inventory['abilities']['drives'][number];
-/** Front-ends of a drive, with the driver's folder in /sys and its module's file name. */
-const DRIVE_DRIVERS: readonly { readonly kind: DriveKind; readonly driver: string; readonly module: string }[] = [
-  { kind: 'virtio-blk', driver: 'virtio/drivers/virtio_blk', module: '/virtio_blk.ko' },
-  { kind: 'scsi-cd', driver: 'scsi/drivers/sr', module: '/sr_mod.ko' },
+/** A driver: its folder in /sys/bus, and its module's file name. */
+type Driver = readonly [folder: string, module: string];
+
+const DISK: Driver = ['scsi/drivers/sd', '/sd_mod.ko'];
+const CD: Driver = ['scsi/drivers/sr', '/sr_mod.ko'];
+/** What QEMU emulates of each kind of controller. */
+const SCSI_CONTROLLERS: readonly Driver[] = [
+  ['virtio/drivers/virtio_scsi', '/virtio_scsi.ko'],
+  ['pci/drivers/sym53c8xx', '/sym53c8xx.ko'],
+  ['pci/drivers/megaraid_sas', '/megaraid_sas.ko'],
+  ['pci/drivers/mptsas', '/mptsas.ko'],
+];
+const ATA_CONTROLLERS: readonly Driver[] = [
+  ['pci/drivers/ahci', '/ahci.ko'],
+  ['pci/drivers/ata_piix', '/ata_piix.ko'],
+];
+const USB_CONTROLLERS: readonly Driver[] = [
+  ['pci/drivers/xhci_hcd', '/xhci-pci.ko'],
+  ['pci/drivers/ehci-pci', '/ehci-pci.ko'],
+];
+
+/** What a guest needs to see each kind of drive: one driver of each list. */
+const DRIVE_DRIVERS: readonly { readonly kind: DriveKind; readonly needs: readonly (readonly Driver[])[] }[] = [
+  { kind: 'virtio-blk', needs: [[['virtio/drivers/virtio_blk', '/virtio_blk.ko']]] },
+  { kind: 'scsi-cd', needs: [[CD], SCSI_CONTROLLERS] },
+  { kind: 'nvme', needs: [[['pci/drivers/nvme', '/nvme.ko']]] },
+  { kind: 'ide-cd', needs: [[CD], ATA_CONTROLLERS] },
+  { kind: 'usb-storage', needs: [[['usb/drivers/usb-storage', '/usb-storage.ko']], [DISK], USB_CONTROLLERS] },
 ];
 
 /** A driver counts if it is loaded, or if its module is there for a udev that loads it on demand. */
@@ -72,9 +96,9 @@ function findDrives(platform: Platform, paths: Paths): readonly DriveKind[] {
     modules ??= moduleList(platform);
     return modules.includes(module);
   };
-  return DRIVE_DRIVERS.filter(
-    ({ driver, module }) => files.stat(`${paths.sys}/bus/${driver}`) !== null || hasModule(module),
-  ).map(({ kind }) => kind);
+  const hasDriver = ([folder, module]: Driver) =>
+    files.stat(`${paths.sys}/bus/${folder}`) !== null || hasModule(module);
+  return DRIVE_DRIVERS.filter(({ needs }) => needs.every((drivers) => drivers.some(hasDriver))).map(({ kind }) => kind);
 }
 
 function moduleList(platform: Platform): string {

@@ -335,8 +335,12 @@ export const AGENT_REQUESTS_MAX = 16;
 export const AGENT_DRIVE_WAIT_MS = 20_000;
 /** Milliseconds to look on after a drive with another manifest was found: the right one may just be arriving. */
 export const AGENT_DRIVE_MISMATCH_WAIT_MS = 2_000;
-/** Milliseconds between two looks at the block devices. */
-export const AGENT_DRIVE_LOOK_MS = 10;
+/**
+ * Milliseconds between two looks at the block devices: a tenth of the time waited so far, within these bounds. Hot-plug is done in 50
+ * to 100 ms in most guests, and then the looks themselves would be what takes longest; a guest that is slow is not kept busy by them.
+ */
+export const AGENT_DRIVE_LOOK_MIN_MS = 10;
+export const AGENT_DRIVE_LOOK_MAX_MS = 100;
 /** Milliseconds for an `install` or `check` entry of a bundle that names no limit of its own. */
 export const AGENT_ENTRY_TIMEOUT_MS = 10 * 60_000;
 /** Milliseconds for one apt or dpkg run over all packages of a manifest, and for unpacking one compressed bundle. */
@@ -451,3 +455,14 @@ export const BACKUP_MANIFEST_BYTES_MAX = 64 * 1024 * 1024;
 
 /** Times that a backup begins again because the keys of the audit chain were being changed meanwhile. */
 export const BACKUP_KEY_TRIES_MAX = 5;
+
+/** Milliseconds by which the wall clock may be ahead of what is sure and count for good at once: a host that was off overnight. */
+export const TRUST_JUMP_MAX_MS = 24 * 60 * 60_000;
+/** Milliseconds that a clock which is further ahead must stand there before that counts for good: a wrong one is usually set within minutes. */
+export const TRUST_SETTLE_MS = 60 * 60_000;
+/** Milliseconds between two notes on the disk of how late it is at least: what a power cut may take back. */
+export const TRUST_SAVE_MS = 5 * 60_000;
+/** Milliseconds by which the wall clock may be behind before the doctor says so; a correction by NTP is smaller. */
+export const TRUST_BEHIND_MAX_MS = 60_000;
+/** Milliseconds between two looks for stored blobs that have not been read for long. */
+export const STORE_SCRUB_LOOK_MS = 60 * 60_000;

@@ -79,8 +79,8 @@ export function fileOf(source: DriveSource): string {
   return source.kind === 'nbd' ? `nbd+unix:///${source.exportName}?socket=${source.socket}` : source.path;
 }
 
-/** read-only must stand on the image node: otherwise QEMU asks for the write lock of blobs that other VMs read. */
-function imageNode(name: string, source: DriveSource): Options {
+/** The image node of a source. read-only must stand on it: otherwise QEMU asks for the write lock of blobs that other VMs read. */
+export function imageNode(name: string, source: DriveSource): Options {
   const file =
     source.kind === 'nbd'
       ? {
