@@ -24,6 +24,8 @@ export type { BlobFiles } from './blob-files.ts';
 export type { DriveArchive, ExtraFile } from './contents.ts';
 export { DriveError } from './drive-error.ts';
 export type { Owner } from './drive-folder.ts';
+export { type DriveExports, type ExportWatcher, makeDriveExports } from './export/exports.ts';
+export { checkLicenses, licensesOf } from './licenses.ts';
 
 export type DriveOptions = {
   readonly vm: VmId;

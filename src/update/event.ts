@@ -23,6 +23,8 @@ export type HypervisorEvent =
   | { readonly kind: 'monitor-lost'; readonly detail: string }
   /** A write of the guest found no space on the host; the VM stands still. */
   | { readonly kind: 'disk-full' }
+  /** Nobody serves the drive any more that is attached to it, and why. */
+  | { readonly kind: 'drive-lost'; readonly reason: Trouble }
   /** Somebody else changed the fence: what is open may be cut off, and what is closed may have one layer less. */
   | { readonly kind: 'fence-changed'; readonly detail: string; readonly run: RunId; readonly atMs: number };
 
@@ -65,6 +67,8 @@ export type AnswerEvent =
       readonly step: number;
       readonly effect: string;
       readonly detail: string;
+      /** Where there is more to say than that this host failed. */
+      readonly trouble?: Trouble;
       readonly isRunning: boolean;
     };
 

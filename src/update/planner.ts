@@ -1,11 +1,12 @@
 // Compares what a VM has with what its vendors have, and makes the plan of a run (A7: the host decides, not the guest).
 
-import type { Clock } from '../base/clock.ts';
+import { type Clock, trustedNowMs } from '../base/clock.ts';
 import { describeError, PratiqueError } from '../base/errors.ts';
 import { PLAN_ATTEMPTS_MAX, PLAN_ITEMS_MAX, PLAN_RETRY_DELAY_MS, VENDOR_RECHECK_MS } from '../base/limits.ts';
 import type { CompareVersions } from '../inventory/drift.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import { type Ecosystem, type InstalledProduct, type Inventory, productKey } from '../model/inventory.ts';
+import { type LicenseCheck, NO_LICENSES } from '../model/license-check.ts';
 import type { Plan, PlanItem } from '../model/plan.ts';
 import { faultOfPolicy, matchesProduct, type Policy } from '../model/policy.ts';
 import type { QuarantineReason } from '../model/quarantine.ts';
@@ -24,6 +25,8 @@ export type PlanRequest = {
   /** Versions that are not tried again by themselves. */
   readonly failedBefore?: readonly FailedBefore[];
   readonly vendors: readonly Vendor[];
+  /** Absent: this host has no licenses. */
+  readonly checkLicense?: LicenseCheck;
   readonly clock: Clock;
   readonly signal?: AbortSignal;
 };
@@ -53,7 +56,7 @@ export async function makePlan(request: PlanRequest): Promise<PlanAnswer> {
   const refusal =
     refuseUncovered(request, chosen.vendors, offers) ??
     refuseHeld(request, offers, compare) ??
-    refuseItems(items, inventory);
+    refuseItems(items, request);
   if (refusal !== null) return { kind: 'refused', reason: refusal };
   items.sort(inOrderOfInstallation);
   const leftOut = gatherLeftOut({ offers, blocked: selection.blocked, inventory, policy, compare });
@@ -110,7 +113,7 @@ type Check =
  */
 async function checkVendor(vendor: Vendor, request: PlanRequest): Promise<Check> {
   const { clock, policy, signal } = request;
-  const look = () => lookAt(vendor, policy, clock.nowMs());
+  const look = () => lookAt(vendor, policy, trustedNowMs(clock));
   const before = look();
   if (before.isFresh && before.ageMs < VENDOR_RECHECK_MS) return believed(vendor, true);
   let trouble: unknown;
@@ -252,7 +255,10 @@ function securityFirst(a: LeftOut, b: LeftOut): number {
   return rank(a) - rank(b) || (left < right ? -1 : left > right ? 1 : 0);
 }
 
-function refuseItems(items: readonly PlanItem[], inventory: Inventory): Refusal | null {
+function refuseItems(
+  items: readonly PlanItem[],
+  { vm, inventory, checkLicense = NO_LICENSES }: PlanRequest,
+): Refusal | null {
   if (items.length > PLAN_ITEMS_MAX) {
     return {
       kind: 'plan-refused',
@@ -261,9 +267,9 @@ function refuseItems(items: readonly PlanItem[], inventory: Inventory): Refusal 
     };
   }
   for (const { id, release } of items) {
-    if (release.license !== undefined) {
-      return { kind: 'license-refused', license: release.license, code: 'NO_LICENSE' };
-    }
+    const { license } = release;
+    const code = license === undefined ? null : checkLicense(vm, license);
+    if (license !== undefined && code !== null) return { kind: 'license-refused', license, code };
     const { install } = release;
     if (install.action === 'bundle' && !inventory.abilities.compressions.includes(install.compression)) {
       return {

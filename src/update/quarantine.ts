@@ -47,6 +47,12 @@ export function hold(run: Run, session: Session | null, reason: Trouble, first: 
   );
 }
 
+/** The guest's reads fail for good while it needs them. */
+export function loseDrive(state: RunState, reason: Trouble): Outcome {
+  const isRead = state.kind === 'installing' || (state.kind === 'offering' && state.phase === 'offered');
+  return isRead ? fail(state, reason) : ignored('nothing is read from the drive now');
+}
+
 /** Asks the guest to let go of the drive. */
 export function sendRelease(run: Run): Effect {
   const manifestDigest = run.manifests.at(-1);

@@ -1,7 +1,7 @@
 // One runner per VM, its only writer: events queue up, each moves the journaled state, then the move's effects run.
 
 import type { Clock } from '../base/clock.ts';
-import { describeError, PratiqueError } from '../base/errors.ts';
+import { describeError, type ErrorCode, type ErrorOptions, PratiqueError } from '../base/errors.ts';
 import {
   GATE_CLOSE_RETRY_MAX_MS,
   GATE_CLOSE_RETRY_MS,
@@ -15,6 +15,7 @@ import type { Log } from '../base/log.ts';
 import { makeBucket } from '../guest/bucket.ts';
 import type { VmId } from '../model/ids.ts';
 import type { Policy } from '../model/policy.ts';
+import type { Trouble } from '../model/quarantine.ts';
 import type { Effect } from './effect.ts';
 import type { AnswerEvent, RunEvent } from './event.ts';
 import type { Journal, RunNote } from './journal.ts';
@@ -22,7 +23,15 @@ import type { Outcome } from './outcome.ts';
 import { isGateOpen, isUnderWay, type Journaled, type RunState, runOf } from './state.ts';
 import { transition } from './transition.ts';
 
-export class RunError extends PratiqueError {}
+export class RunError extends PratiqueError {
+  /** What becomes of a run that fails by it, where that is not simply this host's failure. */
+  readonly trouble: Trouble | undefined;
+
+  constructor(code: ErrorCode, message: string, options: ErrorOptions & { readonly trouble?: Trouble } = {}) {
+    super(code, message, options);
+    this.trouble = options.trouble;
+  }
+}
 
 /** An answer without its step; the runner adds the step of the move that asked. */
 export type Answer = AnswerEvent extends infer E ? (E extends { step: number } ? Omit<E, 'step'> : never) : never;
@@ -223,7 +232,9 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
       log.warn({ vm, effect: effect.kind, detail }, 'an effect failed');
       if (effect.kind === 'close-gate') closeLater(effect, GATE_CLOSE_RETRY_MS);
       note('warning', `${effect.kind}: ${detail}`);
-      post({ kind: 'effect-failed', step: at.step, effect: effect.kind, detail, isRunning: options.isRunning() });
+      const trouble = error instanceof RunError && error.trouble !== undefined ? { trouble: error.trouble } : {};
+      const isRunning = options.isRunning();
+      post({ kind: 'effect-failed', step: at.step, effect: effect.kind, detail, ...trouble, isRunning });
       return false;
     }
   };

@@ -111,6 +111,7 @@ export const EVENTS: readonly RunEvent[] = [
   { kind: 'exited', detail: 'x', isGuestsWish: false },
   { kind: 'monitor-lost', detail: 'x' },
   { kind: 'disk-full' },
+  { kind: 'drive-lost', reason: { kind: 'host-failure', step: 'drive-export', detail: 'd' } },
   { kind: 'fence-changed', detail: 'x', run: OTHER_RUN, atMs: 2 },
   { kind: 'agent-opened', session, run: OTHER_RUN, atMs: 2 },
   { kind: 'agent-opened', session: otherBoot, run: OTHER_RUN, atMs: 2 },

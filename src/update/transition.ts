@@ -15,6 +15,7 @@ import {
   fail,
   forgetTrial,
   hold,
+  loseDrive,
   quarantine,
   quarantineRun,
   rolledBack,
@@ -64,6 +65,8 @@ export function transition(journaled: Journaled, event: RunEvent, policy: Policy
       return onMonitorLost(state, event.detail);
     case 'disk-full':
       return onDiskFull(state);
+    case 'drive-lost':
+      return loseDrive(state, event.reason);
     case 'fence-changed':
       return onFenceChanged(state, event);
     case 'agent-opened':
@@ -556,14 +559,14 @@ function onRunDeadline(state: RunState, event: { readonly run: RunId; readonly w
 
 function onEffectFailed(
   state: RunState,
-  event: { readonly effect: string; readonly detail: string; readonly isRunning: boolean },
+  event: Pick<Extract<RunEvent, { kind: 'effect-failed' }>, 'effect' | 'detail' | 'trouble' | 'isRunning'>,
 ): Outcome {
   if (state.kind === 'quarantined' && state.isRunning && !event.isRunning && event.effect === 'start-vm')
     return amended({ ...state, isRunning: false }, { kind: 'close-gate', reason: 'it could not be started' });
   if (!isUnderWay(state)) return ignored('no run is under way');
   // Whatever else fails on the way: the VM ends, and boots as before.
   if (state.kind === 'rolling-back' && event.effect !== 'stop-vm') return ignored('the VM is being ended');
-  const reason: Trouble = { kind: 'host-failure', step: event.effect, detail: event.detail };
+  const reason: Trouble = event.trouble ?? { kind: 'host-failure', step: event.effect, detail: event.detail };
   // What could not be begun has nothing to throw away.
   if (event.isRunning && event.effect === 'begin-overlay' && state.kind === 'offering')
     return quarantine({ ...state, run: { ...state.run, isOnTrial: false } }, reason);

@@ -99,7 +99,8 @@ function daemon(vendor: Vendor): VmDrive {
   // The cast holds: these are the rooms that a drive uses.
   const deps = { ...parts, audit } as unknown as VmRunDeps;
   const policy = () => ({ ...DEFAULT_POLICY, apt: 'vendor-verified' }) as const;
-  return new VmDrive(deps, { vm: SPEC.vm, spec: SPEC, uid: process.getuid?.() ?? 0, note: () => {}, policy });
+  const rest = { note: () => {}, policy, running: () => null, onLost: () => {} };
+  return new VmDrive(deps, { vm: SPEC.vm, spec: SPEC, uid: process.getuid?.() ?? 0, ...rest });
 }
 
 const runWith = (manifests: readonly Digest[]): Run => ({

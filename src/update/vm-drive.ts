@@ -4,9 +4,10 @@ import type { Digest } from '../base/digest-text.ts';
 import { classifyError, describeError } from '../base/errors.ts';
 import { BLOB_DOUBT_INTERVAL_MS } from '../base/limits.ts';
 import { counted, printable } from '../base/printable.ts';
-import { type BuiltDrive, type DriveArchive, DriveError } from '../drive/drive.ts';
+import { type BuiltDrive, type DriveArchive, DriveError, licensesOf } from '../drive/drive.ts';
 import type { RunningVm } from '../hypervisor/hypervisor.ts';
 import type { VmSpec } from '../hypervisor/vm-spec.ts';
+import type { DriveFrontEnd, DriveSource } from '../model/drive.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
 import { type Plan, planDigest } from '../model/plan.ts';
@@ -17,6 +18,7 @@ import { fetchPlan } from './fetch-plan.ts';
 import { RunError, type Runner } from './runner.ts';
 import { bringSignedArchives } from './signed-archives.ts';
 import type { Run } from './state.ts';
+import { troubleOf, VmExport } from './vm-export.ts';
 import type { VmRunDeps } from './vm-run-deps.ts';
 import { explainQuarantine } from './why.ts';
 
@@ -27,6 +29,9 @@ export type DriveOwner = {
   readonly note: Runner['note'];
   /** The VM's policy now; the operator may change it. */
   readonly policy: () => Policy;
+  readonly running: () => RunningVm | null;
+  /** Nobody serves the attached drive any more. */
+  readonly onLost: (reason: Trouble) => void;
 };
 
 /** What the drive of a VM is made from, and where it stands. */
@@ -36,7 +41,9 @@ export class VmDrive {
   /** One pin per VM, not per run: whatever ended the run before, its blobs go when the next one is fetched. */
   readonly #runPin: string;
   readonly #stagePin: string;
-  #drive: BuiltDrive | null = null;
+  readonly #export: VmExport;
+  /** What is done to the VM's device happens one after another. */
+  #devices: Promise<unknown> = Promise.resolve();
   /** The signed files of a run's drive, so that each of its offers shows the same ones. */
   #signed: { readonly run: RunId; readonly archives: readonly DriveArchive[] } | null = null;
   /** The manifest of the drive that is attached; `unknown` after a restart of the daemon that found one. */
@@ -48,6 +55,7 @@ export class VmDrive {
     this.#owner = owner;
     this.#runPin = `run:${owner.vm}`;
     this.#stagePin = `stage:${owner.vm}`;
+    this.#export = new VmExport(deps, { ...owner, reopen: (source) => this.#reopen(source) });
   }
 
   /** Whether the guest may see a drive of ours. */
@@ -58,11 +66,13 @@ export class VmDrive {
   /** Looks whether a VM that was taken over has a drive. */
   async find(running: RunningVm): Promise<void> {
     this.#attached = (await running.hasDrive()) ? 'unknown' : null;
+    await (this.#attached === null ? this.#export.withdraw() : this.#export.keep());
   }
 
   /** The VM is gone, or starts without a drive. */
-  forgetAttached(): void {
+  async forgetAttached(): Promise<void> {
     this.#attached = null;
+    await this.#export.withdraw();
   }
 
   /** Gives back what the host keeps for this VM. */
@@ -70,6 +80,7 @@ export class VmDrive {
     const { store, drives } = this.#deps;
     store.unpin(this.#runPin);
     store.unpin(this.#stagePin);
+    await this.#export.withdraw();
     await drives.remove(this.#folder());
   }
 
@@ -125,36 +136,69 @@ export class VmDrive {
     guest: { readonly running: RunningVm; readonly reported: Inventory | null },
     signal: AbortSignal,
   ): Promise<Digest> {
-    const { running, reported } = guest;
-    this.#drive = await this.#buildSound(run.run, plan, signal);
-    const { manifestDigest } = this.#drive;
+    try {
+      return await this.#attach(run, plan, guest, signal);
+    } catch (error) {
+      const trouble = troubleOf(error);
+      if (trouble === null) throw error;
+      throw new RunError('refused/license', 'the drive may not be shown', { cause: error, trouble });
+    }
+  }
+
+  async #attach(
+    run: Run,
+    plan: Plan,
+    { running, reported }: { readonly running: RunningVm; readonly reported: Inventory | null },
+    signal: AbortSignal,
+  ): Promise<Digest> {
+    const drive = await this.#buildSound(run.run, plan, signal);
+    const { manifestDigest } = drive;
     // What was found attached is the last that was announced. Another manifest must never be announced with the old drive.
     const isFound = this.#attached === 'unknown' && run.manifests.at(-1) === manifestDigest;
-    if (this.#attached !== manifestDigest && !isFound) {
+    let frontEnd: DriveFrontEnd | null = null;
+    if (this.#attached === manifestDigest || isFound) await this.#export.ensure(drive, plan);
+    else {
+      // The old one is gone, and nobody serves it any more, before anybody serves the new one.
       await this.detach(running);
-      const frontEnd = chooseFrontEnd({
+      frontEnd = chooseFrontEnd({
         wanted: this.#owner.spec.drive?.frontEnd,
         offered: running.driveFrontEnds,
         known: reported?.abilities.drives,
       });
-      await running.attachDrive({ source: { kind: 'vmdk', path: this.#drive.image.path }, frontEnd });
+      const image = { source: await this.#export.show(drive, plan), frontEnd };
+      await this.#inTurn(() => running.attachDrive(image));
     }
     this.#attached = manifestDigest;
     const { vm } = this.#owner;
     await this.#deps.audit.append({ kind: 'offer', vm, run: run.run, planDigest: planDigest(plan), manifestDigest });
-    this.#owner.note('state', `a drive with ${counted(plan.items.length, 'update')} is attached`);
+    const way = frontEnd === null ? this.#export.transport : `${this.#export.transport}, ${frontEnd}`;
+    this.#owner.note('state', `a drive with ${counted(plan.items.length, 'update')} is attached (${way})`);
     return manifestDigest;
   }
 
   /** Takes the drive away, by surprise if the guest will not let go. */
   async detach(running: RunningVm | null): Promise<void> {
     if (this.#attached === null || running === null) return;
-    const { surprise } = await running.detachDrive();
+    const { surprise } = await this.#inTurn(() => running.detachDrive());
     this.#attached = null;
     this.#owner.note(
       surprise ? 'warning' : 'state',
       surprise ? 'the guest did not let go of the drive; it was taken away' : 'the drive is detached',
     );
+    await this.#export.withdraw();
+  }
+
+  /** Under the guest that has it attached; what was detached meanwhile stays so. */
+  async #reopen(source: DriveSource): Promise<void> {
+    await this.#inTurn(async () => {
+      if (this.#attached !== null) await this.#owner.running()?.reopenDrive(source);
+    });
+  }
+
+  async #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const now = this.#devices.then(work, work);
+    this.#devices = now.catch(() => {});
+    return await now;
   }
 
   /**
@@ -200,8 +244,11 @@ export class VmDrive {
 
   async #build(run: RunId, plan: Plan, signal: AbortSignal): Promise<BuiltDrive> {
     const { vm, spec, uid } = this.#owner;
+    this.#export.checkLicenses(licensesOf(plan));
     const archives = await this.#archivesOf(plan, signal);
-    const owner = spec.kind === 'managed' && process.getuid?.() === 0 ? { uid, gid: uid } : undefined;
+    // Directly to somebody else's QEMU, the drive is shown to whoever we are; what exports it is a process of the VM's own user.
+    const isReadByOwn = spec.kind === 'managed' || this.#export.transport !== 'direct';
+    const owner = isReadByOwn && process.getuid?.() === 0 ? { uid, gid: uid } : undefined;
     return await this.#deps.drives.build({
       vm,
       run,

@@ -2,12 +2,13 @@
 import type { Audit } from '../audit/audit.ts';
 import type { Clock } from '../base/clock.ts';
 import type { Log } from '../base/log.ts';
-import type { buildDrive, removeDrives } from '../drive/drive.ts';
+import type { buildDrive, DriveExports, removeDrives } from '../drive/drive.ts';
 import type { Gate } from '../gate/gate.ts';
 import type { openGuestChannel } from '../guest/session.ts';
 import type { HypervisorDriver } from '../hypervisor/hypervisor.ts';
 import type { Inspector } from '../inspect/inspector.ts';
 import type { InventoryStore } from '../inventory/inventory-store.ts';
+import type { LicenseCheck } from '../model/license-check.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Vendor } from '../vendor/vendor.ts';
 import type { Inspections } from './fetch-plan.ts';
@@ -30,6 +31,10 @@ export type VmRunDeps = {
   readonly inspector?: Inspector;
   readonly openChannel: typeof openGuestChannel;
   readonly drives: { readonly build: typeof buildDrive; readonly remove: typeof removeDrives };
+  /** Drives over NBD or as files; absent: drives are shown directly, and no VM may ask for another way. */
+  readonly exports?: DriveExports;
+  /** Asked when a plan is made, when its drive is built, and whenever that is shown; absent: this host has no licenses. */
+  readonly checkLicense?: LicenseCheck;
   /** Folder of the drives: one folder a VM, one below it a run. */
   readonly drivesFolder: string;
   readonly deadlinesMs?: Readonly<Partial<Record<RunState['kind'], number>>>;

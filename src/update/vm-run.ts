@@ -1,4 +1,5 @@
 // One VM with all it holds while it runs: hypervisor handle, channel, drive, plan, evidence. Carries out the effects of its runner.
+import { trustedNowMs } from '../base/clock.ts';
 import { JOURNAL_RETRY_MS, PLAN_SUMMARY_ITEMS_MAX } from '../base/limits.ts';
 import { counted, printable } from '../base/printable.ts';
 import type { JudgeInput } from '../confirm/judge.ts';
@@ -10,7 +11,7 @@ import type { RunId, VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
 import { type Plan, planDigest, planSizeBytes } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
-import type { FailedVersion, QuarantineReason } from '../model/quarantine.ts';
+import type { FailedVersion, QuarantineReason, Trouble } from '../model/quarantine.ts';
 import { postReport } from './agent-report.ts';
 import { dryRun } from './dry-run.ts';
 import type { Effect } from './effect.ts';
@@ -84,8 +85,10 @@ export class VmRun {
     const note: Runner['note'] = (...words) => this.runner.note(...words);
     const policy = () => this.policy;
     this.#staging = new Staging(deps, { vm, spec, policy, note });
-    this.#drive = new VmDrive(deps, { vm, spec, uid, note, policy });
-    this.#overlay = new VmOverlay(deps, { spec, note, running: () => this.#running });
+    const running = () => this.#running;
+    const onLost = (reason: Trouble) => this.runner.post({ kind: 'drive-lost', reason });
+    this.#drive = new VmDrive(deps, { vm, spec, uid, note, policy, running, onLost });
+    this.#overlay = new VmOverlay(deps, { spec, note, running });
   }
 
   get running(): RunningVm | null {
@@ -107,6 +110,7 @@ export class VmRun {
       this.#isDoubtful = true;
       throw error;
     });
+    if (found.kind === 'none') await this.#drive.forgetAttached();
     const run = runOf(state);
     this.#plan = run === null ? null : journal.loadPlan(run.run);
     const fresh = { run: newRunId(), atMs: clock.nowMs(), planAgeMaxMs: this.policy.metadataAgeMaxMs };
@@ -244,7 +248,7 @@ export class VmRun {
         this.#openChannel();
         return null;
       case 'close-channel':
-        this.#closeChannel();
+        await this.#letGo();
         return null;
       case 'resume-vm':
         return await this.#resume(effect.afterReset);
@@ -312,7 +316,7 @@ export class VmRun {
 
   async #startVm(): Promise<Answer | null> {
     await this.#staging.leave();
-    this.#drive.forgetAttached();
+    await this.#drive.forgetAttached();
     // One that was left behind when it could not be taken over is taken over now.
     const running = (await this.#deps.driver.adopt(this.spec)) ?? (await this.#startAnew());
     this.#hold(running);
@@ -405,12 +409,12 @@ export class VmRun {
     });
   }
 
-  #closeChannel(): void {
+  async #letGo(): Promise<void> {
     this.#channel?.close();
     this.#channel = null;
     this.#running = null;
     this.#isDoubtful = false;
-    this.#drive.forgetAttached();
+    await this.#drive.forgetAttached();
   }
 
   async #resume(afterReset: boolean): Promise<null> {
@@ -419,7 +423,7 @@ export class VmRun {
     if (afterReset && running.adopted.kind !== 'fresh' && this.spec.kind === 'attached') return null; // Its owner paused it.
     if (afterReset) {
       await running.resetStopped(); // Takes the drive away as well.
-      if (!(await running.hasDrive())) this.#drive.forgetAttached();
+      if (!(await running.hasDrive())) await this.#drive.forgetAttached();
     }
     await this.#deps.gate.resume(running);
     return null;
@@ -444,10 +448,12 @@ export class VmRun {
   }
 
   #askForPlan(run: RunId, inventory: Inventory, signal: AbortSignal) {
-    const { clock, vendors } = this.#deps;
+    const { clock, checkLicense, journal } = this.#deps;
     const { vm, policy, policyTrouble } = this;
-    const failedBefore = this.#deps.journal.failedUpdates(vm);
-    return makePlan({ vm, run, inventory, policy, policyTrouble, failedBefore, vendors: vendors(), clock, signal });
+    const failedBefore = journal.failedUpdates(vm);
+    const vendors = this.#deps.vendors();
+    const asked = { vm, run, inventory, policy, policyTrouble, failedBefore, vendors, clock, signal };
+    return makePlan(checkLicense === undefined ? asked : { ...asked, checkLicense });
   }
 
   /** How the disk of a VM that had never run differed from its agent's first report; null where it did not. */
@@ -507,7 +513,7 @@ export class VmRun {
       reported: this.#before?.run === run.run ? this.#before.inventory : null,
       compareVersions: comparisonOf(vendors()),
       policy: this.policy,
-      nowMs: clock.nowMs(),
+      nowMs: trustedNowMs(clock),
     };
     const verdict = await weigh(input, () => this.#askForPlan(run.run, effect.confirm.inventory, signal));
     if (verdict.kind === 'evidence') {

@@ -7,7 +7,7 @@ import { dirname, join } from 'node:path';
 import { type Static, Type } from 'typebox';
 import { logTail } from '../../base/detached.ts';
 import { writeDurably } from '../../base/durable-file.ts';
-import { EXPORT_LOG_BYTES_MAX, SOCKET_PATH_BYTES_MAX } from '../../base/limits.ts';
+import { EXPORT_LOG_BYTES_MAX, NAME_CHARS_MAX, PLAN_ITEMS_MAX, SOCKET_PATH_BYTES_MAX } from '../../base/limits.ts';
 import { makeParser, parseJson } from '../../base/parse.ts';
 import { printable } from '../../base/printable.ts';
 import { type ProcessId, parseProcessId } from '../../base/process-id.ts';
@@ -47,6 +47,8 @@ const RecordSchema = Type.Object(
     /** As whom the process runs, and who may read from it; null: we ourselves. */
     owner: Type.Union([OwnerSchema, Type.Null()]),
     reader: Type.Union([OwnerSchema, Type.Null()]),
+    /** What guards blobs on it: an export is started again only while the VM holds leases of these. */
+    licenses: Type.Array(Type.String({ maxLength: NAME_CHARS_MAX }), { maxItems: PLAN_ITEMS_MAX }),
   },
   strict,
 );

@@ -26,7 +26,7 @@ import { countMounts } from './mounts.ts';
 const VM = 'web1' as VmId;
 const IS_ROOT = process.getuid?.() === 0;
 const UID = 58_123;
-const OWNER = IS_ROOT ? { owner: { uid: UID, gid: UID } } : {};
+const OWNER = { licenses: ['antivirus'], ...(IS_ROOT ? { owner: { uid: UID, gid: UID } } : {}) };
 const TRANSPORTS: readonly ExportTransport[] = ['nbd', 'file'];
 
 let scratch = '';
@@ -83,7 +83,8 @@ function watcher(): { readonly told: Told; readonly watcher: ExportWatcher } {
   return {
     told,
     watcher: {
-      mayServe: () => {
+      mayServe: (licenses) => {
+        assert.deepEqual(licenses, OWNER.licenses);
         if (told.refusal !== null) throw told.refusal;
       },
       onRestart: async (_source, why) => void told.restarts.push(why),

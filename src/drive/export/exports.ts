@@ -33,8 +33,8 @@ export type ExportTransport = Exclude<DriveTransport, 'direct'>;
 
 /** Whoever attached the drive. */
 export type ExportWatcher = {
-  /** Throws what speaks against serving the drive now. Asked before each start of a process. */
-  readonly mayServe: () => void;
+  /** Throws what speaks against serving a drive that these licenses guard now. Asked before each start of a process. */
+  readonly mayServe: (licenses: readonly string[]) => void;
   /** The process had ended and another serves at the same place; `why`: what became of the first. */
   readonly onRestart: (source: DriveSource, why: string) => Promise<void>;
   /** It ended and is not started again: nobody serves the drive any more. */
@@ -49,6 +49,8 @@ export type ServeRequest = {
   readonly owner?: Owner;
   /** Who opens the export; absent: the owner. */
   readonly reader?: Owner;
+  /** What guards blobs on it; absent: nothing. */
+  readonly licenses?: readonly string[];
   readonly watcher: ExportWatcher;
 };
 
@@ -97,7 +99,7 @@ export function makeDriveExports(options: {
   let cancelLook = (): void => {};
 
   const begin = async (entry: Served): Promise<void> => {
-    entry.watcher?.mayServe();
+    entry.watcher?.mayServe(entry.record.licenses);
     const { process, child } = await startExport(entry.record, entry.files, clock);
     Object.assign(entry, { process, child, startedAtMs: clock.monotonicMs() });
     void child.ended.then((how) => onDeath(entry, how));
@@ -165,7 +167,7 @@ export function makeDriveExports(options: {
   };
 
   const serveNow = async (request: ServeRequest): Promise<DriveSource> => {
-    const { vm, drive, transport, owner, reader, watcher } = request;
+    const { vm, drive, transport, owner, reader, licenses = [], watcher } = request;
     const files = exportFiles(runFolder, vm);
     const present = served.get(vm);
     const record: ExportRecord = {
@@ -173,7 +175,7 @@ export function makeDriveExports(options: {
       ...{ image: drive.image.path, identity: await identityOf(drive.image.path) },
       // Under another name a client of the drive before, which looks for it for a while, is refused.
       exportName: `drive-${drive.manifestDigest.slice(0, 16)}`,
-      ...{ owner: owner ?? null, reader: reader ?? null },
+      ...{ owner: owner ?? null, reader: reader ?? null, licenses: [...licenses] },
     };
     if (present !== undefined) {
       if (!isSame(present.record, record)) throw stillServed(vm);
