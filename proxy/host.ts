@@ -10,8 +10,9 @@ import { makeHttpFetch } from '../src/base/http-fetch.ts';
 import { DRIVE_BUILDS_AT_ONCE_MAX } from '../src/base/limits.ts';
 import type { Log } from '../src/base/log.ts';
 import { type DatabaseSync, openDatabase } from '../src/base/sqlite.ts';
+import { openTrustTime } from '../src/base/trust-time.ts';
 import { isEvidence } from '../src/confirm/judge.ts';
-import { buildDrive, removeDrives } from '../src/drive/drive.ts';
+import { buildDrive, makeDriveExports, removeDrives } from '../src/drive/drive.ts';
 import { makeGate } from '../src/gate/gate.ts';
 import { openGuestChannel } from '../src/guest/session.ts';
 import { type Fence, openFence } from '../src/hypervisor/fence.ts';
@@ -22,6 +23,7 @@ import type { Namespace, VmSpec } from '../src/hypervisor/vm-spec.ts';
 import { makeInspector } from '../src/inspect/inspector.ts';
 import { makeInventoryStore } from '../src/inventory/inventory-store.ts';
 import type { VmId } from '../src/model/ids.ts';
+import { NO_LICENSES } from '../src/model/license-check.ts';
 import { openBlobStore } from '../src/store/blob-store.ts';
 import { makeSlots } from '../src/store/slots.ts';
 import { openJournal, type StoredVm } from '../src/update/journal.ts';
@@ -35,6 +37,7 @@ import { HOST_DATABASE, HOST_MIGRATIONS } from './databases.ts';
 import type { HostRooms } from './host-rooms.ts';
 import { makeService } from './host-service.ts';
 import { startMaintenance } from './maintenance.ts';
+import { openScrubbing } from './scrubbing.ts';
 import type { Service } from './service.ts';
 import { openVendorBook, type VendorBook } from './vendor-book.ts';
 import { type OwnPolicy, policyOf } from './vm-policy.ts';
@@ -49,19 +52,24 @@ export type RunningHost = { readonly service: Service; readonly rooms: HostRooms
 
 /** Opens the host over its data folder and takes over its VMs. Throws PratiqueError when a room cannot be opened. */
 export async function startHost(options: HostOptions): Promise<RunningHost> {
-  const { config, log, clock } = options;
+  const { config, log } = options;
   const { dataFolder, runFolder } = config;
   // QEMUs run under other users and reach their own drives below; listing is not for them.
   await mkdir(dataFolder, { recursive: true, mode: 0o711 });
   await mkdir(runFolder, { recursive: true, mode: 0o711 });
+  const trustTime = await openTrustTime({ path: join(dataFolder, 'trust-time.json'), clock: options.clock, log });
+  const clock: Clock = { ...options.clock, trustedMs: trustTime.nowMs };
+  const timed: HostOptions = { ...options, clock };
   const db = openDatabase(join(dataFolder, HOST_DATABASE), HOST_MIGRATIONS);
   const journal = openJournal(db);
   const inventories = makeInventoryStore(db);
   const audit = await openAudit({ folder: join(dataFolder, 'audit'), clock, log });
   const storeFolder = join(dataFolder, 'store');
-  const store = await openBlobStore({ folder: storeFolder, clock, log, budgetBytes: config.storeBudgetBytes });
-  const vendors = await openVendors(options, db);
-  const fences = makeFences(options);
+  const blobs = await openBlobStore({ folder: storeFolder, clock, log, budgetBytes: config.storeBudgetBytes });
+  const scrubbing = await openScrubbing({ store: blobs, folder: storeFolder, clock, log });
+  const store = { ...blobs, scrub: scrubbing.scrub };
+  const vendors = await openVendors(timed, db);
+  const fences = makeFences(timed);
   const gate = makeGate({ fenceFor: fences.fenceFor, audit: (record) => audit.append(record), isEvidence, log });
   const runs = new Map<VmId, VmRun>();
   const diskRoots = [...config.diskRoots, dataFolder];
@@ -82,7 +90,8 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     uidFor,
     prepare: (vm, disk, uid) => prepareImage(vm, disk, uid, diskRoots),
   });
-  const deps = makeRunDeps(options, { journal, inventories, audit, store, vendors, gate, driver, inspector });
+  const exports = makeDriveExports({ runFolder, clock, log });
+  const deps = makeRunDeps(timed, { journal, inventories, audit, store, vendors, gate, driver, inspector, exports });
   const rooms: HostRooms = {
     config,
     clock,
@@ -91,6 +100,8 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     inventories,
     audit,
     store,
+    scrubbing,
+    trustTime,
     gate,
     vendors,
     runs,
@@ -100,6 +111,7 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     removeRun: (run, record) => removeRun(rooms, run, record),
   };
   const endRestore = await beginAfterRestore(rooms);
+  await exports.recover(new Set(journal.load().map(({ vm }) => vm)));
   await takeOver(rooms, deps);
   await endRestore?.();
   const maintenance = startMaintenance(rooms);
@@ -110,17 +122,23 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
       await maintenance.close();
       await inspector.close();
       await Promise.all([...runs.values()].map((run) => run.close()));
+      await exports.close();
       await vendors.close();
+      await scrubbing.close();
       await store.close();
       await fences.close();
       await audit.close();
       journal.flush();
       db.close();
+      await trustTime.save();
     },
   };
 }
 
-type Parts = Pick<VmRunDeps, 'journal' | 'inventories' | 'audit' | 'store' | 'gate' | 'driver' | 'inspector'> & {
+type Parts = Pick<
+  VmRunDeps,
+  'journal' | 'inventories' | 'audit' | 'store' | 'gate' | 'driver' | 'inspector' | 'exports'
+> & {
   readonly vendors: VendorBook;
 };
 
@@ -134,6 +152,7 @@ function makeRunDeps(options: HostOptions, parts: Parts): VmRunDeps {
     inspections: new Map(),
     openChannel: openGuestChannel,
     drives: { build: makeBoundedBuild(), remove: removeDrives },
+    checkLicense: NO_LICENSES,
     drivesFolder: join(config.dataFolder, 'drives'),
     deadlinesMs: Object.fromEntries(
       Object.entries(config.deadlines).map(([state, seconds]) => [state, seconds * 1000]),
