@@ -6,7 +6,7 @@ import { type BootState, isRebootRequired } from './boot-state.ts';
 import { readDpkgStatus } from './dpkg-status.ts';
 import { readLine, readText } from './durable.ts';
 import { runningKernelVersion } from './kernel-state.ts';
-import { type Paths, runFolder } from './paths.ts';
+import { inRoot, type Paths, runFolder } from './paths.ts';
 import type { Platform } from './platform/platform.ts';
 import { listProducts } from './products.ts';
 
@@ -93,7 +93,7 @@ function findDrives(platform: Platform, paths: Paths): readonly DriveKind[] {
   const hasUdev = files.stat(`${runFolder(paths)}/udev`) !== null;
   let modules: string | null = hasUdev ? null : '';
   const hasModule = (module: string): boolean => {
-    modules ??= moduleList(platform);
+    modules ??= moduleList(platform, paths);
     return modules.includes(module);
   };
   const hasDriver = ([folder, module]: Driver) =>
@@ -101,9 +101,10 @@ function findDrives(platform: Platform, paths: Paths): readonly DriveKind[] {
   return DRIVE_DRIVERS.filter(({ needs }) => needs.every((drivers) => drivers.some(hasDriver))).map(({ kind }) => kind);
 }
 
-function moduleList(platform: Platform): string {
+function moduleList(platform: Platform, paths: Paths): string {
+  const path = inRoot(paths, `/lib/modules/${platform.kernel().release}/modules.dep`);
   try {
-    return readText(platform, `/lib/modules/${platform.kernel().release}/modules.dep`, MODULE_LIST_BYTES_MAX) ?? '';
+    return readText(platform, path, MODULE_LIST_BYTES_MAX) ?? '';
   } catch {
     return '';
   }
