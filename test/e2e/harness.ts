@@ -56,13 +56,14 @@ export type VmOptions = {
   readonly hasAgent?: boolean;
   readonly policy?: Partial<Policy>;
   /** Programs put into the VM's own disk, by their paths in the guest; those that are there are replaced. */
-  readonly programs?: Readonly<Record<string, string>>;
+  readonly programs?: Readonly<Record<string, string | Uint8Array>>;
   /** What the VM is to be instead; may start a QEMU of its own and return the spec by which to attach it. */
   readonly change?: (spec: ManagedVm) => VmSpec | Promise<VmSpec>;
 };
 
 export type House = {
   readonly folder: string;
+  readonly runFolder: string;
   readonly daemon: DemoDaemon;
   readonly service: Service;
   readonly server: FakeHttpServer;
@@ -165,6 +166,7 @@ async function furnish({ release, image, folder, runFolder, endings, close }: Gr
   await service.checkVendor(null);
   return {
     folder,
+    runFolder,
     daemon,
     service,
     server: vendor.server,
@@ -243,7 +245,7 @@ done
 `;
 const ORDERS_BYTES = 64 * 1024;
 
-async function teach(folder: string, disk: string, programs: Readonly<Record<string, string>>): Promise<void> {
+async function teach(folder: string, disk: string, programs: Readonly<Record<string, string | Uint8Array>>): Promise<void> {
   const inittab = await readFile(join(import.meta.dirname, '../../images/guest/inittab'), 'utf8');
   const files = {
     '/usr/lib/pratique-guest/orders': ORDERS,
