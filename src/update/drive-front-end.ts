@@ -16,7 +16,7 @@ export function chooseFrontEnd(options: {
     if (offered.includes(wanted)) return wanted;
     throw new RunError(
       'usage/drive-front-end',
-      `the VM has no place for a ${wanted} drive, only for ${list(offered)}`,
+      `the VM has no place for a drive as ${wanted}, only for ${list(offered)}`,
       {
         next: 'change drive.frontEnd in its spec, or give the VM the hardware for it',
       },
@@ -24,7 +24,8 @@ export function chooseFrontEnd(options: {
   }
   const found = offered.find((frontEnd) => known === undefined || known.includes(frontEnd));
   if (found !== undefined) return found;
-  const message = `the VM has a place for ${list(offered)}, its guest has drivers for ${list(known ?? [])}: no drive can be shown to it`;
+  const guest = known === undefined ? 'has told of no drivers' : `has drivers for ${list(known)}`;
+  const message = `the VM has a place for ${list(offered)}, its guest ${guest}: no drive can be shown to it`;
   throw new RunError('usage/drive-front-end', message, {
     next: 'give the VM hardware that its guest knows, or the guest a driver',
   });

@@ -13,6 +13,7 @@ import { openFence } from '../fence.ts';
 import type { AttachedVm } from '../vm-spec.ts';
 import { makeQmpDriver } from './driver.ts';
 import { readNetworkText } from './network-text.ts';
+import { connectQmp } from './qmp-client.ts';
 
 async function house(t: TestContext) {
   const folder = await mkdtemp(join(tmpdir(), 'pq-att-'));
@@ -210,4 +211,64 @@ test('`info network` is read as QEMU prints it', () => {
     { nic: 'net1', backend: 'tap', tap: null },
     { nic: 'net2', backend: null, tap: null },
   ]);
+});
+
+test('a VM offers its drive the places that its spec names, the best first [A4] [A16]', async (t) => {
+  const { driver, spec, qemu } = await house(t);
+  await qemu({ scsiBuses: ['scsi0.0'], usbBuses: ['xhci.0'], trays: ['cd0'] });
+  const own = { driveScsiBus: 'scsi0.0', driveUsbBus: 'xhci.0', driveTray: 'cd0' };
+  const vm = await driver().start({ ...spec(), ...own });
+  t.after(vm.release);
+  assert.deepEqual(vm.driveFrontEnds, ['virtio-blk', 'scsi-cd', 'nvme', 'ide-cd', 'usb-storage']);
+  await vm.attachDrive({ source: { kind: 'vmdk', path: '/d/a.vmdk' }, frontEnd: 'ide-cd' });
+  await vm.release();
+  // Our own drive in the tray is no stranger's.
+  const again = await driver().start({ ...spec(), ...own });
+  t.after(again.release);
+  assert.equal(await again.hasDrive(), true);
+});
+
+for (const { name, places, error, next } of [
+  { name: 'port', places: { drivePort: 'rp9' }, error: /no PCI port "rp9".* drivePort/, next: /pcie-root-port,id=rp9/ },
+  {
+    name: 'SCSI bus',
+    places: { driveScsiBus: 'scsi9.0' },
+    error: /no such bus "scsi9\.0".* driveScsiBus/,
+    next: /virtio-scsi-pci,id=scsi9/,
+  },
+  // A bus of another kind is none.
+  {
+    name: 'USB bus',
+    places: { driveUsbBus: 'scsi0.0' },
+    error: /no such bus "scsi0\.0".* driveUsbBus/,
+    next: /qemu-xhci,id=scsi0/,
+  },
+  { name: 'tray', places: { driveTray: 'cd9' }, error: /no CD drive "cd9".* driveTray/, next: /ide-cd,id=cd9/ },
+]) {
+  test(`a VM without the ${name} that its spec names for the drive is refused, and the error says what is missing [A4]`, async (t) => {
+    const { driver, spec, qemu } = await house(t);
+    await qemu({ scsiBuses: ['scsi0.0'], trays: ['cd0'] });
+    await assert.rejects(driver().start({ ...spec(), ...places }), { code: 'refused/attached', message: error, next });
+    const vm = await driver().start({ ...spec(), driveScsiBus: 'scsi0.0', driveTray: 'cd0' });
+    await vm.release();
+  });
+}
+
+test("a port with somebody's device on it, or a tray with somebody's medium in it, is no place for the drive [A4]", async (t) => {
+  const { driver, spec, qemu } = await house(t);
+  const fake = await qemu({ trays: ['cd0'] });
+  const theirs = await connectQmp({ path: spec().qmpSocket, clock: systemClock });
+  for (const name of ['theirs', 'disc']) await theirs.execute('blockdev-add', { 'node-name': name, driver: 'null-co' });
+  await theirs.execute('device_add', { driver: 'virtio-blk-pci', id: 'disk9', bus: 'rp1', drive: 'theirs' });
+  await theirs.execute('blockdev-open-tray', { id: 'cd0', force: true });
+  await theirs.execute('blockdev-insert-medium', { id: 'cd0', 'node-name': 'disc' });
+  theirs.close();
+  await assert.rejects(driver().start(spec()), {
+    code: 'refused/attached',
+    message: /a device is on its PCI port "rp1"/,
+  });
+  const { drivePort: _, ...portless } = spec();
+  const tray = { ...portless, driveTray: 'cd0' };
+  await assert.rejects(driver().start(tray), { code: 'refused/attached', message: /a medium in its CD drive "cd0"/ });
+  assert.equal(fake.inserted.get('cd0'), 'disc', 'it was left there');
 });

@@ -7,7 +7,7 @@ import { CHANNEL_PORT_NAME } from '../../guest/messages.ts';
 import type { VmId } from '../../model/ids.ts';
 import { tapName } from '../network.ts';
 import { type ManagedVm, ManagedVmSchema } from '../vm-spec.ts';
-import { AGENT_PORT_NAME, commandLine } from './command-line.ts';
+import { AGENT_PORT_NAME, commandLine, driveSlots } from './command-line.ts';
 
 const SPEC: ManagedVm = {
   format: 'pratique.vm/1',
@@ -88,6 +88,33 @@ test('media are empty trays, on virtio-scsi where the guest has it [A8]', () => 
   assert.deepEqual(devices(SPEC), [{ driver: 'ide-cd', id: 'media-cd', bus: 'ide.0' }]);
   assert.deepEqual(devices({ ...SPEC, scsi: true }), [{ driver: 'scsi-cd', id: 'media-cd', bus: 'pratique-scsi.0' }]);
   assert(!line(SPEC).some((word) => word.includes('cd.iso')));
+});
+
+test('a drive has its port; a tray, a USB controller and SATA are there only where they are asked for [A4]', () => {
+  const has = (spec: ManagedVm) => {
+    const argv = line(spec);
+    const devices = valuesOf(argv, '-device');
+    return {
+      sata: argv.some((word) => word.includes('sata=on')),
+      tray: devices.find((one) => one.id === 'pratique-tray') ?? null,
+      usb: devices.find((one) => one.driver === 'qemu-xhci') ?? null,
+      slots: driveSlots(spec),
+    };
+  };
+  const bare: ManagedVm = { ...SPEC, media: [] };
+  const slots = { port: 'pratique-port0', scsiBus: null, usbBus: null, tray: null };
+  assert(valuesOf(line(bare), '-device').some((one) => one.driver === 'pcie-root-port' && one.id === slots.port));
+  assert.deepEqual(has(bare), { sata: false, tray: null, usb: null, slots });
+  assert.deepEqual(has({ ...bare, scsi: true }).slots, { ...slots, scsiBus: 'pratique-scsi.0' });
+  assert.equal(has(SPEC).sata, true, 'its media need it');
+  // After the four trays that media may have.
+  const tray = { driver: 'ide-cd', id: 'pratique-tray', bus: 'ide.4' };
+  const cd = has({ ...bare, drive: { frontEnd: 'ide-cd' } });
+  assert.deepEqual(cd, { sata: true, tray, usb: null, slots: { ...slots, tray: 'pratique-tray' } });
+  const usb = has({ ...bare, drive: { frontEnd: 'usb-storage' } });
+  assert.deepEqual(usb.usb, { driver: 'qemu-xhci', id: 'pratique-usb' });
+  assert.deepEqual(usb.slots, { ...slots, usbBus: 'pratique-usb.0' });
+  assert.equal(usb.sata, false);
 });
 
 test('cards use inherited descriptors: QEMU itself opens no tap', () => {

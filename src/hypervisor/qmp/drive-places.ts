@@ -46,7 +46,7 @@ export function requirePlace(vm: string, frontEnd: DriveFrontEnd, slots: DriveSl
   const { missing } = DEVICES[frontEnd];
   throw new HypervisorError(
     'usage/drive-port',
-    `${vm}: the VM has no ${missing.replace(/^an? /, '')} for a ${frontEnd} drive`,
+    `${vm}: the VM has no ${missing.replace(/^an? /, '')} for a drive as ${frontEnd}`,
     {
       next: `give it ${missing} in its spec, or choose another front-end`,
     },
