@@ -69,21 +69,30 @@ export async function sendingGuest(flavour: KernelFlavour = 'cloud'): Promise<Se
   const kernelPackage = await fetchKernelPackage({ flavour, cacheFolder: folder, log: silentLog });
   const kernel = await unpackKernel(kernelPackage, kernelFolder);
   const initrd = join(folder, 'initrd');
-  await writeFile(`${initrd}.${process.pid}`, await archive(await listModules(kernel, MODULES[flavour])));
+  await writeFile(`${initrd}.${process.pid}`, await makeInitrd(await listModules(kernel, MODULES[flavour]), INIT));
   await rename(`${initrd}.${process.pid}`, initrd);
   await access(kernel.image);
-  const quick = 'mitigations=off nokaslr cryptomgr.notests no_timer_check noreplace-smp tsc=reliable 8250.nr_uarts=1';
-  return { kernel: kernel.image, initrd, commandLine: `console=ttyS0 quiet loglevel=3 net.ifnames=0 panic=1 ${quick}` };
+  return { kernel: kernel.image, initrd, commandLine: COMMAND_LINE };
 }
 
-async function archive(modules: readonly string[]): Promise<Uint8Array> {
+/** The kernel's words for a guest that lives in its initramfs and is thrown away after seconds. */
+export const COMMAND_LINE =
+  'console=ttyS0 quiet loglevel=3 net.ifnames=0 panic=1 mitigations=off nokaslr cryptomgr.notests no_timer_check noreplace-smp tsc=reliable 8250.nr_uarts=1';
+
+/** A guest in one file: busybox, the kernel modules in the order to load, a start script, and what else it is given. */
+export async function makeInitrd(
+  modules: readonly string[],
+  init: string,
+  more: readonly CpioEntry[] = [],
+): Promise<Uint8Array> {
   const busybox = (await runCommand(['which', 'busybox'])).trim();
   const order = modules.map((file) => `${basename(file)}\n`).join('');
   const entries: CpioEntry[] = [
     ...['bin', 'modules'].map((path): CpioEntry => ({ kind: 'folder', path })),
-    { kind: 'program', path: 'init', content: Buffer.from(INIT) },
+    { kind: 'program', path: 'init', content: Buffer.from(init) },
     { kind: 'program', path: 'bin/busybox', content: await readFile(busybox) },
     { kind: 'file', path: 'modules/order', content: Buffer.from(order) },
+    ...more,
   ];
   for (const file of modules) {
     entries.push({ kind: 'file', path: `modules/${basename(file)}`, content: await readFile(file) });
