@@ -4,7 +4,7 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { pathToFileURL } from 'node:url';
-import { AUDIT_LINE_CHARS_MAX } from '../base/limits.ts';
+import { AUDIT_LINE_CHARS_MAX, AUDIT_READ_BYTES } from '../base/limits.ts';
 import { AuditError } from './error.ts';
 import { type PublicKey, readFolderKeys } from './host-key.ts';
 import type { Checkpoint } from './record.ts';
@@ -50,16 +50,23 @@ export async function verifyFile(path: string, options: KeptOptions): Promise<Au
 }
 
 async function* linksOfFile(path: string): AsyncIterable<Link> {
-  let pending = '';
-  const stream = createReadStream(path, { encoding: 'utf8' });
+  let pieces: string[] = [];
+  let chars = 0;
+  const stream = createReadStream(path, { encoding: 'utf8', highWaterMark: AUDIT_READ_BYTES });
   try {
-    for await (const piece of stream) {
-      const lines = `${pending}${piece}`.split('\n');
-      pending = lines.pop() ?? '';
-      for (const line of lines) yield { kind: 'line', line };
-      if (pending.length > AUDIT_LINE_CHARS_MAX) {
-        yield { kind: 'unreadable', trouble: `its line is longer than ${AUDIT_LINE_CHARS_MAX} characters` };
-        return;
+    for await (const chunk of stream) {
+      const text = chunk as string; // The cast holds: an encoding is set on the stream.
+      let start = 0;
+      for (let end = text.indexOf('\n'); end >= 0; end = text.indexOf('\n', start)) {
+        yield { kind: 'line', line: pieces.join('') + text.slice(start, end) };
+        start = end + 1;
+        pieces = [];
+        chars = 0;
+      }
+      pieces.push(text.slice(start));
+      chars += text.length - start;
+      if (chars > AUDIT_LINE_CHARS_MAX) {
+        return yield { kind: 'unreadable', trouble: `its line is longer than ${AUDIT_LINE_CHARS_MAX} characters` };
       }
     }
   } catch (cause) {
@@ -68,7 +75,7 @@ async function* linksOfFile(path: string): AsyncIterable<Link> {
       next: 'give a file with what `pratique audit export` printed',
     });
   }
-  if (pending !== '') yield { kind: 'unreadable', trouble: 'the file ends in the middle of its line' };
+  if (chars > 0) yield { kind: 'unreadable', trouble: 'the file ends in the middle of its line' };
 }
 
 async function openKept(folder: string): Promise<DatabaseSync> {
@@ -81,8 +88,9 @@ async function openKept(folder: string): Promise<DatabaseSync> {
   try {
     return openReadOnly(path);
   } catch (cause) {
-    // Where SQLite can make no files beside the database nobody else writes either; but a log that is not worked in is part of it.
-    if (!(await hasLog(path))) return openReadOnly(path, 'immutable');
+    // Where SQLite can make no files beside the database nobody else writes either; but a log that lies there is part of it.
+    const found = (await hasLog(path)) ? null : openUnwatched(path);
+    if (found !== null) return found;
     throw new AuditError('host-fault/audit-read', `opening the audit database ${path}`, {
       cause,
       next: 'read it as the user that the daemon runs as, or copy the folder to where it can be written',
@@ -97,9 +105,18 @@ async function hasLog(path: string): Promise<boolean> {
   );
 }
 
-function openReadOnly(path: string, mode?: 'immutable'): DatabaseSync {
+function openUnwatched(path: string): DatabaseSync | null {
+  try {
+    return openReadOnly(path, { immutable: '1' });
+  } catch {
+    return null;
+  }
+}
+
+/** `parameters`: of SQLite's file names (https://sqlite.org/uri.html). */
+function openReadOnly(path: string, parameters: Readonly<Record<string, string>> = {}): DatabaseSync {
   const url = pathToFileURL(path);
-  if (mode !== undefined) url.searchParams.set(mode, '1');
+  for (const [name, value] of Object.entries(parameters)) url.searchParams.set(name, value);
   const db = new DatabaseSync(url, { readOnly: true });
   try {
     db.prepare('SELECT count(*) FROM sqlite_master').get();

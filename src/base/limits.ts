@@ -39,6 +39,8 @@ export const AUDIT_PAGE_BYTES_MAX = 8 * 1024 * 1024;
 export const AUDIT_VERIFY_SLICE_MAX = 200;
 /** Characters of one line of an exported chain: a record in base64; one of the first format has every quote escaped. */
 export const AUDIT_LINE_CHARS_MAX = 8 * 1024 * 1024;
+/** Bytes of an exported chain that are read at a time. */
+export const AUDIT_READ_BYTES = 256 * 1024;
 /** Public keys given for one chain, and bytes of the file they come in: a rotation each month for decades. */
 export const AUDIT_KEYS_MAX = 512;
 export const AUDIT_KEYS_FILE_BYTES_MAX = 128 * 1024;
@@ -466,3 +468,8 @@ export const TRUST_SAVE_MS = 5 * 60_000;
 export const TRUST_BEHIND_MAX_MS = 60_000;
 /** Milliseconds between two looks for stored blobs that have not been read for long. */
 export const STORE_SCRUB_LOOK_MS = 60 * 60_000;
+
+/** Damaged blobs named in the result of one reading of the store; the log names all. */
+export const SCRUB_ROTTEN_TOLD_MAX = 50;
+/** Milliseconds between two questions of the command line whether a reading of the store has ended. */
+export const SCRUB_ASK_MS = 500;

@@ -1,0 +1,198 @@
+// Whatever was removed, changed, reordered, repeated or brought in from elsewhere is found, also in an export on another machine.
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import {
+  forgeLine,
+  type Kept,
+  makeKeptChain,
+  makeTestKey,
+  payloadOfLine,
+  verifyLines,
+} from '../../test/fakes/audit-chain.ts';
+import { digestOf } from '../base/digest.ts';
+
+const COUNT = 12;
+/** Twelve records and two rotations. */
+const LENGTH = 14;
+const place = fc.nat(LENGTH - 1);
+
+async function expectFound(kept: Kept, lines: readonly string[], why?: RegExp): Promise<void> {
+  const { isIntact, trouble } = await verifyLines(lines, kept);
+  assert.equal(isIntact, false, 'it was not found');
+  assert.match(trouble ?? '', why ?? /./);
+}
+
+const without = (lines: readonly string[], index: number) => lines.filter((_, each) => each !== index);
+const insert = (lines: readonly string[], index: number, line: string) => lines.toSpliced(index, 0, line);
+
+test('any removed, repeated, swapped or foreign record of an export is found; the whole one passes [X2]', async (t) => {
+  const kept = await makeKeptChain(t, { count: COUNT, rotateAfter: [4, 8] });
+  const { lines } = kept;
+  const foreign = (await makeKeptChain(t, { count: COUNT, rotateAfter: [4, 8] })).lines;
+  assert.equal(lines.length, LENGTH);
+  assert.deepEqual(await verifyLines(lines, kept), {
+    isIntact: true,
+    records: LENGTH,
+    head: digestOf(lines.at(-1) ?? ''),
+    trouble: null,
+  });
+  for (let index = 0; index < LENGTH; index += 1) await expectFound(kept, without(lines, index));
+  const at = (index: number): string => lines[index] ?? assert.fail();
+  await fc.assert(
+    fc.asyncProperty(place, place, async (from, to) => {
+      await expectFound(kept, insert(lines, to, at(from)));
+      if (from !== to) await expectFound(kept, lines.with(from, at(to)).with(to, at(from)));
+      if (from !== to) await expectFound(kept, lines.with(from, at(to)));
+      await expectFound(kept, lines.with(from, foreign[from] ?? ''));
+      await expectFound(kept, insert(lines, to, foreign[from] ?? ''));
+      await expectFound(kept, lines.slice(0, to));
+    }),
+    { numRuns: 60 },
+  );
+  await expectFound(kept, foreign, /record 1 was changed or is not signed/);
+  await expectFound(kept, [...lines, ...foreign.slice(LENGTH - 1)]);
+});
+
+test('any changed character of an export is found, in every line and field [X2]', async (t) => {
+  const kept = await makeKeptChain(t, { count: COUNT, rotateAfter: [4, 8] });
+  await fc.assert(
+    fc.asyncProperty(
+      place,
+      fc.nat(),
+      fc.constantFrom('A', 'b', '0', '+', '"', ' ', '\\', '='),
+      async (index, at, put) => {
+        const line = kept.lines[index] ?? assert.fail();
+        const spot = at % line.length;
+        if (line[spot] === put) return;
+        const changed = `${line.slice(0, spot)}${put}${line.slice(spot + 1)}`;
+        await expectFound(kept, kept.lines.with(index, changed), new RegExp(`record ${index + 1}\\b`));
+      },
+    ),
+    { numRuns: 300 },
+  );
+});
+
+/** Every leaf of a document, changed: one document each. */
+function variants(value: unknown): readonly unknown[] {
+  if (typeof value === 'string') return [`${value}x`, '', value.replaceAll('a', 'b')].filter((each) => each !== value);
+  if (typeof value === 'number') return [value + 1];
+  if (value === null || typeof value !== 'object') return ['other'];
+  return Object.entries(value).flatMap(([key, field]) => [
+    ...variants(field).map((changed) =>
+      Array.isArray(value) ? value.with(Number(key), changed) : { ...value, [key]: changed },
+    ),
+    Array.isArray(value) ? value.toSpliced(Number(key), 1) : { ...value, [key]: undefined },
+  ]);
+}
+
+test('any changed field of what a record says is found, signed anew by another key or not at all [X2]', async (t) => {
+  const kept = await makeKeptChain(t, { count: 4, rotateAfter: [2] });
+  const thief = makeTestKey();
+  let tried = 0;
+  for (const [index, line] of kept.lines.entries()) {
+    const { signatures } = JSON.parse(line) as { signatures: readonly { keyid: string; sig: string }[] };
+    const asBefore = signatures.map(({ keyid, sig }) => ({ keyid, sign: () => sig }));
+    const asKnown = signatures.map(({ keyid }) => ({ keyid, sign: thief.sign }));
+    for (const said of variants(payloadOfLine(line))) {
+      for (const signers of [asBefore, asKnown, [thief]]) {
+        await expectFound(kept, kept.lines.with(index, forgeLine(said, signers)), new RegExp(`record ${index + 1}\\b`));
+        tried += 1;
+      }
+    }
+  }
+  assert.ok(tried > 300, `${tried} forgeries`);
+});
+
+test('a whole foreign chain, made to look as long and as old, is not this one [X2]', async (t) => {
+  const kept = await makeKeptChain(t, { count: 6 });
+  const other = await makeKeptChain(t, { count: 6 });
+  assert.equal((await verifyLines(other.lines, { keys: other.keys })).isIntact, true, 'positive control');
+  await expectFound({ ...other, keys: kept.keys }, other.lines, /not signed by the key of this chain/);
+  const both = { ...other, keys: [...kept.keys, ...other.keys] };
+  await expectFound(both, other.lines, /the chain never came to the key [0-9a-f]{64}/);
+});
+
+test('a record of another host that the same key signed does not fit in [X2]', async (t) => {
+  const key = makeTestKey();
+  const statement = (seq: number, prev: string, host: string) => ({
+    _type: 'https://in-toto.io/Statement/v1',
+    predicate: { atMs: 1, details: { reason: 'x', vm: 'web' }, host, kind: 'gate-closed', prev, seq },
+    predicateType: 'urn:pratique:audit:2',
+    subject: [{ digest: { sha256: digestOf('vm:web') }, name: 'vm:web' }],
+  });
+  const first = forgeLine(statement(1, '0'.repeat(64), key.keyid), [key]);
+  const second = (host: string) => forgeLine(statement(2, digestOf(first), host), [key]);
+  assert.equal((await verifyLines([first, second(key.keyid)], { keys: [key] })).isIntact, true, 'positive control');
+  const strange = await verifyLines([first, second('e'.repeat(64))], { keys: [key] });
+  assert.match(strange.trouble ?? '', /record 2 is of another host/);
+  const begun = await verifyLines([forgeLine(statement(1, '0'.repeat(64), 'e'.repeat(64)), [key])], { keys: [key] });
+  assert.match(begun.trouble ?? '', /record 1 is of another host/);
+  t.diagnostic('two chains of one key arise only when somebody copies a data folder to a second host');
+});
+
+test('a cut tail is found with a checkpoint made anywhere in it, and a checkpoint that is not genuine says so [X2]', async (t) => {
+  const kept = await makeKeptChain(t, { count: COUNT, rotateAfter: [4, 8] });
+  const { lines, keys, checkpoints } = kept;
+  assert.equal(checkpoints.length, LENGTH);
+  const first = keys.slice(0, 1);
+  for (const checkpoint of checkpoints) {
+    const { records } = checkpoint;
+    assert.equal((await verifyLines(lines, { keys, checkpoint })).isIntact, true, `checkpoint ${records}`);
+    const cut = lines.slice(0, records - 1);
+    assert.equal((await verifyLines(cut, { keys: first })).isIntact, true, 'alone a cut tail is not seen');
+    const { trouble } = await verifyLines(cut, { keys: first, checkpoint });
+    // Where the rotation that named its key was cut off too, nothing is left that knows the checkpoint's key.
+    assert.match(trouble ?? '', /the tail was cut|the checkpoint is not signed by the key of this chain/);
+    await expectFound({ keys, lines, checkpoint: { ...checkpoint, records: records - 1 } }, lines, /checkpoint is not/);
+    await expectFound({ keys, lines, checkpoint: { ...checkpoint, atMs: 1 } }, lines, /checkpoint is not signed/);
+  }
+  const other = await makeKeptChain(t, { count: COUNT });
+  await expectFound({ keys, lines, checkpoint: other.checkpoint }, lines, /checkpoint is not signed/);
+});
+
+test('a tail written anew by another key is found, and one cut back before a rotation by the key that came later [X2]', async (t) => {
+  const kept = await makeKeptChain(t, { count: 6, rotateAfter: [4] });
+  const before = kept.lines.slice(0, 3);
+  const thief = makeTestKey();
+  const host = kept.keys[0]?.keyid ?? assert.fail();
+  const anew = forgeLine(
+    {
+      _type: 'https://in-toto.io/Statement/v1',
+      predicate: {
+        atMs: 1,
+        details: { reason: 'x', vm: 'web' },
+        host,
+        kind: 'gate-closed',
+        prev: digestOf(before[2] ?? ''),
+        seq: 4,
+      },
+      predicateType: 'urn:pratique:audit:2',
+      subject: [{ digest: { sha256: digestOf('vm:web') }, name: 'vm:web' }],
+    },
+    [thief],
+  );
+  await expectFound(kept, [...before, anew], /record 4 was changed or is not signed/);
+  await expectFound(
+    { ...kept, checkpoint: kept.checkpoints[1] ?? assert.fail() },
+    before,
+    /the chain never came to the key/,
+  );
+});
+
+test('an export that begins later is verified from the checkpoint just before it, and from no other [X2]', async (t) => {
+  const { lines, keys, checkpoints } = await makeKeptChain(t, { count: COUNT, rotateAfter: [4, 8] });
+  for (let from = 1; from < LENGTH; from += 1) {
+    const checkpoint = checkpoints[from - 1] ?? assert.fail();
+    const later = lines.slice(from);
+    const report = await verifyLines(later, { keys, checkpoint });
+    assert.deepEqual([report.isIntact, report.records], [true, LENGTH], `${from}: ${report.trouble}`);
+    const signer = keys.filter(({ keyid }) => keyid === checkpoint.keyid);
+    assert.equal((await verifyLines(later, { keys: signer, checkpoint })).isIntact, true);
+    await expectFound({ lines, keys, checkpoint }, later.slice(1));
+    await expectFound({ lines, keys, checkpoint: { ...checkpoint, head: 'f'.repeat(64) } }, later);
+    const wrong = checkpoints[from] ?? assert.fail();
+    await expectFound({ lines, keys, checkpoint: wrong }, later);
+    assert.equal((await verifyLines(later, { keys })).isIntact, false, 'without a checkpoint');
+  }
+});
