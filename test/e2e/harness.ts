@@ -145,7 +145,7 @@ type Ground = {
 };
 
 async function furnish({ release, image, folder, runFolder, endings, close }: Ground): Promise<House> {
-  await chmod(folder, 0o711);
+  for (const each of [folder, runFolder]) await chmod(each, 0o711);
   const vendor = await makeVendor(folder, release);
   endings.push(vendor.server.close);
   const network = await makeDemoNetwork({ folder, clock: systemClock, prefix: `pqe2e${houses}-` });
