@@ -108,7 +108,7 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     fenceFor: fences.fenceFor,
     ownPolicies: new Map(),
     addRun: (spec, given) => addRun(rooms, deps, spec, given),
-    removeRun: (run, record) => removeRun(rooms, run, record),
+    removeRun: (run, record) => removeRun(rooms, deps, run, record),
   };
   const endRestore = await beginAfterRestore(rooms);
   await exports.recover(new Set(journal.load().map(({ vm }) => vm)));
@@ -202,9 +202,16 @@ function makeFences({ log, clock }: HostOptions): Fences {
 }
 
 export function addRun(rooms: HostRooms, deps: VmRunDeps, spec: VmSpec, given: OwnPolicy): VmRun {
+  // The journal also has those that are being removed: their rows, and so their user ids, are not free yet.
+  const stored = rooms.journal.load();
+  if (stored.some(({ vm }) => vm === spec.vm)) {
+    throw new PratiqueError('conflict/vm-exists', `a VM ${spec.vm} is being removed`, {
+      next: 'add it again in a moment',
+    });
+  }
   const record: StoredVm = {
     vm: spec.vm,
-    uid: freeUid(rooms),
+    uid: freeUid(rooms, stored),
     spec,
     specDigest: digestOf(canonicalJson(spec)),
     ...given,
@@ -227,7 +234,12 @@ function openRun(rooms: HostRooms, deps: VmRunDeps, { own, group, ...record }: S
 }
 
 /** Forgets a VM that is off, and gives back what the host kept for it. */
-export async function removeRun(rooms: HostRooms, run: VmRun, record: () => Promise<void>): Promise<void> {
+export async function removeRun(
+  rooms: HostRooms,
+  deps: VmRunDeps,
+  run: VmRun,
+  record: () => Promise<void>,
+): Promise<void> {
   const { runs, inventories, journal, log } = rooms;
   await settleBeforeRemoval(rooms, run);
   runs.delete(run.vm);
@@ -248,9 +260,19 @@ export async function removeRun(rooms: HostRooms, run: VmRun, record: () => Prom
   } catch (error) {
     log.warn({ vm: run.vm, detail: describeError(error) }, 'not all that belonged to a removed VM could be given back');
   }
-  inventories.forget(run.vm);
+  const stored = journal.load().find(({ vm }) => vm === run.vm);
+  try {
+    inventories.forget(run.vm);
+    journal.removeVm(run.vm);
+  } catch (cause) {
+    // It is still on the disk: as long as that is so, it can be seen, and removed once more.
+    if (stored !== undefined) openRun(rooms, deps, stored);
+    throw new PratiqueError('host-fault/database', `${run.vm} could not be taken out of the database, so it stays`, {
+      cause,
+      next: `check the free space and remove it again: pratique vm remove ${run.vm}`,
+    });
+  }
   rooms.ownPolicies.delete(run.vm);
-  journal.removeVm(run.vm);
 }
 
 /** A VM of which nobody knows any more is one whose accepted update nobody merges, or somebody into a disk that went on without it. */
@@ -274,8 +296,8 @@ async function settleBeforeRemoval({ config }: HostRooms, run: VmRun): Promise<v
 const overlayFolderOf = ({ dataFolder }: Config): string => join(dataFolder, 'overlays');
 
 /** The lowest user id of the configured range that no VM has. */
-function freeUid({ config, runs }: HostRooms): number {
-  const taken = new Set([...runs.values()].map((run) => run.uid));
+function freeUid({ config }: HostRooms, stored: readonly StoredVm[]): number {
+  const taken = new Set(stored.map(({ uid }) => uid));
   const { first, count } = config.uids;
   for (let uid = first; uid < first + count; uid += 1) if (!taken.has(uid)) return uid;
   throw new PratiqueError('refused/uids', `all ${count} user ids for VMs are taken`, {

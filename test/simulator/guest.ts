@@ -1,12 +1,16 @@
-// The guest of the simulation: a scripted agent that is honest, fails, lies or is silent, and a channel that keeps the session's rules.
+// The guest of the simulation: the real agent's end of the channel, and behind it an agent that is honest, fails, lies or is silent.
+import { type Channel, openChannel } from '../../guest-agent/channel.ts';
+import type { Platform } from '../../guest-agent/platform/platform.ts';
 import { type Digest, digestOf } from '../../src/base/digest.ts';
-import type { AgentReport, HostBody, HostBodyOf } from '../../src/guest/messages.ts';
-import type { GuestChannel, GuestChannelOptions } from '../../src/guest/session.ts';
+import type { AgentBody, HostBody, HostBodyOf } from '../../src/guest/messages.ts';
+import type { VmId } from '../../src/model/ids.ts';
 import type { InstalledProduct, Inventory } from '../../src/model/inventory.ts';
 import type { Plan } from '../../src/model/plan.ts';
 import type { ItemResult } from '../../src/model/result.ts';
-import type { FakeClock } from './clock.ts';
+import type { FakeClock, ProcessClock } from './clock.ts';
 import type { Random } from './random.ts';
+import type { BuiltImage } from './rooms.ts';
+import type { Wire } from './wire.ts';
 
 export type Behaviour =
   | 'honest'
@@ -19,13 +23,9 @@ export type Behaviour =
   | 'forgetful'
   | 'silent'
   /** Never lets go of the drive. */
-  | 'clings';
-
-type AgentMessageBody = AgentReport extends infer M
-  ? M extends unknown
-    ? Omit<M, 'nonce' | 'boot' | 'seq'>
-    : never
-  : never;
+  | 'clings'
+  /** Takes very long for everything. */
+  | 'slow';
 
 /** What a guest has on its disk. */
 export type Disk = {
@@ -41,44 +41,54 @@ export type Guest = {
   readonly products: ReadonlyMap<string, string>;
   readonly readDisk: () => Disk;
   readonly writeDisk: (disk: Disk) => void;
-  /** The agent answers; false while the guest boots or its VM is off. */
+  /** The agent runs; false while the guest boots or its VM is off. */
   readonly isUp: () => boolean;
   readonly boot: () => string;
-  /** The last boot whose agent the host has heard. */
-  readonly bootHeardAtMs: () => number | null;
+  /** Since when the host has a session with this boot's agent. */
+  readonly heardAtMs: () => number | null;
   readonly powerOn: () => void;
   readonly powerOff: () => void;
   /** Another kernel takes over without a reset. */
   readonly kexec: () => void;
   readonly restartAgent: () => void;
-  /** The host end of the channel is gone. */
-  readonly hangUp: () => void;
-  /** Something out of turn. */
-  readonly misbehave: () => void;
-  readonly openChannel: (options: GuestChannelOptions) => GuestChannel;
-  readonly session: () => string | null;
+  /** Something well-formed and out of turn, in the present session. */
+  readonly forge: () => boolean;
+  /** A line in a session that ended, as an agent says it whose memory was restored from a snapshot. */
+  readonly speakFromThePast: () => boolean;
 };
 
 export type GuestDeps = {
+  readonly vm: VmId;
   readonly clock: FakeClock;
   readonly random: Random;
+  readonly wire: Wire;
   readonly say: (what: string) => void;
   /** Asks for a reset of the machine. */
   readonly reset: () => void;
-  /** The plan behind a manifest, as the drive shows it. */
-  readonly readDrive: (manifestDigest: string) => Plan | null;
+  /** The drive that it sees. */
+  readonly drive: () => BuiltImage | null;
   readonly onInstalled: () => void;
+  /** Vendors offer these to it. */
+  readonly products: readonly string[];
+  /** It reboots whenever it is asked to. */
+  readonly isReliable: boolean;
 };
 
+/** Channel sessions that a restored guest may believe in. */
+const PAST_SESSIONS_MAX = 8;
+
+type Past = { readonly nonce: string; readonly boot: string; seq: number; readonly run: string; readonly plan: Digest };
+
 export function makeGuest(deps: GuestDeps): Guest {
-  const { clock, random, say } = deps;
-  const products = new Map([['hello', '1.0.0']]);
-  let channel: { readonly options: GuestChannelOptions; isClosed: boolean; nonce: string | null } | null = null;
+  const { clock, random, say, wire, vm } = deps;
+  const products = new Map(deps.products.map((product) => [product, '1.0.0']));
+  let agent: { readonly process: ProcessClock; readonly channel: Channel } | null = null;
+  const pasts: Past[] = [];
   let boots = 0;
   let boot = '';
   let isUp = false;
   let generation = 0;
-  let bootHeardAtMs: number | null = null;
+  let heardAtMs: number | null = null;
   let manifest: Digest | null = null;
   let results: readonly ItemResult[] = [];
   let needsReboot = false;
@@ -95,80 +105,83 @@ export function makeGuest(deps: GuestDeps): Guest {
     },
     isUp: () => isUp,
     boot: () => boot,
-    bootHeardAtMs: () => bootHeardAtMs,
-    session: () => (channel === null || channel.isClosed ? null : channel.nonce),
+    heardAtMs: () => heardAtMs,
     powerOn: () => bootAnew(random.between(1_000, 20_000)),
     powerOff: () => {
       generation += 1;
-      isUp = false;
+      stopAgent();
     },
     kexec: () => bootAnew(random.between(500, 5_000)),
     restartAgent: () => {
-      if (isUp) hello();
+      if (!isUp) return;
+      stopAgent();
+      startAgent();
     },
-    hangUp: () => {
-      channel = null;
-    },
-    misbehave,
-    openChannel,
+    forge,
+    speakFromThePast,
   };
+
+  function stopAgent(): void {
+    isUp = false;
+    agent?.process.kill();
+    agent = null;
+    wire.closePort();
+  }
+
+  function startAgent(): void {
+    const process = clock.fork();
+    // The cast holds: of its platform, the agent's channel uses the clock, the text functions, the port and the log.
+    const platform = {
+      clock: process,
+      encode: (text: string) => new TextEncoder().encode(text),
+      decode: (bytes: Uint8Array) => new TextDecoder().decode(bytes),
+      openPort: () => wire.openPort(),
+      log: () => {},
+    } as unknown as Platform;
+    isUp = true;
+    const channel = openChannel({
+      platform,
+      findPort: () => '/simulated',
+      boot,
+      agentVersion: '1.0.0',
+      listener: {
+        opened: () => {
+          if (agent?.channel === channel) heardAtMs ??= clock.monotonicMs();
+        },
+        request: (request) => {
+          if (agent?.channel === channel) receive(request);
+        },
+      },
+    });
+    agent = { process, channel };
+  }
 
   function bootAnew(afterMs: number): void {
     generation += 1;
     const mine = generation;
-    isUp = false;
+    stopAgent();
     boots += 1;
-    boot = `00000000-0000-4000-8000-${String(boots).padStart(12, '0')}`;
-    bootHeardAtMs = null;
+    boot = `${digestOf(vm).slice(0, 8)}-0000-4000-8000-${String(boots).padStart(12, '0')}`;
+    heardAtMs = null;
     needsReboot = false;
     clock.after(afterMs, () => {
-      if (mine !== generation) return;
-      isUp = true;
-      hello();
+      if (mine === generation) startAgent();
     });
   }
 
-  function hello(): void {
-    if (channel === null || channel.isClosed || self.behaviour === 'silent') return;
-    channel.nonce = digestOf(`${boots} ${random.next()}`).slice(0, 32);
-    bootHeardAtMs ??= clock.nowMs();
-    channel.options.onEvent({ kind: 'opened', nonce: channel.nonce, boot, agentVersion: '1.0.0' });
-  }
-
-  function openChannel(options: GuestChannelOptions): GuestChannel {
-    const mine = { options, isClosed: false, nonce: null as string | null };
-    channel = mine;
-    // An agent that runs already is asked for a hello.
-    const later = clock.after(1_000, () => {
-      if (!mine.isClosed && isUp && mine.nonce === null) hello();
-    });
-    return {
-      send: (body) => receive(mine, body),
-      session: () => (mine.isClosed || mine.nonce === null ? null : { nonce: mine.nonce, boot, agentVersion: '1.0.0' }),
-      lastHeardMs: () => null,
-      close: () => {
-        mine.isClosed = true;
-        later();
-      },
-    };
-  }
-
-  /** In the session in which it was asked; an answer that comes late is refused by the channel. */
-  function answer(body: AgentMessageBody, afterMs = random.between(1, 2_000)): void {
-    const mine = channel;
-    const nonce = mine?.nonce ?? null;
-    const at = generation;
-    clock.after(afterMs, () => {
-      if (mine === null || nonce === null || mine.isClosed || mine.nonce !== nonce || at !== generation) return;
-      // The cast holds: the envelope completes the message, and its counter is never looked at again.
-      const message = { ...body, nonce, boot, seq: 1 } as AgentReport;
-      mine.options.onEvent({ kind: 'message', nonce, boot, body: message });
+  /** In the session in which it was asked; the next session asks again. */
+  function answer(body: AgentBody, afterMs = random.between(1, 2_000)): void {
+    const mine = agent;
+    const nonce = mine?.channel.session()?.nonce;
+    if (mine === null || nonce === undefined) return;
+    const delayMs = self.behaviour === 'slow' ? afterMs + random.between(0, 90_000) : afterMs;
+    mine.process.after(delayMs, () => {
+      if (mine === agent && mine.channel.session()?.nonce === nonce) mine.channel.send(body);
     });
   }
 
-  function receive(mine: typeof channel, body: HostBody): void {
-    if (mine === null || mine.isClosed || mine.nonce === null || !isUp) return;
-    if (self.behaviour === 'silent' || (self.behaviour === 'forgetful' && random.chance(0.4))) return;
+  function receive(body: HostBody): void {
+    if (self.behaviour === 'forgetful' && random.chance(0.4)) return;
     say(`guest hears ${body.type}`);
     switch (body.type) {
       case 'ask-inventory':
@@ -182,7 +195,7 @@ export function makeGuest(deps: GuestDeps): Guest {
         answer({ type: 'drive', run: body.run, manifestDigest: body.manifestDigest, state: 'released' });
         return;
       case 'reboot':
-        if (random.chance(0.9)) clock.after(500, () => deps.reset());
+        if (deps.isReliable || random.chance(0.9)) agent?.process.after(500, () => deps.reset());
         return;
       case 'ask-confirm':
         confirm(body);
@@ -192,33 +205,34 @@ export function makeGuest(deps: GuestDeps): Guest {
     }
   }
 
+  /** What is on the drive under that manifest, or why the agent refuses it. */
+  function readDrive(digest: Digest): { readonly plan: Plan } | { readonly refusal: string } {
+    const drive = deps.drive();
+    if (drive === null) return { refusal: 'mount-failed' };
+    if (drive.manifestDigest !== digest) return { refusal: 'manifest-digest' };
+    return drive.blobs.every((blob) => blob.isSound) ? { plan: drive.plan } : { refusal: 'digest-mismatch' };
+  }
+
   function install(offer: HostBodyOf<'offer'>): void {
     const { run, manifestDigest } = offer;
-    const plan = deps.readDrive(manifestDigest);
-    if (plan === null) {
-      answer({
-        type: 'drive',
-        run,
-        manifestDigest,
-        state: 'refused',
-        code: 'manifest-digest',
-        detail: 'not that one',
-      });
+    const read = readDrive(manifestDigest);
+    if ('refusal' in read) {
+      answer({ type: 'drive', run, manifestDigest, state: 'refused', code: read.refusal, detail: 'not that one' });
       return;
     }
     answer({ type: 'drive', run, manifestDigest, state: 'verified' }, 100);
     const at = generation;
     const doneMs = random.between(1_000, 60_000);
-    clock.after(doneMs, () => {
+    agent?.process.after(doneMs, () => {
       if (at !== generation) return; // Power failed in the middle.
       const outcome = self.behaviour === 'fails' ? 'failed' : 'installed';
-      results = plan.items.map((item) => ({ item: item.id, outcome, durationMs: 1 }));
+      results = read.plan.items.map((item) => ({ item: item.id, outcome, durationMs: 1 }));
       manifest = manifestDigest;
       if (self.behaviour !== 'fails' && self.behaviour !== 'forges') {
-        for (const { release } of plan.items) products.set(release.product, release.version);
+        for (const { release } of read.plan.items) products.set(release.product, release.version);
         needsReboot = random.chance(0.3);
       }
-      say(`guest installs ${outcome}`);
+      say(`guest: ${outcome}`);
       deps.onInstalled();
       answer({ type: 'installed', run, manifestDigest, results: [...results], rebootRequired: needsReboot }, 1);
     });
@@ -227,7 +241,12 @@ export function makeGuest(deps: GuestDeps): Guest {
   function confirm(body: HostBodyOf<'ask-confirm'>): void {
     const { run, planDigest } = body;
     self.confirmedAs = self.behaviour;
-    const answers: AgentMessageBody = {
+    const session = agent?.channel.session();
+    if (session != null) {
+      pasts.push({ nonce: session.nonce, boot, seq: random.between(1, 6), run, plan: planDigest });
+      if (pasts.length > PAST_SESSIONS_MAX) pasts.shift();
+    }
+    const answers: AgentBody = {
       type: 'confirm',
       run,
       planDigest,
@@ -239,37 +258,31 @@ export function makeGuest(deps: GuestDeps): Guest {
     if (random.chance(0.2)) answer(answers, 301);
   }
 
-  function misbehave(): void {
-    if (!isUp) return;
+  function forge(): boolean {
+    const channel = agent?.channel;
+    if (channel === undefined || channel.session() === null) return false;
     const run = '0'.repeat(32) as Plan['run']; // The form that the brand promises.
     const digest = digestOf('made up');
-    const what = random.pick<() => void>([
-      [3, () => answer({ type: 'inventory', inventory: inventory(false) })],
-      [3, () => answer({ type: 'drive', run, manifestDigest: digest, state: 'released' })],
-      [2, () => answer({ type: 'installed', run, manifestDigest: digest, results: [], rebootRequired: false })],
-      [
-        3,
-        () =>
-          answer({
-            type: 'confirm',
-            run,
-            planDigest: digest,
-            manifestDigest: null,
-            results: [],
-            inventory: inventory(false),
-          }),
-      ],
-      [1, cutChannel],
+    const body = random.pick<AgentBody>([
+      [3, { type: 'inventory', inventory: inventory(false) }],
+      [3, { type: 'drive', run, manifestDigest: digest, state: 'released' }],
+      [2, { type: 'drive', run, manifestDigest: digest, state: 'verified' }],
+      [2, { type: 'installed', run, manifestDigest: digest, results: [], rebootRequired: false }],
+      [3, { type: 'confirm', run, planDigest: digest, manifestDigest: null, results: [], inventory: inventory(false) }],
     ]);
-    what();
+    channel.send(body);
+    return true;
   }
 
-  function cutChannel(): void {
-    const mine = channel;
-    if (mine === null || mine.isClosed) return;
-    mine.isClosed = true;
-    mine.options.onEvent({ kind: 'misbehaved', code: 'too-many-lines', detail: 'it floods' });
-    mine.options.onEvent({ kind: 'closed' });
+  function speakFromThePast(): boolean {
+    const past = pasts[random.between(0, pasts.length - 1)];
+    if (!isUp || past === undefined) return false;
+    past.seq += 1;
+    const { nonce, boot: itsBoot, seq, run, plan } = past;
+    const envelope = { nonce, boot: itsBoot, seq };
+    const said = { run, planDigest: plan, manifestDigest: manifest, results, inventory: inventory(false) };
+    wire.inject(`${JSON.stringify({ type: 'confirm', ...envelope, ...said })}\n`);
+    return true;
   }
 
   function inventory(isHiding: boolean): Inventory {

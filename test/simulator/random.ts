@@ -10,6 +10,14 @@ export type Random = {
   readonly pick: <T>(entries: readonly (readonly [number, T])[]) => T;
 };
 
+/** A seed of its own for each name, so that what is drawn for one purpose does not move what is drawn for another. */
+export function seedFor(seed: number, name: string): number {
+  let hash = (seed ^ 0x811c9dc5) >>> 0;
+  for (let index = 0; index < name.length; index += 1)
+    hash = Math.imul(hash ^ name.charCodeAt(index), 0x01000193) >>> 0;
+  return Math.imul(hash ^ (hash >>> 15), 0x2c1b3c6d) >>> 0;
+}
+
 /** Mulberry32, by Tommy Ettinger (public domain): small, and good enough for choices. */
 export function makeRandom(seed: number): Random {
   let state = seed >>> 0;
