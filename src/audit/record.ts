@@ -22,6 +22,8 @@ export type AuditRecord =
       readonly run: RunId;
       readonly planDigest: Digest;
       readonly manifestDigest: Digest;
+      /** An update of a VM that is plugged in: its guest has drive and network at once. */
+      readonly isLive?: true;
     }
   /** A confirmation or a request that was not believed. */
   | {

@@ -170,9 +170,14 @@ export class VmDrive {
     }
     this.#attached = manifestDigest;
     const { vm } = this.#owner;
-    await this.#deps.audit.append({ kind: 'offer', vm, run: run.run, planDigest: planDigest(plan), manifestDigest });
+    const isLive = run.liveGrant !== null;
+    const offer = { kind: 'offer', vm, run: run.run, planDigest: planDigest(plan), manifestDigest } as const;
+    await this.#deps.audit.append(isLive ? { ...offer, isLive } : offer);
     const way = frontEnd === null ? this.#export.transport : `${this.#export.transport}, ${frontEnd}`;
-    this.#owner.note('state', `a drive with ${counted(plan.items.length, 'update')} is attached (${way})`);
+    this.#owner.note(
+      'state',
+      `a drive with ${counted(plan.items.length, 'update')} is attached (${way})${isLive ? ' to a VM that is plugged in' : ''}`,
+    );
     return manifestDigest;
   }
 
