@@ -74,7 +74,7 @@ export async function benchOverhead(options: { readonly rounds: number }, say: S
     });
     undo.push(daemon.stop, async () => await powerOff(daemon));
     await daemon.service.checkVendor(null);
-    await daemon.service.addVm(await makeSpec(image, folder, network), {});
+    await daemon.service.addVm(await makeTinySpec(VM, { image, folder, network }), {});
     const rounds: Round[] = [];
     for (let number = 1; number <= options.rounds; number += 1) {
       rounds.push(await bootOnce(daemon, recordPath));
@@ -86,12 +86,16 @@ export async function benchOverhead(options: { readonly rounds: number }, say: S
   }
 }
 
-async function makeSpec(image: GuestImage, folder: string, network: DemoNetwork): Promise<VmSpec> {
-  const disk = await makeVmDisk({ image, folder: join(folder, 'disks'), vm: VM });
+/** A tiny guest with a disk of its own, which is as the image is: `hello` in its seeded version. */
+export async function makeTinySpec(
+  vm: VmId,
+  { image, folder, network }: { readonly image: GuestImage; readonly folder: string; readonly network: DemoNetwork },
+): Promise<VmSpec> {
+  const disk = await makeVmDisk({ image, folder: join(folder, 'disks'), vm });
   return {
     format: 'pratique.vm/1',
     kind: 'managed',
-    vm: VM,
+    vm,
     machine: 'q35',
     memoryMiB: image.memoryMiB,
     cpus: 1,
@@ -130,7 +134,8 @@ async function powerOff({ service }: BenchDaemon): Promise<void> {
   while (!(await isOff())) await systemClock.sleep(50);
 }
 
-async function readRecord(path: string): Promise<readonly Recorded[]> {
+/** What the recorder has written so far. */
+export async function readRecord(path: string): Promise<readonly Recorded[]> {
   const text = await readFile(path, 'utf8').catch(() => '');
   const whole = text.slice(0, text.lastIndexOf('\n') + 1);
   // The cast holds: the recorder wrote these lines.

@@ -31,9 +31,12 @@ function watch(socket: Socket): void {
   })}\n`;
   let poll: NodeJS.Timeout | undefined;
   let linkCommand: unknown = null;
+  let deviceCommand: unknown = null;
   const onOutgoing = (message: Line): void => {
     if (message.type !== undefined) note(`out:${message.type}`);
     if (message.execute === 'cont') poll = setInterval(() => write(readConsole), CONSOLE_POLL_MS).unref();
+    if (message.execute === 'blockdev-add' || message.execute === 'device_add') note(`out:${message.execute}`);
+    if (message.execute === 'device_add') deviceCommand = message.id;
     if (message.execute === 'set_link' && message.arguments?.up === true) {
       note('out:set_link');
       linkCommand = message.id;
@@ -43,6 +46,7 @@ function watch(socket: Socket): void {
     if (message.type !== undefined) note(`in:${message.type}`);
     if (message.event === 'VSERPORT_CHANGE' && message.data?.open === true) note('in:port-open');
     if (linkCommand !== null && message.id === linkCommand) note('in:linked');
+    if (deviceCommand !== null && message.id === deviceCommand) note('in:device-added');
     if (message.id !== CONSOLE_READ_ID || !String(message.return).includes(AGENT_STARTS)) return;
     note('in:agent-starts');
     clearInterval(poll);
