@@ -2,7 +2,7 @@
 
 import { type Digest, digestOf } from '../base/digest.ts';
 import { canonicalJson } from '../base/digest-text.ts';
-import { DRIVE_FILES_MAX } from '../base/limits.ts';
+import { DRIVE_FILES_MAX, MANIFEST_BYTES_MAX } from '../base/limits.ts';
 import { makeParser } from '../base/parse.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import { MANIFEST_FORMAT, type Manifest, type ManifestItem, ManifestSchema } from '../model/manifest.ts';
@@ -59,10 +59,7 @@ export function makeContents(options: ContentsOptions): DriveContents {
     throw new DriveError('internal/drive-plan', `the plan is for run ${plan.run} of ${plan.vm}, not ${run} of ${vm}`);
   }
   const archives = options.archives ?? [];
-  const signedFiles = archives.flatMap(({ files }, index) =>
-    files.map((file) => ({ ...file, path: `${archiveFolder(index)}/${file.path}` })),
-  );
-  const extras = [...(options.extraFiles ?? []), ...signedFiles].map(describeExtra);
+  const extras = [...(options.extraFiles ?? []).map(describeExtra), ...archives.flatMap(describeSigned)];
   if (plan.items.length + extras.length > DRIVE_FILES_MAX) {
     throw new DriveError('usage/drive-files', `the drive of ${vm} would have more than ${DRIVE_FILES_MAX} files`);
   }
@@ -74,16 +71,21 @@ export function makeContents(options: ContentsOptions): DriveContents {
       planDigest,
       ...(archives.length === 0 ? {} : { apt: { archives: archives.map(describeArchive) } }),
       items: makeItems(plan.items, archives),
-      extraFiles: extras.map(({ path, digest, sizeBytes }) => ({ path, digest, sizeBytes })),
+      extraFiles: extras.map(({ file }) => file),
     },
     `the manifest for ${vm}`,
   );
   const bytes = Buffer.from(canonicalJson(manifest), 'utf8');
+  if (bytes.length > MANIFEST_BYTES_MAX) {
+    throw new DriveError(
+      'usage/drive-manifest',
+      `the manifest for ${vm} would have ${bytes.length} bytes, and the agent reads at most ${MANIFEST_BYTES_MAX}`,
+      { next: 'split the content over several runs' },
+    );
+  }
   const entries = [
     inlineEntry(MANIFEST_PATH, bytes),
-    ...manifest.items
-      .flatMap((item) => item.files)
-      .map(({ path, digest, sizeBytes }) => blobEntry(path, digest, sizeBytes)),
+    ...manifest.items.flatMap((item) => item.files).map(blobEntry),
     ...extras.map((extra) => extra.entry),
   ];
   return { manifest, manifestDigest: digestOf(bytes), entries };
@@ -134,20 +136,32 @@ export function safeFileName(name: string): string {
   return `${safe.slice(0, half - 1)}_${safe.slice(-half)}`;
 }
 
-type DescribedExtra = {
-  readonly path: string;
-  readonly digest: Digest;
-  readonly sizeBytes: number;
-  readonly entry: IsoEntry;
-};
+type ManifestFile = Manifest['extraFiles'][number];
 
-function describeExtra(extra: ExtraFile): DescribedExtra {
-  if ('digest' in extra) return { ...extra, entry: blobEntry(extra.path, extra.digest, extra.sizeBytes) };
+/** A file as the manifest names it, and as the image gets it. */
+type DescribedFile = { readonly file: ManifestFile; readonly entry: IsoEntry };
+
+function describeExtra(extra: ExtraFile): DescribedFile {
+  if (!('bytes' in extra)) return describeBlob(extra.path, extra);
   const { path, bytes } = extra;
-  return { path, digest: digestOf(bytes), sizeBytes: bytes.length, entry: inlineEntry(path, bytes) };
+  const file = { digest: digestOf(bytes), path, sizeBytes: bytes.length };
+  return { file, entry: inlineEntry(path, bytes) };
 }
 
-function blobEntry(path: string, digest: Digest, sizeBytes: number): IsoEntry {
+function describeSigned({ files }: DriveArchive, index: number): DescribedFile[] {
+  return files.map((file) => describeBlob(`${archiveFolder(index)}/${file.path}`, file));
+}
+
+function describeBlob(
+  path: string,
+  { digest, sizeBytes }: { readonly digest: Digest; readonly sizeBytes: number },
+): DescribedFile {
+  // In the order in which canonical JSON has them, which makes it faster.
+  const file = { digest, path, sizeBytes };
+  return { file, entry: blobEntry(file) };
+}
+
+function blobEntry({ path, digest, sizeBytes }: ManifestFile): IsoEntry {
   return { path, sizeBytes, source: { kind: 'blob', digest } };
 }
 

@@ -26,7 +26,7 @@ import { SECTOR_BYTES, sectorsOf } from './types.ts';
 export type FolderRecords = {
   readonly self: SystemUse;
   readonly parent: SystemUse;
-  readonly children: readonly NamedNode[];
+  readonly children: Iterable<NamedNode>;
   /** Directly behind the folder, because libarchive reads forward only. */
   readonly continuations: ContinuationArea;
 };
@@ -73,13 +73,21 @@ export function planRockRidge(root: FolderNode): Hierarchy {
 export function planJoliet(root: FolderNode): Hierarchy {
   const continuations = makeContinuationArea();
   return planHierarchy(root, 'joliet', 'utf16', (folder) => {
-    // The tree is sorted by UTF-16 units, which is Joliet's order of bytes.
-    const shown = folder.sorted.filter((node) => node.kind !== 'symlink');
-    const children = shown.map((node) => {
-      return { node, identifier: checkJolietName(node.name), systemUse: NO_SYSTEM_USE };
-    });
-    return { self: NO_SYSTEM_USE, parent: NO_SYSTEM_USE, children, continuations };
+    for (const { kind, name } of folder.sorted) if (kind !== 'symlink') checkJolietName(name);
+    return {
+      self: NO_SYSTEM_USE,
+      parent: NO_SYSTEM_USE,
+      children: { [Symbol.iterator]: () => showJoliet(folder) },
+      continuations,
+    };
   });
+}
+
+/** Made anew each time rather than kept a hundred thousand times. The tree is sorted by UTF-16 units, which is Joliet's order of bytes. */
+function* showJoliet(folder: FolderNode): Iterator<NamedNode> {
+  for (const node of folder.sorted) {
+    if (node.kind !== 'symlink') yield { node, identifier: node.name, systemUse: NO_SYSTEM_USE };
+  }
 }
 
 function planHierarchy(

@@ -8,19 +8,13 @@ const NAME_UNITS_MAX = 103;
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for.
 const FORBIDDEN = /[\u0000-\u001f*:;?\\]/;
 
-/** The name, if Joliet can carry it. Throws DriveError `usage/drive-joliet`. */
-export function checkJolietName(name: string): string {
+/** Throws DriveError `usage/drive-joliet` for a name that Joliet cannot carry. */
+export function checkJolietName(name: string): void {
   const why = whyNotJoliet(name);
-  if (why !== null) {
-    throw new DriveError(
-      'usage/drive-joliet',
-      `the drive name "${printable(name)}" ${why}, so Joliet cannot carry it`,
-      {
-        next: 'shorten or rename the file, or build the image without Joliet',
-      },
-    );
-  }
-  return name;
+  if (why === null) return;
+  throw new DriveError('usage/drive-joliet', `the drive name "${printable(name)}" ${why}, so Joliet cannot carry it`, {
+    next: 'shorten or rename the file, or build the image without Joliet',
+  });
 }
 
 function whyNotJoliet(name: string): string | null {

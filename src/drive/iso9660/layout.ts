@@ -89,40 +89,48 @@ function placeFiles(tree: Tree, startSector: number): PlacedFiles {
   sector = Math.max(sector, METADATA_SECTORS_MIN);
   const metadataSectors = sector;
   checkMetadata(metadataSectors);
-  const firstOf = firstFiles(tree.files);
+  const { firsts, copies } = distinctBlobs(tree.files);
   const extents: IsoExtent[] = [];
-  for (const { index, source, lengthBytes } of [...firstOf.values()].sort(smallestFirst)) {
+  for (const { index, source, sizeBytes } of firsts.sort(smallestFirst)) {
     // An empty file has no place.
-    if (lengthBytes === 0) continue;
-    extents.push({ startSector: sector, lengthBytes, source });
+    if (sizeBytes === 0) continue;
+    extents.push({ startSector: sector, lengthBytes: sizeBytes, source });
     startSectors[index] = sector;
-    sector += sectorsOf(lengthBytes);
+    sector += sectorsOf(sizeBytes);
   }
-  for (const { source, index } of tree.files) {
-    const first = source.kind === 'blob' ? firstOf.get(source.digest) : undefined;
-    if (first !== undefined) startSectors[index] = startSectors[first.index] ?? 0;
-  }
+  for (const { file, first } of copies) startSectors[file.index] = startSectors[first.index] ?? 0;
   checkVolume(sector);
   return { startSectors, metadataSectors, extents, totalSectors: sector };
 }
 
-/** The first file of each blob; `index` is the file's. */
-type FirstFile = { readonly index: number; readonly source: BlobSource; readonly lengthBytes: number };
+type BlobFileNode = FileNode & { readonly source: BlobSource };
 
-/** By digest: files with the same bytes share one place. */
-function firstFiles(files: readonly FileNode[]): ReadonlyMap<Digest, FirstFile> {
-  const firstOf = new Map<Digest, FirstFile>();
-  for (const { source, sizeBytes, index } of files) {
-    if (source.kind !== 'blob') continue;
-    const known = firstOf.get(source.digest);
-    if (known === undefined) firstOf.set(source.digest, { index, source, lengthBytes: sizeBytes });
-    else checkSameSize(known, sizeBytes);
+/** The first file of each blob, and the others, which share its place. */
+function distinctBlobs(files: readonly FileNode[]): {
+  readonly firsts: BlobFileNode[];
+  readonly copies: readonly { readonly file: BlobFileNode; readonly first: BlobFileNode }[];
+} {
+  const firstOf = new Map<Digest, BlobFileNode>();
+  const copies: { readonly file: BlobFileNode; readonly first: BlobFileNode }[] = [];
+  for (const file of files) {
+    if (!isBlobFile(file)) continue;
+    const first = firstOf.get(file.source.digest);
+    if (first === undefined) {
+      firstOf.set(file.source.digest, file);
+    } else {
+      checkSameSize(first, file);
+      copies.push({ file, first });
+    }
   }
-  return firstOf;
+  return { firsts: [...firstOf.values()], copies };
 }
 
-function smallestFirst(a: FirstFile, b: FirstFile): number {
-  return a.lengthBytes - b.lengthBytes || (a.source.digest < b.source.digest ? -1 : 1);
+function isBlobFile(file: FileNode): file is BlobFileNode {
+  return file.source.kind === 'blob';
+}
+
+function smallestFirst(a: BlobFileNode, b: BlobFileNode): number {
+  return a.sizeBytes - b.sizeBytes || (a.source.digest < b.source.digest ? -1 : 1);
 }
 
 function writeInlineFiles(target: Buffer, tree: Tree, startSectors: Float64Array): void {
@@ -217,9 +225,9 @@ function describeVolume(
   };
 }
 
-function checkSameSize(known: FirstFile, sizeBytes: number): void {
-  if (known.lengthBytes === sizeBytes) return;
-  throw new DriveError('usage/drive-entry', `the blob ${known.source.digest} is listed with two different sizes`);
+function checkSameSize(first: BlobFileNode, other: BlobFileNode): void {
+  if (first.sizeBytes === other.sizeBytes) return;
+  throw new DriveError('usage/drive-entry', `the blob ${first.source.digest} is listed with two different sizes`);
 }
 
 function checkMetadata(sectors: number): void {
