@@ -12,6 +12,7 @@ import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
 import { matchesProduct } from '../src/model/policy.ts';
 import { breakGlassCommands } from './break-glass.ts';
 import type { Config } from './config.ts';
+import { checkExports } from './doctor-exports.ts';
 import type { DoctorLine } from './service.ts';
 import { ungatedNicsOf } from './vm-policy.ts';
 
@@ -63,6 +64,7 @@ export async function runDoctor(host: DoctorHost, ports = hostPorts(host)): Prom
     checkNft(ports),
     ...TOOLS.map(async (tool) => await checkTool(tool, ports)),
     checkInspection(ports),
+    checkExports([...(host.runs?.values() ?? [])].map(({ spec }) => spec), config.runFolder, ports),
     checkTun(ports),
     checkBridgeNetfilter(ports),
     checkFolder('data folder', config.dataFolder, ports),
