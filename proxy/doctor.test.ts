@@ -146,6 +146,7 @@ test('on the machine of the test every check answers', async () => {
       'gpgv',
       'xz',
       'disk inspection',
+      'drive exports',
       'tun',
       'bridge netfilter',
       'data folder',
