@@ -3,16 +3,18 @@ import { constants } from 'node:fs';
 import { access, readFile, stat, statfs } from 'node:fs/promises';
 import type { Clock } from '../src/base/clock.ts';
 import { isoTime } from '../src/base/clock.ts';
-import { DOCTOR_COMMAND_TIMEOUT_MS } from '../src/base/limits.ts';
+import { DOCTOR_COMMAND_TIMEOUT_MS, TRUST_BEHIND_MAX_MS, TRUST_JUMP_MAX_MS } from '../src/base/limits.ts';
 import type { Log } from '../src/base/log.ts';
 import { counted, printable } from '../src/base/printable.ts';
 import { tryCommand } from '../src/base/run-command.ts';
+import type { TrustTime } from '../src/base/trust-time.ts';
 import { probeAccelerator } from '../src/hypervisor/qmp/accel.ts';
 import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
 import { matchesProduct } from '../src/model/policy.ts';
 import { breakGlassCommands } from './break-glass.ts';
 import type { Config } from './config.ts';
 import { checkExports } from './doctor-exports.ts';
+import { type Scrubbing, scrubLine } from './scrubbing.ts';
 import type { DoctorLine } from './service.ts';
 import { ungatedNicsOf } from './vm-policy.ts';
 
@@ -36,6 +38,9 @@ export type DoctorHost = {
   readonly clock: Clock;
   readonly log: Log;
   readonly runs?: ReadonlyMap<string, { readonly spec: VmSpec }>;
+  /** Of a running daemon only. */
+  readonly trustTime?: Pick<TrustTime, 'behindMs' | 'unsettledMs' | 'nowMs'>;
+  readonly scrubbing?: Pick<Scrubbing, 'view'>;
 };
 
 const QEMU_BINARY = 'qemu-system-x86_64';
@@ -64,13 +69,19 @@ export async function runDoctor(host: DoctorHost, ports = hostPorts(host)): Prom
     checkNft(ports),
     ...TOOLS.map(async (tool) => await checkTool(tool, ports)),
     checkInspection(ports),
-    checkExports([...(host.runs?.values() ?? [])].map(({ spec }) => spec), config.runFolder, ports),
+    checkExports(
+      [...(host.runs?.values() ?? [])].map(({ spec }) => spec),
+      config.runFolder,
+      ports,
+    ),
     checkTun(ports),
     checkBridgeNetfilter(ports),
     checkFolder('data folder', config.dataFolder, ports),
     checkFolder('run folder', config.runFolder, ports),
     checkSpace(config, ports),
     checkClock(ports),
+    ...(host.trustTime === undefined ? [] : [checkTrustTime(host.trustTime)]),
+    ...(host.scrubbing === undefined ? [] : [scrubLine(host.scrubbing.view())]),
     checkAptSources(config, ports),
     checkNics([...(host.runs?.values() ?? [])].map(({ spec }) => spec)),
     checkGroups(config.groups, [...(host.runs?.keys() ?? [])]),
@@ -267,6 +278,39 @@ async function checkClock(ports: DoctorPorts): Promise<DoctorLine> {
   return answer.text.trim() === 'yes'
     ? ok('clock', `${isoTime(now)}, kept by NTP`)
     : bad('clock', 'warning', `${isoTime(now)}, not kept by NTP`, mend);
+}
+
+/** A clock that was set back gains nothing, but one that had been wrong by years makes every signature look expired. */
+function checkTrustTime(time: Pick<TrustTime, 'behindMs' | 'unsettledMs' | 'nowMs'>): DoctorLine {
+  const check = 'trust time';
+  const behindMs = time.behindMs();
+  if (behindMs > TRUST_BEHIND_MAX_MS) {
+    const state = behindMs > TRUST_JUMP_MAX_MS ? 'unfit' : 'warning';
+    const detail = `the clock is ${spanText(behindMs)} behind what this host was once sure of; signatures are held against ${isoTime(time.nowMs())}`;
+    const mend =
+      'if the clock is right now and was wrong then: pratique clock accept --reason TEXT; otherwise set the clock';
+    return bad(check, state, detail, mend);
+  }
+  const aheadMs = time.unsettledMs();
+  if (aheadMs === 0) return ok(check, 'never earlier than any time that this host was sure of');
+  const detail = `the clock jumped ahead by ${spanText(aheadMs)}; that counts for good when it has stood there for an hour`;
+  return bad(
+    check,
+    'warning',
+    detail,
+    'nothing if the clock is right (the host was off for long); otherwise set it now',
+  );
+}
+
+function spanText(ms: number): string {
+  const [unit, size] = (
+    [
+      ['day', 86_400_000],
+      ['hour', 3_600_000],
+      ['minute', 60_000],
+    ] as const
+  ).find((each) => ms >= each[1]) ?? ['second', 1_000];
+  return counted(Math.max(1, Math.round(ms / size)), unit);
 }
 
 async function checkAptSources({ vendors }: Config, ports: DoctorPorts): Promise<DoctorLine> {

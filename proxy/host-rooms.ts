@@ -2,6 +2,7 @@
 import type { Audit } from '../src/audit/audit.ts';
 import type { Clock } from '../src/base/clock.ts';
 import type { Log } from '../src/base/log.ts';
+import type { TrustTime } from '../src/base/trust-time.ts';
 import type { Gate } from '../src/gate/gate.ts';
 import type { Fence } from '../src/hypervisor/fence.ts';
 import type { Namespace, VmSpec } from '../src/hypervisor/vm-spec.ts';
@@ -11,6 +12,7 @@ import type { BlobStore } from '../src/store/blob-store.ts';
 import type { Journal } from '../src/update/journal.ts';
 import type { VmRun } from '../src/update/vm-run.ts';
 import type { Config } from './config.ts';
+import type { Scrubbing } from './scrubbing.ts';
 import type { VendorBook } from './vendor-book.ts';
 import type { OwnPolicy } from './vm-policy.ts';
 
@@ -22,6 +24,9 @@ export type HostRooms = {
   readonly inventories: InventoryStore;
   readonly audit: Audit;
   readonly store: BlobStore;
+  /** Absent where nothing is measured or read for long: in the simulator. */
+  readonly scrubbing?: Scrubbing;
+  readonly trustTime?: TrustTime;
   readonly gate: Gate;
   readonly vendors: VendorBook;
   readonly fenceFor: (namespace: Namespace) => Promise<Fence>;

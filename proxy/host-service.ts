@@ -1,5 +1,5 @@
 // Answers the surfaces from the rooms of a running host.
-import { isoTime } from '../src/base/clock.ts';
+import { isoTime, trustedNowMs } from '../src/base/clock.ts';
 import { describeError, PratiqueError } from '../src/base/errors.ts';
 import { EVENTS_PAGE_MAX } from '../src/base/limits.ts';
 import { isCoveredName } from '../src/hypervisor/fence.ts';
@@ -207,7 +207,7 @@ function whyOf(rooms: HostRooms, run: VmRun): Why {
 function withAge<T extends VendorStatus>({ config, clock }: HostRooms, report: T): T {
   const { checkedAtMs, trouble } = report;
   if (!report.isFresh || checkedAtMs === null) return report;
-  const ageMs = clock.nowMs() - checkedAtMs;
+  const ageMs = trustedNowMs(clock) - checkedAtMs;
   if (ageMs >= 0 && ageMs <= config.policy.metadataAgeMaxMs) return report;
   const message = `verified last at ${isoTime(checkedAtMs)}, which is not within the policy's metadataAge`;
   return { ...report, isFresh: false, trouble: trouble ?? { code: 'vendor-ill/stale', message } };

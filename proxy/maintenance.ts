@@ -6,10 +6,13 @@ import {
   FENCE_CHECK_MS,
   STORE_COLLECT_MS,
   STORE_SCRUB_BYTES_PER_SECOND,
+  STORE_SCRUB_LOOK_MS,
   STORE_SCRUB_MS,
+  TRUST_SAVE_MS,
   VENDOR_POLL_MS,
 } from '../src/base/limits.ts';
 import type { Log } from '../src/base/log.ts';
+import type { TrustTime } from '../src/base/trust-time.ts';
 import type { Fence } from '../src/hypervisor/fence.ts';
 import type { Tap } from '../src/hypervisor/hypervisor.ts';
 import { namespaceKey } from '../src/hypervisor/namespace.ts';
@@ -25,6 +28,7 @@ export type MaintenanceRooms = {
   readonly store: Pick<BlobStore, 'collect' | 'scrub'>;
   readonly fenceFor: (namespace: Namespace) => Promise<Pick<Fence, 'verify'>>;
   readonly runs: ReadonlyMap<VmId, MaintainedRun>;
+  readonly trustTime?: Pick<TrustTime, 'save'>;
 };
 
 type MaintainedRun = {
@@ -43,9 +47,12 @@ export function startMaintenance(rooms: MaintenanceRooms): { readonly close: () 
         rooms.log.info({ blobs: removed.length, freedBytes }, 'blobs that nobody needs were removed');
       if (isOverBudget) rooms.log.warn({}, 'the store is over its budget with blobs that VMs need');
     }),
-    everyInterval(rooms, signal, STORE_SCRUB_MS, 'reading the stored blobs again', async () => {
-      await rooms.store.scrub({ bytesPerSecond: STORE_SCRUB_BYTES_PER_SECOND, signal });
+    // By each blob's own age: a daemon that is restarted more often than every week would never come to it otherwise.
+    everyInterval(rooms, signal, STORE_SCRUB_LOOK_MS, 'reading the stored blobs again', async () => {
+      const verifiedBeforeMs = rooms.clock.nowMs() - STORE_SCRUB_MS;
+      await rooms.store.scrub({ bytesPerSecond: STORE_SCRUB_BYTES_PER_SECOND, verifiedBeforeMs, signal });
     }),
+    everyInterval(rooms, signal, TRUST_SAVE_MS, 'noting how late it is', async () => await rooms.trustTime?.save()),
     everyInterval(rooms, signal, FENCE_CHECK_MS, 'looking at the fence', () => watchFences(rooms)),
     everyInterval(rooms, signal, VENDOR_POLL_MS, 'staging', () => stageAll(rooms, signal)),
   ];

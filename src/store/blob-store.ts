@@ -277,7 +277,14 @@ async function examine(
 
 async function scrub(store: Store, options: ScrubOptions): Promise<ScrubReport> {
   // The longest unchecked first: an interrupted scrub goes on where it was.
-  const blobs = [...store.catalog.list()].sort((a, b) => a.verifiedAtMs - b.verifiedAtMs);
+  const { verifiedBeforeMs = Number.POSITIVE_INFINITY } = options;
+  const nowMs = store.options.clock.nowMs();
+  const isDue = ({ verifiedAtMs }: { readonly verifiedAtMs: number }) =>
+    verifiedAtMs < verifiedBeforeMs || verifiedAtMs > nowMs;
+  const blobs = store.catalog
+    .list()
+    .filter(isDue)
+    .sort((a, b) => a.verifiedAtMs - b.verifiedAtMs);
   const rotten: RottenBlob[] = [];
   let checkedBlobs = 0;
   let checkedBytes = 0;

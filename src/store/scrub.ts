@@ -9,6 +9,8 @@ import { systemErrorCode } from './errors.ts';
 export type ScrubOptions = {
   /** Reading speed at most, so that the VMs on the same disk do not feel it; unlimited when absent. */
   readonly bytesPerSecond?: number;
+  /** Only blobs that were verified last before this wall time, or, by a clock that was wrong, after now; all when absent. */
+  readonly verifiedBeforeMs?: number;
   readonly signal?: AbortSignal;
 };
 

@@ -1,7 +1,7 @@
 // The vendor "a Debian archive": Debian's own chain of trust from the archive's keys to each package, for the suites of one release.
 import { mkdir, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import type { Clock } from '../../base/clock.ts';
+import { type Clock, trustedNowMs } from '../../base/clock.ts';
 import { describeError, PratiqueError } from '../../base/errors.ts';
 import { bytesFrom, type HttpFetch, makeHttpFetch } from '../../base/http-fetch.ts';
 import {
@@ -142,7 +142,7 @@ function statusOf(debian: Debian, trouble: Trouble): VendorStatus {
   const states = [...statesOf(debian).values()];
   const isComplete = states.length === new Set(config.suites).size;
   const checkedAtMs = isComplete ? Math.min(...states.map((state) => state.checkedAtMs)) : null;
-  const nowMs = deps.clock.nowMs();
+  const nowMs = trustedNowMs(deps.clock);
   const isValid = states.every(({ validUntilMs }) => validUntilMs === null || nowMs <= validUntilMs);
   const isYoung = checkedAtMs !== null && nowMs - checkedAtMs <= deps.metadataAgeMaxMs;
   return { vendor: config.name, checkedAtMs, isFresh: isValid && isYoung, trouble };

@@ -1,6 +1,5 @@
 // Brings the suites of one vendor up to date: verified InRelease, age, indexes by digest. One suite that fails stops no other.
-import type { Clock } from '../../base/clock.ts';
-import { isoTime } from '../../base/clock.ts';
+import { type Clock, isoTime, trustedNowMs } from '../../base/clock.ts';
 import { describeError, type ErrorCode, PratiqueError } from '../../base/errors.ts';
 import { type HttpFetch, isUnreachable } from '../../base/http-fetch.ts';
 import {
@@ -191,7 +190,7 @@ async function refreshSuite(deps: RefreshDeps, source: Source, signal?: AbortSig
     ...(isSame && known.etag !== null ? { ifNoneMatch: known.etag } : {}),
     ...(signal === undefined ? {} : { signal }),
   });
-  const checkedAtMs = clock.nowMs();
+  const checkedAtMs = trustedNowMs(clock);
   if (fetched.status === 'not-modified' && isSame) {
     checkAge(known, known, checkedAtMs, what);
     index.setState({ ...known, checkedAtMs });

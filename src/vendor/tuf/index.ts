@@ -1,6 +1,6 @@
 // The vendor behind a TUF repository of bundles: verified metadata become offers, mirrors serve them, our guards read the bundles.
 import { stat } from 'node:fs/promises';
-import { type Clock, isoTime } from '../../base/clock.ts';
+import { type Clock, isoTime, trustedNowMs } from '../../base/clock.ts';
 import { describeError, PratiqueError } from '../../base/errors.ts';
 import type { HttpFetch } from '../../base/http-fetch.ts';
 import { TUF_MIRRORS_MAX } from '../../base/limits.ts';
@@ -96,7 +96,7 @@ export async function makeTufVendor(deps: TufVendorDeps): Promise<Vendor> {
 
 function statusOf(deps: TufVendorDeps, trust: Trust, trouble: VendorStatus['trouble']): VendorStatus {
   const verified = trust.verified();
-  const nowMs = deps.clock.nowMs();
+  const nowMs = trustedNowMs(deps.clock);
   const staleness = stalenessOf(verified, nowMs, deps.metadataAgeMaxMs);
   return {
     vendor: deps.name,

@@ -1,7 +1,7 @@
 // What we trust of one TUF repository, and how a refresh moves it on, from whichever mirror serves us.
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { Clock } from '../../base/clock.ts';
+import { type Clock, trustedNowMs } from '../../base/clock.ts';
 import { writeDurably } from '../../base/durable-file.ts';
 import { describeError, type PratiqueError } from '../../base/errors.ts';
 import { type HttpFetch, isUnreachable } from '../../base/http-fetch.ts';
@@ -47,7 +47,12 @@ export async function loadTrust(deps: TrustDeps): Promise<Trust> {
     for (const url of deps.metadataUrls) {
       const before = state.verified === null ? null : { complete: state.verified, verified };
       const fetch = fetchFrom(url, deps.http, signal);
-      const { trusted, outcome } = await runRound(state.trusted, { fetch, nowMs: deps.clock.nowMs(), want, before });
+      const { trusted, outcome } = await runRound(state.trusted, {
+        fetch,
+        nowMs: trustedNowMs(deps.clock),
+        want,
+        before,
+      });
       signal.throwIfAborted();
       const next: State = { ...state, trusted, ...(outcome.kind === 'done' ? { verified: outcome.complete } : {}) };
       await writeDurably(statePath, JSON.stringify(next));
