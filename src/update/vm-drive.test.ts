@@ -1,6 +1,6 @@
 // Which drive is attached when a manifest is announced: never another one, whatever the vendor publishes during a run.
 import assert from 'node:assert/strict';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
@@ -9,10 +9,14 @@ import { systemClock } from '../base/clock.ts';
 import type { Digest } from '../base/digest.ts';
 import { digestOf } from '../base/digest.ts';
 import { silentLog } from '../base/log.ts';
-import { buildDrive, removeDrives } from '../drive/drive.ts';
+import { waitUntil } from '../base/wait-until.ts';
+import { buildDrive, type DriveExports, type ExportWatcher, makeDriveExports, removeDrives } from '../drive/drive.ts';
 import type { RunningVm } from '../hypervisor/hypervisor.ts';
+import type { DriveTransport } from '../model/drive.ts';
+import type { LicenseCheck } from '../model/license-check.ts';
 import type { Plan } from '../model/plan.ts';
 import { DEFAULT_POLICY } from '../model/policy.ts';
+import type { Trouble } from '../model/quarantine.ts';
 import type { Release } from '../model/release.ts';
 import { type BlobStore, openBlobStore } from '../store/blob-store.ts';
 import type { Vendor } from '../vendor/vendor.ts';
@@ -70,16 +74,16 @@ function archive() {
   return { publish, vendor };
 }
 
-function machine() {
-  const seen: string[] = [];
+function machine(seen: string[] = []) {
   let hasDrive = false;
-  const parts: Pick<RunningVm, 'driveFrontEnds' | 'attachDrive' | 'detachDrive' | 'hasDrive'> = {
+  const parts: Pick<RunningVm, 'driveFrontEnds' | 'attachDrive' | 'reopenDrive' | 'detachDrive' | 'hasDrive'> = {
     driveFrontEnds: ['virtio-blk', 'scsi-cd'],
     hasDrive: async () => hasDrive,
     attachDrive: async () => {
       seen.push('attach');
       hasDrive = true;
     },
+    reopenDrive: async () => void seen.push('reopen'),
     detachDrive: async () => {
       seen.push('detach');
       hasDrive = false;
@@ -90,17 +94,70 @@ function machine() {
   return { seen, running: parts as RunningVm };
 }
 
-function daemon(vendor: Vendor): VmDrive {
+type Changes = {
+  readonly transport?: DriveTransport;
+  readonly running?: RunningVm;
+  readonly exports?: DriveExports;
+  readonly checkLicense?: LicenseCheck;
+  readonly lost?: Trouble[];
+  readonly notes?: string[];
+};
+
+function daemon(vendor: Vendor, changes: Changes = {}): VmDrive {
+  const { transport, running = null, exports, checkLicense, lost = [], notes = [] } = changes;
   const parts: Partial<VmRunDeps> = {
     ...{ store, clock: systemClock, vendors: () => [vendor], inspections: new Map() },
     ...{ drives: { build: buildDrive, remove: removeDrives }, drivesFolder: join(folder, 'drives') },
+    ...(exports === undefined ? {} : { exports }),
+    ...(checkLicense === undefined ? {} : { checkLicense }),
   };
   const audit = { append: async () => {} };
   // The cast holds: these are the rooms that a drive uses.
   const deps = { ...parts, audit } as unknown as VmRunDeps;
-  const policy = () => ({ ...DEFAULT_POLICY, apt: 'vendor-verified' }) as const;
-  const rest = { note: () => {}, policy, running: () => null, onLost: () => {} };
-  return new VmDrive(deps, { vm: SPEC.vm, spec: SPEC, uid: process.getuid?.() ?? 0, ...rest });
+  return new VmDrive(deps, {
+    vm: SPEC.vm,
+    spec: transport === undefined ? SPEC : { ...SPEC, drive: { transport } },
+    uid: process.getuid?.() ?? 0,
+    note: (_kind, text) => void notes.push(text),
+    policy: () => ({ ...DEFAULT_POLICY, apt: 'vendor-verified' }),
+    running: () => running,
+    onLost: (reason) => void lost.push(reason),
+  });
+}
+
+/** Exports that only say what is asked of them; `die` is what happens when a process dies and is started again, or is given up. */
+function scriptedExports(seen: string[]) {
+  let watcher: ExportWatcher | null = null;
+  const source = { kind: 'raw', path: '/run/drive.iso' } as const;
+  const exports: DriveExports = {
+    serve: async (request) => {
+      request.watcher.mayServe(request.licenses ?? []);
+      seen.push('serve');
+      watcher = request.watcher;
+      return source;
+    },
+    keep: async (_vm, next) => {
+      seen.push('keep');
+      watcher = next;
+      return source;
+    },
+    isServing: () => watcher !== null,
+    withdraw: async () => {
+      if (watcher !== null) seen.push('withdraw');
+      watcher = null;
+    },
+    recover: async () => {},
+    close: async () => {},
+  };
+  return {
+    exports,
+    restart: async () => await watcher?.onRestart(source, 'it died'),
+    giveUp: (error: unknown) => {
+      const told = watcher;
+      watcher = null;
+      told?.onFailure(error);
+    },
+  };
 }
 
 const runWith = (manifests: readonly Digest[]): Run => ({
@@ -144,4 +201,126 @@ test('a daemon that starts anew and would announce another manifest takes the ol
   await anew.fetch(PLAN, 'run', signal);
   assert.notEqual(await anew.attach(runWith([first]), PLAN, { running, reported: null }, signal), first);
   assert.deepEqual(seen, ['attach', 'detach', 'attach']);
+});
+
+test('nobody serves the new drive before the old one is detached and withdrawn [A4]', async () => {
+  const { publish, vendor } = archive();
+  const seen: string[] = [];
+  const { running } = machine(seen);
+  const drive = daemon(vendor, { transport: 'file', running, exports: scriptedExports(seen).exports });
+  const guest = { running, reported: null };
+  await publish();
+  await drive.fetch(PLAN, 'run', signal);
+  const first = await drive.attach(runWith([]), PLAN, guest, signal);
+  assert.equal(await drive.attach(runWith([first]), PLAN, guest, signal), first);
+  assert.deepEqual(seen, ['serve', 'attach'], 'the same drive once');
+  const other: Plan = { ...PLAN, items: [{ id: 'jq', fromVersion: '0.5', release }] };
+  assert.notEqual(await drive.attach(runWith([first]), other, guest, signal), first);
+  assert.deepEqual(seen.slice(2), ['detach', 'withdraw', 'serve', 'attach']);
+  await drive.detach(running);
+  await drive.forgetAttached();
+  assert.deepEqual(seen.slice(6), ['detach', 'withdraw']);
+});
+
+test('a file that went away and came back is opened anew under the guest, unless it was detached meanwhile [A9]', async () => {
+  const { publish, vendor } = archive();
+  const [seen, notes, lost]: [string[], string[], Trouble[]] = [[], [], []];
+  const { running } = machine(seen);
+  const scripted = scriptedExports(seen);
+  const drive = daemon(vendor, { transport: 'file', running, exports: scripted.exports, notes, lost });
+  await publish();
+  await drive.fetch(PLAN, 'run', signal);
+  await drive.attach(runWith([]), PLAN, { running, reported: null }, signal);
+  assert.equal(notes.at(-1), 'a drive with 1 update is attached (file, virtio-blk)');
+  await scripted.restart();
+  assert.deepEqual(seen, ['serve', 'attach', 'reopen']);
+  assert.equal(notes.at(-1), 'it died; it was started again');
+  scripted.giveUp(new Error('it dies whenever it is started'));
+  assert.deepEqual(lost, [{ kind: 'host-failure', step: 'drive-export', detail: 'it dies whenever it is started' }]);
+  await drive.attach(runWith([]), PLAN, { running, reported: null }, signal);
+  assert.deepEqual(seen.slice(3), ['serve', 'reopen'], 'the attached drive is served again when it is offered again');
+  const detaching = drive.detach(running);
+  await scripted.restart();
+  await detaching;
+  assert.deepEqual(seen.slice(5), ['detach', 'withdraw']);
+});
+
+test('a daemon that starts anew keeps what serves a drive that is attached, and withdraws what no VM has [X4]', async () => {
+  const { publish, vendor } = archive();
+  const seen: string[] = [];
+  const { running } = machine(seen);
+  const { exports } = scriptedExports(seen);
+  await publish();
+  const before = daemon(vendor, { transport: 'nbd', running, exports });
+  await before.fetch(PLAN, 'run', signal);
+  await before.attach(runWith([]), PLAN, { running, reported: null }, signal);
+  await daemon(vendor, { transport: 'nbd', running, exports }).find(running);
+  assert.deepEqual(seen, ['serve', 'attach', 'keep']);
+  await running.detachDrive();
+  await daemon(vendor, { transport: 'nbd', running, exports }).find(running);
+  assert.deepEqual(seen.slice(3), ['detach', 'withdraw']);
+});
+
+const LICENSED: Plan = {
+  ...PLAN,
+  items: [{ id: 'jq', fromVersion: '0', release: { ...release, license: 'antivirus' } }],
+};
+
+for (const transport of ['direct', 'file'] as const) {
+  test(`what a license guards is neither put on a drive without a lease nor shown once it has lapsed (${transport}) [A15]`, async () => {
+    const { publish, vendor } = archive();
+    const seen: string[] = [];
+    const asked: string[] = [];
+    const { running } = machine(seen);
+    let leftToAllow = 0;
+    const checkLicense: LicenseCheck = (vm, license) => {
+      asked.push(`${vm} ${license}`);
+      leftToAllow -= 1;
+      return leftToAllow >= 0 ? null : 'LEASE_EXPIRED';
+    };
+    const { exports } = scriptedExports(seen);
+    const drive = daemon(vendor, { transport, running, exports, checkLicense });
+    const attach = async () => await drive.attach(runWith([]), LICENSED, { running, reported: null }, signal);
+    const refused = {
+      code: 'refused/license',
+      trouble: { kind: 'license-refused', license: 'antivirus', code: 'LEASE_EXPIRED' },
+    };
+    await publish();
+    await drive.fetch(LICENSED, 'run', signal);
+    await assert.rejects(attach(), refused);
+    assert.deepEqual(asked, [`${SPEC.vm} antivirus`]);
+    await assert.rejects(readdir(join(folder, 'drives')), { code: 'ENOENT' }, 'nothing was built');
+    leftToAllow = 1;
+    await assert.rejects(attach(), refused, 'it lapsed between building and attaching');
+    assert.equal((await readdir(join(folder, 'drives', SPEC.vm))).length, 1, 'positive control: it was built');
+    assert.deepEqual(seen, []);
+    leftToAllow = 10;
+    await attach();
+    assert.equal(seen.at(-1), 'attach');
+    leftToAllow = 0;
+    await assert.rejects(attach(), refused, 'nor is what is attached offered again');
+  });
+}
+
+test('an export that died is not started again for a VM whose lease has lapsed, and its run says why [A15]', async () => {
+  const { publish, vendor } = archive();
+  const [seen, lost]: [string[], Trouble[]] = [[], []];
+  const { running } = machine(seen);
+  let answer: string | null = null;
+  const runFolder = join(folder, 'run');
+  const exports = makeDriveExports({ runFolder, clock: systemClock, log: silentLog });
+  try {
+    const drive = daemon(vendor, { transport: 'nbd', running, exports, lost, checkLicense: () => answer });
+    await publish();
+    await drive.fetch(LICENSED, 'run', signal);
+    await chmod(folder, 0o711);
+    await drive.attach(runWith([]), LICENSED, { running, reported: null }, signal);
+    answer = 'LEASE_EXPIRED';
+    process.kill(Number((await readFile(join(runFolder, 'drives', SPEC.vm, 'pid'), 'utf8')).split(' ')[0]), 'SIGKILL');
+    assert(await waitUntil(async () => lost.length > 0, systemClock, 10_000));
+    assert.deepEqual(lost, [{ kind: 'license-refused', license: 'antivirus', code: 'LEASE_EXPIRED' }]);
+  } finally {
+    await exports.withdraw(SPEC.vm);
+    await exports.close();
+  }
 });

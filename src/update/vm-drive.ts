@@ -184,8 +184,11 @@ export class VmDrive {
   /** Takes the drive away, by surprise if the guest will not let go. */
   async detach(running: RunningVm | null): Promise<void> {
     if (this.#attached === null || running === null) return;
-    const { surprise } = await this.#inTurn(() => running.detachDrive());
-    this.#attached = null;
+    const { surprise } = await this.#inTurn(async () => {
+      const gone = await running.detachDrive();
+      this.#attached = null;
+      return gone;
+    });
     this.#owner.note(
       surprise ? 'warning' : 'state',
       surprise ? 'the guest did not let go of the drive; it was taken away' : 'the drive is detached',

@@ -16,7 +16,7 @@ import {
   readProcess,
   wordsOf,
 } from './export-files.ts';
-import { countMounts } from './mounts.ts';
+import { countMounts, readFurtherAhead } from './mounts.ts';
 
 const PROGRAM = 'qemu-storage-daemon';
 /** Descriptor on which it inherits the listening socket. */
@@ -54,6 +54,7 @@ export async function startExport(record: ExportRecord, files: ExportFiles, cloc
     const found = await readProcess(files);
     if (found === null) throw new DriveError('host-fault/drive-export', `${files.pidFile} does not name its process`);
     await giveToReader(record, files);
+    if (record.transport === 'file') await readFurtherAhead(files.file);
     return { process: found, child };
   } catch (error) {
     child.kill();
@@ -169,7 +170,11 @@ async function notStarted({ vm }: ExportRecord, files: ExportFiles, isReady: boo
   const message = `${vm}: the process that exports its drive ${how}: ${words || 'it said nothing'}`;
   if (/(?:cannot run|failed to execute) qemu-storage-daemon/.test(words))
     return new DriveError('host-unfit/storage-daemon', message, { next: 'install the package qemu-system-common' });
-  if (/fuse/i.test(words)) {
+  if (/Failed to stat .*Permission denied/.test(words)) {
+    const next = `let its user pass through the folders above ${files.folder}: chmod o+x`;
+    return new DriveError('host-unfit/drive-export', message, { next });
+  }
+  if (/fuse(?!")/i.test(words)) {
     const next = 'load it: modprobe fuse; an ordinary user also needs the package fuse3 and a name in /etc/passwd';
     return new DriveError('host-unfit/fuse', message, { next });
   }
