@@ -129,6 +129,8 @@ export const EXPORT_SOUND_MS = 60_000;
 export const EXPORT_CONNECTIONS_MAX = 16;
 /** Bytes of its log that are told. */
 export const EXPORT_LOG_BYTES_MAX = 600;
+/** KiB that the kernel reads ahead of whoever reads a drive as a file: what one request of FUSE can carry. */
+export const EXPORT_READ_AHEAD_KIB = 1_024;
 /** Mounts that may lie over one another where a drive is shown as a file: each crash leaves one. */
 export const EXPORT_STALE_MOUNTS_MAX = 16;
 /** Drives built at once on one host: each holds its metadata and a copy buffer, and a fleet that starts at once wants hundreds. */
@@ -143,6 +145,8 @@ export const DRIVE_PATH_BYTES_MAX = 4095;
 export const DRIVE_LINK_BYTES_MAX = 1024;
 /** Bytes of a drive's names and inline files, put together in memory: 100,000 files need 30 MB, 65,535 folders 280 MB. */
 export const DRIVE_METADATA_BYTES_MAX = 384 * 1024 * 1024;
+/** Bytes of one file of a cloud-init seed: a long script with its certificates; most clouds allow 16 to 64 KiB. */
+export const SEED_FILE_BYTES_MAX = 1024 * 1024;
 /** Files that QEMU holds open for one drive. */
 export const DRIVE_OPEN_FILES_MAX = 256;
 /** Bytes up to which a blob is copied behind the metadata instead of being opened on its own. */
