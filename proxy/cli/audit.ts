@@ -154,7 +154,10 @@ async function askOrElse<T>(
   } catch (error) {
     if (!(error instanceof PratiqueError) || error.code !== 'daemon-down/not-running') throw error;
     context.output.note('The daemon is not running: reading its audit folder.');
-    return await look(await folderOf(context));
+    return await look(await folderOf(context)).catch((instead: unknown) => {
+      // Without a chain there is nothing to say but that nobody answered.
+      throw instead instanceof PratiqueError && instead.code === 'not-found/audit' ? error : instead;
+    });
   }
 }
 
