@@ -1,8 +1,9 @@
 // What becomes a plan and what is refused, from inventories and the answers of vendors.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { deb, debian, inventory, plan, product, release, vendor } from '../../test/fakes/planner.ts';
+import { answer, deb, debian, inventory, plan, product, release, vendor } from '../../test/fakes/planner.ts';
 import type { Inventory } from '../model/inventory.ts';
+import type { LicenseCheck } from '../model/license-check.ts';
 import type { Release } from '../model/release.ts';
 
 test('an up-to-date VM has an empty plan, a stale one what it lacks [A7]', async () => {
@@ -122,4 +123,24 @@ test('a held package with a known hole keeps the VM unplugged, one without does 
   const about = (kind: Release['kind']) => [vendor(offers(kind), { ecosystem: 'debian', kind: 'debian-apt' })];
   assert.equal(await plan(about('security'), has), 'refused: held');
   assert.deepEqual(await plan(about('fix'), has), []);
+});
+
+test("what a license guards is planned only for a VM that holds a lease of it, and the refusal carries the license server's code [A15]", async () => {
+  const vendors = [vendor([release('hello', '2.0.0', { license: 'antivirus' }), release('free', '2.0.0')])];
+  const has = inventory(product('hello', '1.0.0'), product('free', '1.0.0'));
+  assert.equal(await plan(vendors, has), 'license-refused', 'this host has no licenses');
+  const asked: string[] = [];
+  const holds: LicenseCheck = (vm, license) => {
+    asked.push(`${vm} ${license}`);
+    return null;
+  };
+  const planned = await answer(vendors, has, {}, { checkLicense: holds });
+  assert.ok(planned.kind === 'plan' && planned.plan.items.length === 2);
+  assert.deepEqual(asked, [`${planned.plan.vm} antivirus`]);
+  const refused = await answer(vendors, has, {}, { checkLicense: () => 'TOO_MANY_MACHINES' });
+  assert.deepEqual(refused.kind === 'refused' && refused.reason, {
+    kind: 'license-refused',
+    license: 'antivirus',
+    code: 'TOO_MANY_MACHINES',
+  });
 });
