@@ -344,11 +344,9 @@ class FakeMachine implements FakeQemu {
     this.emit('DEVICE_TRAY_MOVED', { device: '', 'tray-open': isOpen, id });
   }
 
-  /** A locked tray is opened by force only; the guest is asked otherwise. */
+  /** A locked tray is opened by force only; otherwise the guest is asked, and QEMU answers as if it had opened. */
   #askTrayOpen(id: string, isForced: boolean): void {
-    if (this.#isLocked && this.inserted.has(id) && !isForced && !this.#openTrays.has(id)) {
-      throw new Refusal(`Device '${id}' is locked and force was not specified, wait for tray to open and try again`);
-    }
+    if (this.#isLocked && this.inserted.has(id) && !isForced) return;
     this.#moveTray(id, true);
   }
 

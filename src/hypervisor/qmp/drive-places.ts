@@ -97,23 +97,13 @@ export async function emptyTray(options: {
   readonly timeoutMs: number;
 }): Promise<{ readonly surprise: boolean }> {
   const { qmp, tray: id, clock, timeoutMs } = options;
-  // Asks a guest that has it locked to eject it (which one with udev does), or opens at once.
-  const isOpen = await openTray(qmp, id);
-  const isFree = isOpen || (await waitUntilFree(qmp, clock, timeoutMs));
+  // Opens at once, or asks a guest that has it locked to eject it (which one with udev does); the answer is the same.
+  await qmp.execute('blockdev-open-tray', { id, force: false });
+  const isFree = await waitUntilFree(qmp, clock, timeoutMs);
   await qmp.execute('blockdev-open-tray', { id, force: true });
   await qmp.execute('blockdev-remove-medium', { id });
   await qmp.execute('blockdev-close-tray', { id });
   return { surprise: !isFree };
-}
-
-async function openTray(qmp: QmpClient, id: string): Promise<boolean> {
-  try {
-    await qmp.execute('blockdev-open-tray', { id, force: false });
-    return true;
-  } catch (error) {
-    if (error instanceof HypervisorError && /locked/.test(error.message)) return false;
-    throw error;
-  }
 }
 
 /** Waits until the guest has nothing mounted of a drive that it can lock; false when it did not let go in time. */
