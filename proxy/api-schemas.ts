@@ -7,11 +7,13 @@ import { InstalledProductSchema, InventorySchema, OsSchema } from '../src/model/
 import { POLICY_KEYS, POLICY_ORIGINS, type Policy, PolicySchema } from '../src/model/policy.ts';
 import { KindSchema } from '../src/model/release.ts';
 import type { Problem } from './problem.ts';
+import type { ScrubView, ScrubViewSchema } from './scrubbing.ts';
 import {
   type AuditCheckpoint,
   type AuditEntry,
   type AuditReport,
   type AuditRotation,
+  type ClockView,
   type DoctorLine,
   type DriftRow,
   type Inspection,
@@ -183,6 +185,8 @@ export const DoctorLineSchema = Type.Object(
   strict,
 );
 
+export const ClockViewSchema = Type.Object({ wallMs, trustedMs: wallMs }, strict);
+
 export const AuditEntrySchema = Type.Object(
   {
     seq: count,
@@ -246,9 +250,11 @@ export const SCHEMAS_CARRY_THE_SERVICE: readonly [
   Carries<DriftRow, typeof DriftRowSchema>,
   Carries<PolicyView, typeof PolicyViewSchema>,
   Carries<DoctorLine, typeof DoctorLineSchema>,
+  Carries<ClockView, typeof ClockViewSchema>,
+  Carries<ScrubView, typeof ScrubViewSchema>,
   Carries<AuditCheckpoint, typeof AuditCheckpointSchema>,
   Carries<AuditReport, typeof AuditReportSchema>,
   Carries<AuditRotation, typeof AuditRotationSchema>,
   Carries<AuditEntry['record']['kind'], (typeof AuditEntrySchema)['properties']['record']['properties']['kind']>,
   Carries<Problem, typeof ProblemSchema>,
-] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true];
+] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true];

@@ -144,6 +144,20 @@ export function makeService(rooms: HostRooms): Service {
     vendorOffers: async (name) => await vendors.registry.get(name).offers(),
     drift: async () => await driftOf(rooms),
     doctor: async () => await runDoctor(rooms),
+    acceptClock: async ({ reason, actor }) => {
+      const { trustTime } = rooms;
+      const before = trustedNowMs(clock);
+      const detail = `${isoTime(before)} -> ${isoTime(clock.nowMs())}: ${reason}`;
+      // On the record first: signatures that had expired are believed again afterwards.
+      await audit.append({ kind: 'operator', actor, action: 'clock-accepted', detail });
+      await trustTime?.accept();
+      return { wallMs: clock.nowMs(), trustedMs: trustedNowMs(clock) };
+    },
+    startScrub: async () => {
+      rooms.scrubbing?.start();
+      return scrubViewOf(rooms);
+    },
+    scrubView: async () => scrubViewOf(rooms),
     auditEntries: async (query) => audit.entries(query),
     auditCheckpoint: async () => audit.checkpoint(),
     auditLines: async (query) => audit.lines(query),
@@ -179,6 +193,8 @@ function checkSpec(spec: VmSpec, runs: readonly VmRun[]): void {
     });
   }
 }
+
+const scrubViewOf = ({ scrubbing }: HostRooms) => scrubbing?.view() ?? { isRunning: false, last: null };
 
 const ownPolicyOf = (rooms: HostRooms, { vm }: VmRun): OwnPolicy =>
   rooms.ownPolicies.get(vm) ?? { own: {}, group: null };

@@ -100,6 +100,9 @@ test('every method of the service gives the same answer over the socket as besid
     (s) => s.auditCheckpoint(),
     (s) => s.auditLines({ afterSeq: 0, limit: 5 }),
     (s) => s.rotateAuditKey({ actor: 'ann' }),
+    (s) => s.acceptClock({ reason: 'it was wrong', actor: 'ann' }),
+    (s) => s.startScrub(),
+    (s) => s.scrubView(),
     (s) => s.auditVerify(),
     (s) => s.auditVerify({ checkpoint: SAMPLE_CHECKPOINT }),
   ];

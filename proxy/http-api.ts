@@ -17,6 +17,7 @@ import {
   AuditEntrySchema,
   AuditReportSchema,
   AuditRotationSchema,
+  ClockViewSchema,
   DoctorLineSchema,
   DriftRowSchema,
   InspectionSchema,
@@ -39,6 +40,7 @@ import {
 import { serveEvents } from './event-stream.ts';
 import { ApiError, problemOf } from './problem.ts';
 import { makeCheck, misfitText } from './schema-check.ts';
+import { ScrubViewSchema } from './scrubbing.ts';
 import type { Service } from './service.ts';
 
 export type ApiOptions = { readonly service: Service; readonly log: Log; readonly clock: Clock };
@@ -93,6 +95,7 @@ export async function makeHttpApi(options: ApiOptions): Promise<Api> {
   addReadingRoutes(app, options.service);
   addAuditRoutes(app, options.service);
   addVendorRoutes(app, options.service);
+  addUpkeepRoutes(app, options.service);
   app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger());
   const closeStreams = serveEvents(app.server, options);
   app.addHook('preClose', async () => closeStreams());
@@ -173,6 +176,7 @@ const NAMED_SCHEMAS = {
   AuditEntry: AuditEntrySchema,
   AuditReport: AuditReportSchema,
   AuditRotation: AuditRotationSchema,
+  Clock: ClockViewSchema,
   DoctorLine: DoctorLineSchema,
   DriftRow: DriftRowSchema,
   Inspection: InspectionSchema,
@@ -180,6 +184,7 @@ const NAMED_SCHEMAS = {
   Policy: PolicyViewSchema,
   Problem: ProblemSchema,
   Release: ReleaseSchema,
+  Scrub: ScrubViewSchema,
   Vendor: VendorListedSchema,
   VendorStatus: VendorStatusSchema,
   Vm: VmViewSchema,
@@ -431,6 +436,34 @@ type Query = { readonly after?: number; readonly limit?: number; readonly vm?: s
 
 function pageOf({ after, limit, vm }: Query): { afterSeq: number; limit: number; vm?: string } {
   return { afterSeq: after ?? 0, limit: limit ?? PAGE_DEFAULT, ...(vm === undefined ? {} : { vm }) };
+}
+
+function addUpkeepRoutes(app: Api, service: Service): void {
+  const accept = Type.Object(
+    {
+      reason: Type.String({ minLength: 1, maxLength: 1000, pattern: '\\S' }),
+      actor: Type.String({ minLength: 1, maxLength: 100, description: 'Who decides; goes into the audit record' }),
+    },
+    strict,
+  );
+  app.post(
+    '/v1/clock/accept',
+    {
+      schema: {
+        summary: 'The clock is right now: hold signatures against it again (audited)',
+        body: accept,
+        response: answers(200, refTo('Clock'), 'The clock, and what signatures are held against'),
+      },
+    },
+    async ({ body }) => service.acceptClock(body),
+  );
+  const response = answers(200, refTo('Scrub'), 'Whether a reading is under way, and what the last one found');
+  app.get('/v1/store/scrub', { schema: { summary: 'The last reading of the store', response } }, async () =>
+    service.scrubView(),
+  );
+  app.post('/v1/store/scrub', { schema: { summary: 'Read every stored package again', response } }, async () =>
+    service.startScrub(),
+  );
 }
 
 function addVendorRoutes(app: Api, service: Service): void {

@@ -11,6 +11,7 @@ import type { Inspection } from '../src/update/staging.ts';
 import type { VendorConfig } from '../src/vendor/registry.ts';
 import type { VendorStatus } from '../src/vendor/vendor.ts';
 import type { PolicyChange } from './policy-words.ts';
+import type { ScrubView } from './scrubbing.ts';
 
 /** State names of a run, as users see them (ARCHITECTURE.md has the diagram). */
 export const RUN_STATES = [
@@ -110,6 +111,9 @@ export type DriftRow = {
 
 export type { AuditCheckpoint, Inspection, VendorConfig };
 
+/** The wall clock, and what signatures and ages are held against. */
+export type ClockView = { readonly wallMs: number; readonly trustedMs: number };
+
 export type DoctorLine = {
   readonly check: string;
   readonly state: 'ok' | 'warning' | 'unfit';
@@ -173,6 +177,12 @@ export type Service = {
   readonly vendorOffers: (name: string) => Promise<readonly Release[]>;
   readonly drift: () => Promise<readonly DriftRow[]>;
   readonly doctor: () => Promise<readonly DoctorLine[]>;
+  /** An operator's word that the clock is right: signatures are held against it again. Audited. */
+  readonly acceptClock: (options: { readonly reason: string; readonly actor: string }) => Promise<ClockView>;
+  /** Begins to read every stored package again, unless that was asked for already. */
+  readonly startScrub: () => Promise<ScrubView>;
+  /** Whether one is under way, and what the last one found. */
+  readonly scrubView: () => Promise<ScrubView>;
   readonly auditEntries: (options: {
     readonly afterSeq: number;
     readonly limit: number;

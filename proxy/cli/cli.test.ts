@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, readdir, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { after, before, beforeEach, test } from 'node:test';
@@ -132,8 +133,8 @@ test('a command without a daemon says how to start it', async () => {
 });
 
 const COMMANDS =
-  'audit checkpoint, audit export, audit rotate-key, audit show, audit verify, config check, config show, demo, doctor, drift, publish delegate, ' +
-  'publish init, publish refresh, publish request, publish revoke, publish rotate-key, publish show, serve, ' +
+  'audit checkpoint, audit export, audit rotate-key, audit show, audit verify, backup, clock accept, config check, config show, demo, doctor, drift, publish delegate, ' +
+  'publish init, publish refresh, publish request, publish revoke, publish rotate-key, publish show, restore, serve, store scrub, store show, ' +
   'vendor add, vendor check, vendor list, vendor publish, vm add, vm admit, vm events, vm inspect, vm list, ' +
   'vm plan, vm policy, vm remove, vm retry, vm set, vm show, vm start, vm stop, vm update, vm wait, vm why';
 
@@ -586,4 +587,55 @@ test('vendor publish makes a signed repository from a release folder, without a 
   const bad = await run(['vendor', 'publish', join(daemon.folder, 'nothing'), ...folders]);
   assert.equal(bad.code, 2);
   assert.deepEqual(daemon.service().calls, []);
+});
+
+test('a clock is accepted with a reason and who said so; without a reason nothing is asked of the daemon', async () => {
+  assert.equal((await run(['clock', 'accept'])).code, 2);
+  assert.equal((await run(['clock', 'accept', '--reason', 'the RTC was wrong'])).code, 0);
+  const [call] = daemon.service().calls;
+  assert.equal(call?.method, 'acceptClock');
+  assert.match(JSON.stringify(call?.args), /"reason":"the RTC was wrong","actor":"\w+"/);
+});
+
+test('a reading of the store is begun and waited for; damage is told with exit code 1', async () => {
+  const waited = await run(['store', 'scrub']);
+  assert.equal(waited.code, 1);
+  assert.match(waited.stdout, /12 packages, 4096 bytes: 1 damaged.*\n {2}[0-9a-f]{64} altered, needed by web/);
+  assert.deepEqual(
+    daemon.service().calls.map(({ method }) => method),
+    ['startScrub', 'scrubView'],
+  );
+  const begun = await run(['store', 'scrub', '--no-wait', '--json']);
+  assert.equal(begun.code, 0);
+  assert.deepEqual(json(begun), { isRunning: true, last: null });
+  assert.equal((await run(['store', 'show'])).code, 1);
+});
+
+test('a backup and its restore end with the exit codes of what happened, and answer in JSON', async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'pratique-cli-'));
+  try {
+    const data = join(folder, 'data');
+    await mkdir(data);
+    new DatabaseSync(join(data, 'pratique.db')).exec('CREATE TABLE vendor (name TEXT, config TEXT)');
+    const env = { ...daemon.env, PRATIQUE_DATA: data };
+    const file = join(folder, 'b.tar.zst');
+    const made = await run(['backup', '--to', file, '--json'], { env });
+    assert.equal(made.code, 0, made.stderr);
+    assert.match(made.stderr, /keep it as safe as the host/);
+    const { digest } = json(made) as { readonly digest: string }; // The cast holds: a report has a digest.
+    assert.equal((await run(['backup', '--to', file], { env })).code, 1, 'never over another file');
+    const to = join(folder, 'restored');
+    assert.equal((await run(['restore', '--from', file, '--data', to, '--digest', 'x'])).code, 2);
+    assert.equal((await run(['restore', '--from', file, '--data', to, '--digest', '0'.repeat(64)])).code, 2);
+    const restored = await run(['restore', '--from', file, '--data', to, '--digest', digest, '--json']);
+    assert.equal(restored.code, 0, restored.stderr);
+    assert.match(restored.stdout, /every gate is closed first/);
+    assert.equal((await run(['restore', '--from', file, '--data', to])).code, 1, 'never over another host');
+    assert.equal((await run(['backup', '--to', '-'], { env, isTty: true })).code, 2, 'not to a terminal');
+    const piped = await runProgram(['backup', '--to', '-'], env);
+    assert.equal(piped.code, 0, piped.stderr);
+    assert.match(piped.stdout, /^manifest\.json/);
+  } finally {
+    await rm(folder, { recursive: true });
+  }
 });

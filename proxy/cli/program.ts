@@ -10,6 +10,7 @@ import { addDoctorCommand } from './doctor.ts';
 import { addDriftCommand } from './drift.ts';
 import { makeOutput } from './output.ts';
 import { addDemoCommand, addServeCommand } from './serve.ts';
+import { addUpkeepCommands } from './upkeep.ts';
 import { addVendorCommands } from './vendor.ts';
 import { addVmCommands } from './vm.ts';
 
@@ -63,6 +64,7 @@ export function buildProgram(build: Build): Command {
   addDoctorCommand(program, build);
   addAuditCommands(program, build);
   addBackupCommands(program, build);
+  addUpkeepCommands(program, build);
   addConfigCommands(program, build);
   return program;
 }

@@ -55,7 +55,8 @@ export async function openTrustTime(options: TrustTimeOptions): Promise<TrustTim
   let mark: Mark = markOf(await readKept(options), boot, { trustedMs: clock.nowMs(), uptimeMs: uptimeMs() });
   let ahead: { readonly wallMs: number; readonly uptimeMs: number } | null = null;
 
-  const floorMs = (): number => mark.trustedMs + Math.max(0, uptimeMs() - mark.uptimeMs);
+  // Whole milliseconds, as a wall clock has them: databases and the API take no others.
+  const floorMs = (): number => Math.trunc(mark.trustedMs + Math.max(0, uptimeMs() - mark.uptimeMs));
   const raise = (trustedMs: number): number => {
     mark = { trustedMs, uptimeMs: uptimeMs() };
     ahead = null;

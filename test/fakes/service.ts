@@ -1,5 +1,6 @@
 // An in-memory Service: answers every question of the surfaces with complete sample data and remembers what was asked of it.
 import { EventEmitter, on } from 'node:events';
+import type { ScrubResult } from '../../proxy/scrubbing.ts';
 import type {
   AuditCheckpoint,
   DriftRow,
@@ -105,6 +106,16 @@ export const SAMPLE_INSPECTION: Inspection = {
     added: { count: 0, first: [] },
     facts: [],
   },
+};
+
+/** One of twelve packages was damaged. */
+export const SAMPLE_SCRUB: ScrubResult = {
+  startedAtMs: 1_700_000_000_000,
+  endedAtMs: 1_700_000_060_000,
+  checkedBlobs: 12,
+  checkedBytes: 4096,
+  rottenBlobs: 1,
+  rotten: [{ digest: digestOf('shop'), fault: 'altered', owners: ['web'] }],
 };
 
 /** Well-formed; its signature is of no key. */
@@ -353,6 +364,18 @@ export function makeFakeService(state: RunStateName = 'off'): FakeService {
           mend: 'enable virtualisation in the firmware',
         },
       ];
+    },
+    acceptClock: async (options) => {
+      enter('acceptClock', options);
+      return { wallMs: 1_700_000_000_000, trustedMs: 1_700_000_000_000 };
+    },
+    startScrub: async () => {
+      enter('startScrub');
+      return { isRunning: true, last: null };
+    },
+    scrubView: async () => {
+      enter('scrubView');
+      return { isRunning: false, last: SAMPLE_SCRUB };
     },
     auditEntries: async (query) => {
       enter('auditEntries', query);
