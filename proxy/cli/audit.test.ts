@@ -102,7 +102,8 @@ test('an export is verified elsewhere by the keys and the checkpoint kept there 
     assert.equal(bad.code, 2, bad.stderr);
     assert.match(bad.stderr, new RegExp(name.replaceAll('.', '\\.')));
   }
-  assert.equal((await there('audit', 'verify')).code, 7, 'there is neither daemon nor chain');
+  for (const verb of ['verify', 'export'])
+    assert.equal((await there('audit', verb)).code, 7, 'neither daemon nor chain');
   const strange = await makeFolder(t);
   await (await openTestAudit(t, strange)).close();
   const other = await run('audit', 'verify', '--key', join(strange, 'audit-key.pub'));

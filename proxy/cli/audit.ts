@@ -153,11 +153,12 @@ async function askOrElse<T>(
     return await ask(await context.connect());
   } catch (error) {
     if (!(error instanceof PratiqueError) || error.code !== 'daemon-down/not-running') throw error;
+    const { hasChain } = await import('../../src/audit/kept-chain.ts');
+    const folder = await folderOf(context);
+    // Without a chain there is nothing to say but that nobody answered.
+    if (!(await hasChain(folder))) throw error;
     context.output.note('The daemon is not running: reading its audit folder.');
-    return await look(await folderOf(context)).catch((instead: unknown) => {
-      // Without a chain there is nothing to say but that nobody answered.
-      throw instead instanceof PratiqueError && instead.code === 'not-found/audit' ? error : instead;
-    });
+    return await look(folder);
   }
 }
 

@@ -13,6 +13,7 @@ import { AUDIT_PAGE_MAX, AUDIT_QUEUE_MAX } from '../base/limits.ts';
 import { silentLog } from '../base/log.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import { type Audit, openAudit } from './audit.ts';
+import { verifyFolder } from './kept-chain.ts';
 import type { AuditRecord } from './record.ts';
 
 const VM = 'web-1' as VmId;
@@ -115,6 +116,19 @@ test('a chain whose key is gone is not continued with another key [X2]', async (
   await audit.close();
   await rm(join(folder, 'audit-key.pem'));
   await assert.rejects(openAudit({ folder, clock, log: silentLog }), { code: 'host-fault/audit-key-missing' });
+});
+
+test('a chain whose last record cannot be read is not continued, and verify still says where it breaks [X2]', async (t) => {
+  const folder = await makeFolder(t);
+  const audit = await open(t, folder);
+  for (const record of [CLOSED, OPENED]) await audit.append(record);
+  await audit.close();
+  const db = new DatabaseSync(join(folder, 'audit.db'));
+  db.exec(`UPDATE records SET body = substr(body, 1, 99) WHERE seq = 2`);
+  db.close();
+  await assert.rejects(openAudit({ folder, clock, log: silentLog }), { code: 'host-fault/audit-damaged' });
+  const { records, trouble } = await verifyFolder(folder);
+  assert.deepEqual([records, trouble], [1, 'record 2 was changed or is not signed by the key of this chain']);
 });
 
 const TAMPERED: readonly (readonly [string, string, RegExp])[] = [

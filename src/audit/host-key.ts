@@ -133,9 +133,13 @@ async function ownKey(folder: string, { mayMake, isCurrent }: OpenKeyOptions): P
   if (found !== null) {
     const key = hostKey(found);
     if (mayMake || isCurrent(key)) return key;
-    throw new AuditError('host-fault/audit-key-other', `the key ${path} is not the one of the audit chain beside it`, {
-      next: 'restore the whole folder from one backup, or move it away and keep it: a new chain begins',
-    });
+    throw new AuditError(
+      'host-fault/audit-key-other',
+      `the key ${path} is not the one that the last audit record leaves in force`,
+      {
+        next: 'restore the whole folder from one backup, or move it away and keep it: a new chain begins',
+      },
+    );
   }
   if (!mayMake) {
     throw new AuditError('host-fault/audit-key-missing', `the key ${path} of an existing audit chain is gone`, {

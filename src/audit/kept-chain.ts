@@ -78,13 +78,17 @@ async function* linksOfFile(path: string): AsyncIterable<Link> {
   if (chars > 0) yield { kind: 'unreadable', trouble: 'the file ends in the middle of its line' };
 }
 
-async function openKept(folder: string): Promise<DatabaseSync> {
-  const path = join(folder, 'audit.db');
-  const isThere = await stat(path).then(
+/** Whether there is a chain in a folder, as far as one may look. */
+export async function hasChain(folder: string): Promise<boolean> {
+  return await stat(join(folder, 'audit.db')).then(
     () => true,
     (cause: NodeJS.ErrnoException) => cause.code !== 'ENOENT',
   );
-  if (!isThere) throw new AuditError('not-found/audit', `there is no audit chain in ${folder}`);
+}
+
+async function openKept(folder: string): Promise<DatabaseSync> {
+  const path = join(folder, 'audit.db');
+  if (!(await hasChain(folder))) throw new AuditError('not-found/audit', `there is no audit chain in ${folder}`);
   try {
     return openReadOnly(path);
   } catch (cause) {

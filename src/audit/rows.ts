@@ -56,9 +56,20 @@ export function readLast(db: DatabaseSync): LastRecord | null {
     const isCurrent = (key: PublicKey) => key.isSigned(firstFormatSigned(hash), row.signature);
     return { seq, hash, host: null, isCurrent };
   }
-  const { envelope, said } = readBack(row);
+  const { envelope, said } = readBackLast(row);
   const keyid = said.record.kind === 'key-rotated' ? said.record.to.keyid : envelope.signatures[0]?.keyid;
   return { seq, hash, host: said.host, isCurrent: (key) => key.keyid === keyid };
+}
+
+function readBackLast(row: Row): ReturnType<typeof readBack> {
+  try {
+    return readBack(row);
+  } catch (cause) {
+    throw new AuditError('host-fault/audit-damaged', 'the last audit record does not say which key is in force', {
+      cause,
+      next: 'restore the audit folder from the backup, or move it away and keep it: a new chain begins',
+    });
+  }
 }
 
 export type RowQuery = { readonly afterSeq: number; readonly limit: number; readonly vm?: string };

@@ -8,9 +8,13 @@ import {
   makeKeptChain,
   makeTestKey,
   payloadOfLine,
+  type TestKey,
   verifyLines,
 } from '../../test/fakes/audit-chain.ts';
 import { digestOf } from '../base/digest.ts';
+import { canonicalJson } from '../base/digest-text.ts';
+import { firstFormatLine, firstFormatSigned } from './envelope.ts';
+import { ZERO_HASH } from './record.ts';
 
 const COUNT = 12;
 /** Twelve records and two rotations. */
@@ -113,22 +117,47 @@ test('a whole foreign chain, made to look as long and as old, is not this one [X
   await expectFound(both, other.lines, /the chain never came to the key [0-9a-f]{64}/);
 });
 
-test('a record of another host that the same key signed does not fit in [X2]', async (t) => {
-  const key = makeTestKey();
-  const statement = (seq: number, prev: string, host: string) => ({
+/** A line of a chain whose key the test has: what only the holder of the key could write. */
+function ownLine(key: TestKey, seq: number, prev: string, host = key.keyid): string {
+  const said = {
     _type: 'https://in-toto.io/Statement/v1',
     predicate: { atMs: 1, details: { reason: 'x', vm: 'web' }, host, kind: 'gate-closed', prev, seq },
     predicateType: 'urn:pratique:audit:2',
     subject: [{ digest: { sha256: digestOf('vm:web') }, name: 'vm:web' }],
-  });
-  const first = forgeLine(statement(1, '0'.repeat(64), key.keyid), [key]);
-  const second = (host: string) => forgeLine(statement(2, digestOf(first), host), [key]);
+  };
+  return forgeLine(said, [key]);
+}
+
+test('a record of another host that the same key signed does not fit in [X2]', async () => {
+  const key = makeTestKey();
+  const first = ownLine(key, 1, ZERO_HASH);
+  const second = (host: string) => ownLine(key, 2, digestOf(first), host);
   assert.equal((await verifyLines([first, second(key.keyid)], { keys: [key] })).isIntact, true, 'positive control');
   const strange = await verifyLines([first, second('e'.repeat(64))], { keys: [key] });
   assert.match(strange.trouble ?? '', /record 2 is of another host/);
-  const begun = await verifyLines([forgeLine(statement(1, '0'.repeat(64), 'e'.repeat(64)), [key])], { keys: [key] });
+  const begun = await verifyLines([ownLine(key, 1, ZERO_HASH, 'e'.repeat(64))], { keys: [key] });
   assert.match(begun.trouble ?? '', /record 1 is of another host/);
-  t.diagnostic('two chains of one key arise only when somebody copies a data folder to a second host');
+});
+
+test('after the second format no record of the first comes, and none of it changes the key [X2]', async () => {
+  const key = makeTestKey();
+  const firstFormat = (seq: number, prev: string, record: unknown) => {
+    const body = canonicalJson({ atMs: 1, prev, record, seq });
+    const hash = digestOf(body);
+    return { hash, line: firstFormatLine({ body, hash, signature: key.sign(Buffer.from(firstFormatSigned(hash))) }) };
+  };
+  const record = { kind: 'gate-closed', reason: 'x', vm: 'web' };
+  const old = firstFormat(1, ZERO_HASH, record);
+  const next = ownLine(key, 2, old.hash);
+  const says = async (...lines: string[]) => (await verifyLines(lines, { keys: [key] })).trouble;
+  assert.equal(await says(old.line, next), null, 'positive control');
+  assert.match(
+    (await says(old.line, next, firstFormat(3, digestOf(next), record).line)) ?? '',
+    /goes back to the first format/,
+  );
+  const named = { keyid: key.keyid, publicKey: key.publicKey };
+  const rotation = { kind: 'key-rotated', actor: 'ann', from: named, to: named };
+  assert.match((await says(firstFormat(1, ZERO_HASH, rotation).line)) ?? '', /rotates the key in the first format/);
 });
 
 test('a cut tail is found with a checkpoint made anywhere in it, and a checkpoint that is not genuine says so [X2]', async (t) => {
@@ -154,24 +183,7 @@ test('a cut tail is found with a checkpoint made anywhere in it, and a checkpoin
 test('a tail written anew by another key is found, and one cut back before a rotation by the key that came later [X2]', async (t) => {
   const kept = await makeKeptChain(t, { count: 6, rotateAfter: [4] });
   const before = kept.lines.slice(0, 3);
-  const thief = makeTestKey();
-  const host = kept.keys[0]?.keyid ?? assert.fail();
-  const anew = forgeLine(
-    {
-      _type: 'https://in-toto.io/Statement/v1',
-      predicate: {
-        atMs: 1,
-        details: { reason: 'x', vm: 'web' },
-        host,
-        kind: 'gate-closed',
-        prev: digestOf(before[2] ?? ''),
-        seq: 4,
-      },
-      predicateType: 'urn:pratique:audit:2',
-      subject: [{ digest: { sha256: digestOf('vm:web') }, name: 'vm:web' }],
-    },
-    [thief],
-  );
+  const anew = ownLine(makeTestKey(), 4, digestOf(before[2] ?? ''), kept.keys[0]?.keyid);
   await expectFound(kept, [...before, anew], /record 4 was changed or is not signed/);
   await expectFound(
     { ...kept, checkpoint: kept.checkpoints[1] ?? assert.fail() },
