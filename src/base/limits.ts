@@ -35,7 +35,7 @@ export const AUDIT_RECORD_BYTES_MAX = 2 * 1024 * 1024;
 /** Audit records in one answer, and about how many bytes of them: a page is shorter where records are large. */
 export const AUDIT_PAGE_MAX = 1_000;
 export const AUDIT_PAGE_BYTES_MAX = 8 * 1024 * 1024;
-/** Audit records that are verified without a pause: about 20 ms in which the daemon does nothing else. */
+/** Audit records that are verified without a pause: about 30 ms in which the daemon does nothing else. */
 export const AUDIT_VERIFY_SLICE_MAX = 200;
 /** Characters of one line of an exported chain: a record in base64; one of the first format has every quote escaped. */
 export const AUDIT_LINE_CHARS_MAX = 8 * 1024 * 1024;
