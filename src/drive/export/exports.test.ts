@@ -347,6 +347,17 @@ test('a foreign file in the way is left alone and named [A4]', async () => {
   await assertShows(await serve(), drive);
 });
 
+test('a process that hangs is ended by force, and its mount taken away without being asked [X4]', async () => {
+  const drive = await makeDrive('hanging');
+  const exports = daemon();
+  await exports.serve({ vm: VM, drive, transport: 'file', ...OWNER, watcher: watcher().watcher });
+  const found = await processOf();
+  process.kill(found.pid, 'SIGSTOP');
+  await exports.withdraw(VM);
+  assert.equal(await isAlive(found), false);
+  assert.deepEqual(await readdir(join(runFolder, 'drives')), []);
+});
+
 test('a drive that cannot be opened is an error with the words of the program, and nothing is left [A9]', async () => {
   const drive = await makeDrive('broken');
   await writeFile(drive.image.path, 'this is no descriptor');
