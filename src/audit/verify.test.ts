@@ -1,14 +1,19 @@
 // Whatever was removed, changed, reordered, repeated or brought in from elsewhere is found, also in an export on another machine.
 import assert from 'node:assert/strict';
+import { cp } from 'node:fs/promises';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import {
   forgeLine,
   type Kept,
+  keep,
+  makeAuditFolder,
   makeKeptChain,
   makeTestKey,
+  openTestAudit,
   payloadOfLine,
   type TestKey,
+  VM,
   verifyLines,
 } from '../../test/fakes/audit-chain.ts';
 import { digestOf } from '../base/digest.ts';
@@ -115,6 +120,32 @@ test('a whole foreign chain, made to look as long and as old, is not this one [X
   await expectFound({ ...other, keys: kept.keys }, other.lines, /not signed by the key of this chain/);
   const both = { ...other, keys: [...kept.keys, ...other.keys] };
   await expectFound(both, other.lines, /the chain never came to the key [0-9a-f]{64}/);
+});
+
+test('a genuine record of another history of the same host does not fit into this one [X2]', async (t) => {
+  const { audit, folder } = await makeKeptChain(t, { count: 3 });
+  const copy = await makeAuditFolder(t);
+  await audit.close();
+  await cp(folder, copy, { recursive: true });
+  const histories = await Promise.all(
+    [folder, copy].map(async (where, index) => {
+      const again = await openTestAudit(t, where);
+      for (const reason of ['a', 'b']) await again.append({ kind: 'gate-closed', vm: VM, reason: `${reason}${index}` });
+      return await keep(again, where);
+    }),
+  );
+  const [one, other] = histories;
+  assert.ok(one && other);
+  for (const kept of histories) assert.equal((await verifyLines(kept.lines, kept)).isIntact, true, 'positive control');
+  await expectFound(
+    { ...one, checkpoint: other.checkpoint },
+    one.lines,
+    /record 5 is not the one that the checkpoint saw/,
+  );
+  const { lines, keys } = one;
+  for (const spliced of [lines.with(4, other.lines[4] ?? ''), lines.with(3, other.lines[3] ?? '')]) {
+    assert.match((await verifyLines(spliced, { keys })).trouble ?? '', /record 5 does not follow record 4/);
+  }
 });
 
 /** A line of a chain whose key the test has: what only the holder of the key could write. */
