@@ -10,6 +10,7 @@ import type { AuditRecord } from '../audit/record.ts';
 import { systemClock } from '../base/clock.ts';
 import type { Digest } from '../base/digest-text.ts';
 import { silentLog } from '../base/log.ts';
+import { waitUntil } from '../base/wait-until.ts';
 import { openFence } from '../hypervisor/fence.ts';
 import type { RunningVm } from '../hypervisor/hypervisor.ts';
 import { makeMachine } from '../hypervisor/qmp/machine.ts';
@@ -188,6 +189,33 @@ test('a close that is asked for while the gate opens wins [A11]', async (t) => {
   const closing = gate.close(one.vm, 'guest reset');
   slow.resolve();
   await assert.rejects(opening, { code: 'refused/closed-meanwhile' });
+  await closing;
+  assert.deepEqual(await isPlugged(one), CLOSED);
+});
+
+test('a close does not wait for an opening that waits for QEMU: the fence holds before the link comes up [A11] [X1]', async (t) => {
+  const { gate, fence, addVm, isPlugged } = await house(t);
+  const one = await addVm('a');
+  await gate.close(one.vm, 'start');
+  const qemu = Promise.withResolvers<void>();
+  const begun = Promise.withResolvers<void>();
+  const slow: RunningVm = {
+    ...one.vm,
+    raiseLinks: async () => {
+      begun.resolve();
+      await qemu.promise;
+      await one.vm.raiseLinks();
+    },
+    releaseMedia: () => assert.fail('media are not released once a close was asked for'),
+  };
+  const opening = gate.open(slow, grant(one.vm.vm));
+  await begun.promise;
+  assert.equal(await fence.isAdmitted(one.tap), true);
+  const closing = gate.close(slow, 'the guest booted again');
+  assert.ok(await waitUntil(async () => !(await fence.isAdmitted(one.tap)), systemClock, 10_000, 5));
+  assert.equal(one.qemu.links.get('nic-lan'), false);
+  qemu.resolve();
+  await assert.rejects(opening, { code: 'host-fault/gate-open' });
   await closing;
   assert.deepEqual(await isPlugged(one), CLOSED);
 });

@@ -90,6 +90,7 @@ export function makeGate(deps: GateDeps): Gate {
     if (!isStillMeant()) throw closedMeanwhile(vm.vm);
     await vm.raiseLinks();
     const linkUpAtMs = clock.nowMs();
+    if (!isStillMeant()) throw closedMeanwhile(vm.vm);
     await vm.releaseMedia();
     positions.set(vm, { kind: 'open', run: grant.run, by: grant.kind, linkUpAtMs });
     return linkUpAtMs;
@@ -112,9 +113,23 @@ export function makeGate(deps: GateDeps): Gate {
     }
   };
 
+  /**
+   * A close never waits for an opening that waits for QEMU: the fence drops the VM's frames meanwhile, whenever the link comes up.
+   * What fails here is done once more, and told, when it is the close's turn.
+   */
+  const fenceAtOnce = async (vm: VmId, namespace: Namespace, taps: readonly string[]): Promise<void> => {
+    if (!lanes.isBusy(vm)) return;
+    try {
+      await (await deps.fenceFor(namespace)).expel(taps);
+    } catch (error) {
+      deps.log.warn({ vm, err: error }, 'a VM that is being opened could not be fenced at once');
+    }
+  };
+
   return {
     close: (vm, reason) => {
       lanes.askForClose(vm.vm);
+      void fenceAtOnce(vm.vm, vm.namespace, tapNames(vm));
       return lanes.run(vm.vm, async () => {
         await shut(vm);
         await deps.audit({ kind: 'gate-closed', vm: vm.vm, reason });
@@ -122,6 +137,7 @@ export function makeGate(deps: GateDeps): Gate {
     },
     fenceOff: async (vm, namespace, taps, reason) => {
       lanes.askForClose(vm);
+      void fenceAtOnce(vm, namespace, taps);
       await lanes.run(vm, async () => {
         try {
           await closeFence(vm, taps, await deps.fenceFor(namespace));
@@ -255,10 +271,10 @@ function closedMeanwhile(vm: VmId): GateError {
  * so that an open that waits gives way.
  */
 function makeLanes() {
-  type Lane = { closes: number; last: Promise<unknown> };
+  type Lane = { closes: number; waiting: number; last: Promise<unknown> };
   const lanes = new Map<VmId, Lane>();
   const laneOf = (vm: VmId): Lane => {
-    const lane = lanes.get(vm) ?? { closes: 0, last: Promise.resolve() };
+    const lane = lanes.get(vm) ?? { closes: 0, waiting: 0, last: Promise.resolve() };
     lanes.set(vm, lane);
     return lane;
   };
@@ -273,9 +289,14 @@ function makeLanes() {
     },
     run: <T>(vm: VmId, work: () => Promise<T>): Promise<T> => {
       const lane = laneOf(vm);
-      const mine = lane.last.then(work);
+      lane.waiting += 1;
+      const mine = lane.last.then(work).finally(() => {
+        lane.waiting -= 1;
+      });
       lane.last = mine.catch(() => {});
       return mine;
     },
+    /** Whether anything is being done to this VM, or waits for that. */
+    isBusy: (vm: VmId): boolean => laneOf(vm).waiting > 0,
   };
 }

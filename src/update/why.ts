@@ -207,7 +207,9 @@ export function explainQuarantine(vm: VmId, reason: QuarantineReason, isRunning:
     case 'ungated-start':
       return {
         reason: `It ran before Pratique took it over (${printable(reason.detail)}), so what it did was not gated.`,
-        next: `Power it off and on: pratique vm stop ${vm}, then start it again`,
+        next: isRunning
+          ? `Power it off and on: pratique vm stop ${vm}, then start it again`
+          : `Start it: pratique vm start ${vm}`,
       };
     default:
       return reason satisfies never;
