@@ -18,8 +18,10 @@ import {
   verifyLines,
 } from '../../test/fakes/audit-chain.ts';
 import { digestOf } from '../base/digest.ts';
+import { canonicalJson } from '../base/digest-text.ts';
 import { readFolderKeys } from './host-key.ts';
 import { verifyFolder } from './kept-chain.ts';
+import { ZERO_HASH } from './record.ts';
 
 test('after a rotation another key signs, the old one is gone, and the chain is verified from its first key on [X2]', async (t) => {
   const { audit, folder } = await makeKeptChain(t, { count: 2 });
@@ -94,38 +96,54 @@ test('a rotation that one of the two keys did not sign is found [X2]', async (t)
   assert.match(await found(forgeRotation(rotation, thief, [old, thief])), /is not signed by the key/);
 });
 
-test('who stole a key that was rotated since can neither go on with the chain nor bend it to a key of theirs [X2]', async () => {
-  const stolen = makeTestKey();
-  const host = stolen.keyid;
-  const statement = (seq: number, prev: string, kind: string, details: object) => ({
-    _type: 'https://in-toto.io/Statement/v1',
-    predicate: { atMs: 1, details, host, kind, prev, seq },
-    predicateType: 'urn:pratique:audit:2',
-    subject: [{ digest: { sha256: digestOf('host') }, name: 'host' }],
-  });
+/** Lines of a chain that `first` began, as the holders of keys can write them. */
+function chainOf(first: TestKey) {
   const name = ({ keyid, publicKey }: TestKey) => ({ keyid, publicKey });
-  const next = makeTestKey();
-  const mine = makeTestKey();
-  const first = forgeLine(statement(1, '0'.repeat(64), 'operator', { actor: 'a', action: 'b', detail: 'c' }), [stolen]);
-  const rotateTo = (to: TestKey) =>
-    forgeLine(statement(2, digestOf(first), 'key-rotated', { actor: 'a', from: name(stolen), to: name(to) }), [
-      stolen,
-      to,
-    ]);
-  const honest = [first, rotateTo(next)];
+  const line = (seq: number, before: string, kind: string, details: object, signers: readonly TestKey[]) => {
+    const prev = before === '' ? ZERO_HASH : digestOf(before);
+    return forgeLine(
+      {
+        _type: 'https://in-toto.io/Statement/v1',
+        predicate: { atMs: 1, details, host: first.keyid, kind, prev, seq },
+        predicateType: 'urn:pratique:audit:2',
+        subject: [{ digest: { sha256: digestOf('host') }, name: 'host' }],
+      },
+      signers,
+    );
+  };
+  return {
+    record: (seq: number, before: string, key: TestKey) =>
+      line(seq, before, 'operator', { actor: 'a', action: 'b', detail: 'c' }, [key]),
+    rotation: (seq: number, before: string, from: TestKey, to: TestKey, signer = from) =>
+      line(seq, before, 'key-rotated', { actor: 'a', from: name(from), to: name(to) }, [signer, to]),
+  };
+}
+
+test('who stole a key that was rotated since can neither go on with the chain nor bend it to a key of theirs [X2]', async () => {
+  const [stolen, next, mine] = [makeTestKey(), makeTestKey(), makeTestKey()];
+  const { record, rotation } = chainOf(stolen);
+  const first = record(1, '', stolen);
+  const honest = [first, rotation(2, first, stolen, next)];
+  const second = honest[1] ?? '';
   const keys = [stolen, next];
-  assert.equal((await verifyLines(honest, { keys })).isIntact, true, 'positive control');
-  const goesOn = forgeLine(
-    statement(3, digestOf(honest[1] ?? ''), 'operator', { actor: 'a', action: 'b', detail: 'c' }),
-    [stolen],
-  );
-  assert.match(
-    (await verifyLines([...honest, goesOn], { keys })).trouble ?? '',
-    /record 3 was changed or is not signed/,
-  );
-  const bent = [first, rotateTo(mine)];
+  const says = async (lines: readonly string[], options: Omit<Parameters<typeof verifyLines>[1], 'keys'> = {}) =>
+    (await verifyLines(lines, { keys, ...options })).trouble ?? 'nothing';
+  assert.equal(await says([...honest, record(3, second, next)]), 'nothing', 'positive control');
+  assert.match(await says([...honest, record(3, second, stolen)]), /record 3 was changed or is not signed/);
+  assert.match(await says([...honest, rotation(3, second, stolen, mine, next)]), /record 3 rotates another key/);
+  const bent = [first, rotation(2, first, stolen, mine)];
   assert.equal((await verifyLines(bent, { keys: [stolen] })).isIntact, true, 'the first key alone cannot tell');
-  assert.match((await verifyLines(bent, { keys })).trouble ?? '', new RegExp(`never came to the key ${next.keyid}`));
+  assert.match(await says(bent), new RegExp(`never came to the key ${next.keyid}`));
+  const said = {
+    format: 'pratique.checkpoint/2',
+    records: 2,
+    head: digestOf(second),
+    atMs: 1,
+    keyid: next.keyid,
+  } as const;
+  const checkpoint = { ...said, signature: next.sign(Buffer.from(canonicalJson(said))) };
+  assert.equal(await says([record(3, second, next)], { checkpoint }), 'nothing', 'positive control');
+  assert.match(await says([record(3, second, stolen)], { checkpoint }), /record 1 is missing/);
 });
 
 const FILES = ['audit-key.pem', 'audit-key.pub', 'audit-keys.pub', 'audit-key.next.pem'] as const;
