@@ -102,6 +102,9 @@ test('any changed field of what a record says is found, signed anew by another k
   for (const [index, line] of kept.lines.entries()) {
     const { signatures } = JSON.parse(line) as { signatures: readonly { keyid: string; sig: string }[] };
     const asBefore = signatures.map(({ keyid, sig }) => ({ keyid, sign: () => sig }));
+    const misnamed = signatures.map(({ sig }) => ({ keyid: thief.keyid, sign: () => sig }));
+    await expectFound(kept, kept.lines.with(index, forgeLine(payloadOfLine(line), misnamed)));
+    await expectFound(kept, kept.lines.with(index, forgeLine(payloadOfLine(line), [...asBefore, thief])));
     const asKnown = signatures.map(({ keyid }) => ({ keyid, sign: thief.sign }));
     for (const said of variants(payloadOfLine(line))) {
       for (const signers of [asBefore, asKnown, [thief]]) {
