@@ -7,7 +7,8 @@ import { DURATION_PATTERN } from './duration.ts';
 const GROUP_NAME_PATTERN = '^[a-z0-9][a-z0-9._-]{0,63}$';
 const strict = { additionalProperties: false } as const;
 const absolutePath = { minLength: 2, maxLength: 1024, pattern: '^/[^\\u0000-\\u001f]*$' } as const;
-const httpUrl = { minLength: 8, maxLength: 2048, pattern: '^https?://[^\\s]+$' } as const;
+/** Without user, password, query and fragment: a URL is shown and logged, a credential must not be. */
+const httpUrl = { minLength: 8, maxLength: 2048, pattern: '^https?://[^\\s/?#@]+(/[^\\s?#]*)?$' } as const;
 
 /** A vendor's name: used in paths and tables. */
 export const VendorNameSchema = Type.String({

@@ -2,6 +2,7 @@
 import { isoTime, trustedNowMs } from '../src/base/clock.ts';
 import { describeError, PratiqueError } from '../src/base/errors.ts';
 import { EVENTS_PAGE_MAX } from '../src/base/limits.ts';
+import { redactText } from '../src/base/redact.ts';
 import { isCoveredName } from '../src/hypervisor/fence.ts';
 import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
 import { type Behind, behindLeftOut, type CompareVersions, findDrift, indexProducts } from '../src/inventory/drift.ts';
@@ -35,7 +36,8 @@ export function makeService(rooms: HostRooms): Service {
     throw new PratiqueError('not-found/vm', `there is no VM ${vm}`, { next: 'list them with: pratique vm list' });
   };
   const fresh = () => ({ run: newRunId(), atMs: clock.nowMs() });
-  const recordOperator = async (vm: VmRun, action: string, detail = '', actor = API_ACTOR): Promise<void> => {
+  const recordOperator = async (vm: VmRun, action: string, said = '', actor = API_ACTOR): Promise<void> => {
+    const detail = redactText(said);
     const text = detail === '' ? action : `${action}: ${detail}`;
     vm.runner.note('operator', actor === API_ACTOR ? text : `${text} (${actor})`);
     await audit.append({ kind: 'operator', vm: vm.vm, actor, action, detail });
@@ -108,7 +110,7 @@ export function makeService(rooms: HostRooms): Service {
       const run = find(vm);
       if (reason.trim() === '')
         throw new PratiqueError('usage/reason', 'an override needs a reason', { next: 'say why with --reason' });
-      await run.runner.request({ kind: 'admit', reason, actor });
+      await run.runner.request({ kind: 'admit', reason: redactText(reason), actor });
       await recordOperator(run, 'admit', reason, actor);
       return await viewOf(rooms, run);
     },
@@ -147,7 +149,7 @@ export function makeService(rooms: HostRooms): Service {
     acceptClock: async ({ reason, actor }) => {
       const { trustTime } = rooms;
       const before = trustedNowMs(clock);
-      const detail = `${isoTime(before)} -> ${isoTime(clock.nowMs())}: ${reason}`;
+      const detail = `${isoTime(before)} -> ${isoTime(clock.nowMs())}: ${redactText(reason)}`;
       // On the record first: signatures that had expired are believed again afterwards.
       await audit.append({ kind: 'operator', actor, action: 'clock-accepted', detail });
       await trustTime?.accept();

@@ -1,6 +1,7 @@
 // How commands speak: one JSON document or plain text on stdout, notes and errors on stderr, colours on terminals only.
 import { messageChain, PratiqueError } from '../../src/base/errors.ts';
 import { printable, printableBlock } from '../../src/base/printable.ts';
+import { redactText } from '../../src/base/redact.ts';
 
 /** The part of a terminal or pipe that we use. */
 export type TextStream = {
@@ -90,6 +91,7 @@ function errorText(error: unknown): string {
   const { message, next } = errorDocument(error);
   const lines = [`pratique: ${printableBlock(message, 4_000)}`];
   if (next !== null) lines.push(`  next: ${printable(next, 1_000)}`);
-  if (!(error instanceof PratiqueError) && error instanceof Error) lines.push(printableBlock(error.stack ?? '', 4_000));
+  if (!(error instanceof PratiqueError) && error instanceof Error)
+    lines.push(printableBlock(redactText(error.stack ?? ''), 4_000));
   return `${lines.join('\n')}\n`;
 }

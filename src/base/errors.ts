@@ -1,4 +1,5 @@
 // Errors with a stable code, and the one table that maps a code's family to blame, HTTP status and exit code.
+import { redactText } from './redact.ts';
 
 /** Who has to act. */
 export type Blame = 'ours' | 'vendor' | 'guest' | 'operator' | 'host' | 'policy';
@@ -64,7 +65,7 @@ export function classifyError(error: unknown): Family & { readonly code: ErrorCo
   return { code, ...ERROR_FAMILIES[errorFamily(code)] };
 }
 
-/** The whole chain of messages, outermost first, without the next step. */
+/** The whole chain of messages, outermost first, without the next step and without credentials: what programs said may hold some. */
 export function messageChain(error: unknown): string {
   const parts: string[] = [];
   let current: unknown = error;
@@ -72,7 +73,7 @@ export function messageChain(error: unknown): string {
     parts.push(current instanceof Error ? current.message : String(current));
     current = current instanceof Error ? current.cause : undefined;
   }
-  return parts.join(': ');
+  return redactText(parts.join(': '));
 }
 
 /** The chain of messages and the next step, for the one place that prints it. */
