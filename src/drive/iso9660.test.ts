@@ -7,10 +7,21 @@ import { join } from 'node:path';
 import { after, before, describe, type TestContext, test } from 'node:test';
 import fc from 'fast-check';
 import {
+  brief,
+  contentOf,
+  contents,
+  expected,
+  file,
+  hostileName,
+  inline,
+  isJolietName,
+  treeOf,
+  withoutLinks,
+} from '../../test/fakes/drive-trees.ts';
+import {
   extractImage,
   type ImageReader,
   listImage,
-  type Seen,
   type SeenTree,
   writePlainImage,
 } from '../../test/fakes/image-readers.ts';
@@ -33,24 +44,9 @@ function freshPath(): string {
   return join(scratch, String(lastNumber));
 }
 
-/** Blobs by digest, for images that are written out. */
-const blobs = new Map<string, Buffer>();
-
-function file(path: string, content: string | Buffer, rest: { mode?: number; mtimeMs?: number } = {}): IsoEntry {
-  const bytes = Buffer.from(content);
-  const digest = digestOf(bytes);
-  blobs.set(digest, bytes);
-  return { path, sizeBytes: bytes.length, source: { kind: 'blob', digest }, ...rest };
-}
-
-function inline(path: string, content: string): IsoEntry {
-  const bytes = Buffer.from(content);
-  return { path, sizeBytes: bytes.length, source: { kind: 'inline', bytes } };
-}
-
 async function writeImage(entries: readonly IsoEntry[], options: IsoOptions = {}): Promise<string> {
   const image = `${freshPath()}.iso`;
-  await writePlainImage(image, buildIso(entries, options), (digest) => blobs.get(digest) ?? Buffer.alloc(0));
+  await writePlainImage(image, buildIso(entries, options), contentOf);
   return image;
 }
 
@@ -61,37 +57,6 @@ async function extract(reader: ImageReader, image: string): Promise<SeenTree> {
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
-}
-
-/** What a reader of the image has to find. */
-function expected(entries: readonly IsoEntry[]): SeenTree {
-  const seen: Record<string, Seen> = {};
-  for (const entry of entries) {
-    const parts = entry.path.split('/');
-    for (let depth = 2; depth < parts.length; depth += 1) {
-      seen[parts.slice(0, depth).join('/')] ??= { kind: 'folder', mode: 0o555, mtimeS: 0 };
-    }
-    seen[entry.path] = expectedNode(entry);
-  }
-  return seen;
-}
-
-function expectedNode(entry: IsoEntry): Seen {
-  if (entry.kind === 'symlink') return { kind: 'symlink', target: entry.target };
-  const mtimeS = Math.floor((entry.mtimeMs ?? 0) / 1000);
-  if (entry.kind === 'folder') return { kind: 'folder', mode: entry.mode ?? 0o555, mtimeS };
-  const bytes = entry.source.kind === 'inline' ? Buffer.from(entry.source.bytes) : blobs.get(entry.source.digest);
-  return { kind: 'file', content: bytes?.toString('latin1') ?? 'no such blob', mode: entry.mode ?? 0o444, mtimeS };
-}
-
-/** Names and contents only: what Joliet carries, and what every extractor restores. */
-function contents(tree: SeenTree): Record<string, string> {
-  const files = Object.entries(tree).map(([path, seen]) => [path, seen.kind === 'file' ? seen.content : seen.kind]);
-  return Object.fromEntries(files);
-}
-
-function withoutLinks(tree: SeenTree): SeenTree {
-  return Object.fromEntries(Object.entries(tree).filter(([, seen]) => seen.kind !== 'symlink'));
 }
 
 function refusal(code: string, says: RegExp): (error: unknown) => boolean {
@@ -372,70 +337,6 @@ describe('what an image cannot carry is refused, never cut [A4]', () => {
   });
 });
 
-/** Names that POSIX allows and that have broken programs before. */
-const hostileName = fc
-  .oneof(
-    fc.string({ unit: 'grapheme', minLength: 1, maxLength: 12 }),
-    fc.string({ unit: 'binary', minLength: 1, maxLength: 12 }),
-    fc.stringMatching(/^[a-zA-Z0-9._+~-]{1,253}$/),
-    fc.constantFrom(
-      '-rf',
-      '...',
-      ' ',
-      'a"b',
-      "a'b",
-      'a\nRW 1 FLAT "x" 0',
-      '\\',
-      '*',
-      'nul',
-      ';1',
-      'a;1',
-      'a.',
-      '\u202e',
-      'é',
-      'e\u0301',
-    ),
-    fc.string({ unit: fc.constantFrom('ß', '大', '🚢', 'a'), minLength: 60, maxLength: 63 }),
-  )
-  .filter((name) => isPosixName(name));
-
-function isPosixName(name: string): boolean {
-  if (name === '.' || name === '..' || /[/\0]/.test(name) || !name.isWellFormed()) return false;
-  return Buffer.byteLength(name) <= 253;
-}
-
-function isJolietName(name: string): boolean {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for.
-  return name.length <= 103 && !/[\u0000-\u001f*:;?\\]/.test(name) && !name.endsWith('.');
-}
-
-/** A tree without conflicts: the first of two entries that clash stays. */
-function treeOf(name: fc.Arbitrary<string>): fc.Arbitrary<IsoEntry[]> {
-  const path = fc.array(name, { minLength: 1, maxLength: 5 }).map((parts) => `/${parts.join('/')}`);
-  const content = fc.oneof(
-    fc.string({ maxLength: 40 }),
-    fc.nat(70_000).map((size) => 'z'.repeat(size)),
-  );
-  const entry = fc.record({ path, content, mode: fc.constantFrom(0o444, 0o400, 0o755), mtimeS: fc.nat(4_000_000_000) });
-  return fc.array(entry, { maxLength: 25 }).map((entries) => {
-    const files = new Set<string>();
-    const folders = new Set<string>();
-    const kept: IsoEntry[] = [];
-    for (const { path: at, content: text, mode, mtimeS } of entries) {
-      const parents = at
-        .split('/')
-        .slice(1, -1)
-        .map((_, index, all) => `/${all.slice(0, index + 1).join('/')}`);
-      if (files.has(at) || folders.has(at) || parents.some((parent) => files.has(parent))) continue;
-      files.add(at);
-      for (const parent of parents) folders.add(parent);
-      // No two files share their bytes, or libarchive would take them for hard links.
-      kept.push(file(at, text === '' ? '' : `${at} ${text}`, { mode, mtimeMs: mtimeS * 1000 }));
-    }
-    return kept;
-  });
-}
-
 const IS_FULL = process.env.PRATIQUE_TEST_FULL === '1';
 
 describe('random trees, compared file by file [A4]', () => {
@@ -443,8 +344,9 @@ describe('random trees, compared file by file [A4]', () => {
     await fc.assert(
       fc.asyncProperty(treeOf(hostileName), async (entries) => {
         const image = await writeImage(entries, { joliet: false });
-        assert.deepEqual(await extract('bsdtar', image), expected(entries));
-        assert.deepEqual(await extract('xorriso', image), expected(entries));
+        const wanted = brief(expected(entries));
+        assert.deepEqual(brief(await extract('bsdtar', image)), wanted);
+        assert.deepEqual(brief(await extract('xorriso', image)), wanted);
         await rm(image);
       }),
       { seed: seedOf(t), numRuns: IS_FULL ? 400 : 15, endOnFailure: !IS_FULL },
@@ -455,8 +357,10 @@ describe('random trees, compared file by file [A4]', () => {
     await fc.assert(
       fc.asyncProperty(treeOf(hostileName.filter(isJolietName)), async (entries) => {
         const image = await writeImage(entries);
-        assert.deepEqual(contents(await extract('xorriso-joliet', image)), contents(expected(entries)));
-        assert.deepEqual(contents(await extract('bsdtar', image)), contents(expected(entries)));
+        const shown = contents(withoutLinks(expected(entries)));
+        assert.deepEqual(contents(await extract('xorriso-joliet', image)), shown);
+        // Not bsdtar: it composes accents of Joliet names (to NFC), so that other names come out.
+        assert.deepEqual(brief(await extract('bsdtar', image)), brief(expected(entries)));
         await rm(image);
       }),
       { seed: seedOf(t), numRuns: IS_FULL ? 400 : 15, endOnFailure: !IS_FULL },
