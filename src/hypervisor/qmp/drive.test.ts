@@ -4,6 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { dying, OurEnd } from '../../../test/fakes/dying-monitor.ts';
 import { type FakeQemu, type FakeQemuOptions, startFakeQemu } from '../../../test/fakes/qemu.ts';
 import { systemClock } from '../../base/clock.ts';
 import { DRIVE_FRONT_ENDS, type DriveSource } from '../../model/drive.ts';
@@ -177,28 +178,6 @@ test('the source is exchanged under the device, to and fro, whatever its kind', 
   }
   assert.equal(told(qemu, /^device_add$/).length, 1, 'it was known each time');
 });
-
-class OurEnd extends Error {}
-
-/** A monitor connection that is lost at the n-th command that changes something, before or after QEMU carries it out. */
-function dying(
-  qmp: QmpClient,
-  at: number,
-  isDone: boolean,
-): { readonly qmp: QmpClient; readonly hasDied: () => boolean } {
-  let changes = 0;
-  let hasDied = false;
-  const execute: QmpClient['execute'] = async (command, args) => {
-    if (hasDied) throw new OurEnd();
-    if (/^(query|qom)/.test(command)) return await qmp.execute(command, args);
-    changes += 1;
-    if (changes < at) return await qmp.execute(command, args);
-    hasDied = true;
-    if (isDone) await qmp.execute(command, args);
-    throw new OurEnd();
-  };
-  return { qmp: { ...qmp, execute }, hasDied: () => hasDied };
-}
 
 type Way = {
   readonly name: string;
