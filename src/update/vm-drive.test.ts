@@ -324,3 +324,51 @@ test('an export that died is not started again for a VM whose lease has lapsed, 
     await exports.close();
   }
 });
+
+/** Turns one bit in the middle of a file, as a disk does that rots. */
+async function rot(path: string): Promise<void> {
+  const bytes = await readFile(path);
+  const at = Math.floor(bytes.length / 2);
+  bytes.writeUInt8(bytes.readUInt8(at) ^ 1, at);
+  await chmod(path, 0o600);
+  await writeFile(path, bytes);
+}
+
+test('a signed file of the vendor that rotted in the store is taken out of it and brought anew [X4]', async () => {
+  const { publish, vendor } = archive();
+  const { running } = machine();
+  const notes: string[] = [];
+  const drive = daemon(vendor, { notes });
+  await publish();
+  assert.equal(await drive.fetch(PLAN, 'run', signal), null);
+  const digest = digestOf('signed, edition 1');
+  await rot(store.path(digest));
+  await drive.attach(runWith([]), PLAN, { running, reported: null }, signal);
+  assert.match(notes.join('; '), /damaged on this host .* to be fetched anew: dists\/x\/InRelease/);
+  assert.equal(await store.verify(digest), true, 'the store has a sound one');
+});
+
+test('when its guest doubts a drive, the copies are looked at and the drive is made anew: its own file may be what rotted [X4]', async () => {
+  const { publish, vendor } = archive();
+  const { seen, running } = machine();
+  const notes: string[] = [];
+  const drive = daemon(vendor, { notes });
+  await publish();
+  assert.equal(await drive.fetch(PLAN, 'run', signal), null);
+  const first = await drive.attach(runWith([]), PLAN, { running, reported: null }, signal);
+  const metadata = join(folder, 'drives', SPEC.vm, RUN, 'meta.bin');
+  const sound = await readFile(metadata);
+  // The package is packed behind everything else.
+  const rotten = Buffer.from(sound);
+  rotten.write('THE', sound.lastIndexOf(PACKAGE));
+  await chmod(metadata, 0o600);
+  await writeFile(metadata, rotten);
+  assert.equal(await drive.attach(runWith([first]), PLAN, { running, reported: null }, signal), first);
+  assert.deepEqual(await readFile(metadata), rotten, 'positive control: an offer alone does not see it');
+  await drive.detach(running);
+  await drive.verifyBlobs(PLAN);
+  assert.match(notes.join('; '), /this host's copies of the updates are sound/);
+  assert.equal(await drive.attach(runWith([first]), PLAN, { running, reported: null }, signal), first);
+  assert.deepEqual(await readFile(metadata), sound);
+  assert.deepEqual(seen, ['attach', 'detach', 'attach']);
+});

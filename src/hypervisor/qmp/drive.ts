@@ -82,7 +82,12 @@ export function makeDrive(options: DriveOptions): Drive {
 
   return {
     frontEnds: DRIVE_FRONT_ENDS.filter((frontEnd) => hasPlace(frontEnd, slots)),
-    isAttached: () => hasImage(qmp),
+    isAttached: async () => {
+      if ((await findPlace(qmp, slots)) !== null) return await hasImage(qmp);
+      // An image that a broken-off step left open is no drive: no guest sees it.
+      await removeNodes(qmp, clock);
+      return false;
+    },
     attach: async ({ source, frontEnd }) => {
       requirePlace(vm, frontEnd, slots);
       if (await isShown(source)) {
