@@ -107,7 +107,7 @@ test('ways through a run that only real guests can prove', async (t) => {
       });
       await vm.start();
       await assertConnected(vm, '1.1.0');
-      assert.deepEqual(inventoryOf(home, vm).abilities.drives, ['scsi-cd']);
+      assert.deepEqual(inventoryOf(home, vm).abilities.drives, ['scsi-cd', 'nvme']);
       const seen = (await vm.page('/seen')) ?? '';
       assert.match(seen, /tray: .*'?\/dev\/sr0'?: No medium found/, 'the tray was empty while it was gated');
       assert.match(seen, /^\/dev\/sr1 \/run\/pratique\/drive iso9660 ro/m, 'the drive was a CD');

@@ -415,7 +415,8 @@ class FakeMachine implements FakeQemu {
 
   #devicesOn(path: string): unknown {
     const found = [...this.#properties.values()].filter(({ bus }) => path.endsWith(`/${String(bus)}`));
-    return found.map((_, index) => ({ name: `child[${index}]`, type: 'link<virtio-blk-pci>' }));
+    const devices = found.map((_, index) => ({ name: `child[${index}]`, type: 'link<virtio-blk-pci>' }));
+    return [{ name: 'hotplug-handler', type: 'link<hotplug-handler>' }, ...devices];
   }
 
   #getProperty(path: string, property: string): string {

@@ -34,7 +34,7 @@ async function checkPort(spec: AttachedVm, id: string, qmp: QmpClient): Promise<
   const path = `/machine/peripheral/${id}`;
   const isPort = (await children(qmp, path)).some((one) => one.name === id && /^child<PCIE?>$/.test(one.type));
   if (!isPort) throw refuse(spec, 'drivePort', `it has no PCI port "${id}"`, `give it -device pcie-root-port,id=${id}`);
-  for (const { name } of (await children(qmp, `${path}/${id}`)).filter((one) => one.type.startsWith('link<'))) {
+  for (const { name } of (await children(qmp, `${path}/${id}`)).filter((one) => one.name.startsWith('child['))) {
     const device = parseText(await qmp.execute('qom-get', { path: `${path}/${id}`, property: name }), 'qom-get');
     if (device === `/machine/peripheral/${DRIVE_DEVICE}`) continue;
     throw refuse(spec, 'drivePort', `a device is on its PCI port "${id}"`, 'name a spare one');
