@@ -132,7 +132,7 @@ async function openLab(frontEnd: DriveFrontEnd): Promise<Lab> {
     killQemu,
     daemon: async () => {
       client?.close();
-      client = await connectQmp({ path: socket, clock: systemClock });
+      client = await connectSoon(socket);
       return makeDaemon({ folder, store, qmp: client, frontEnd });
     },
     close: async () => {
@@ -141,6 +141,18 @@ async function openLab(frontEnd: DriveFrontEnd): Promise<Lab> {
       await rm(folder, { recursive: true, force: true });
     },
   };
+}
+
+/** The socket is there a moment before QEMU listens on it. */
+async function connectSoon(path: string): Promise<QmpClient> {
+  let client: QmpClient | null = null;
+  const isConnected = async (): Promise<boolean> => {
+    client = await connectQmp({ path, clock: systemClock }).catch(() => null);
+    return client !== null;
+  };
+  assert(await waitUntil(isConnected, systemClock, 20_000));
+  assert(client !== null);
+  return client;
 }
 
 function spawnQemu(socket: string): ChildProcess {
