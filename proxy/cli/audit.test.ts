@@ -8,9 +8,9 @@ import { type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import type { Audit } from '../../src/audit/audit.ts';
 import { tryCommand } from '../../src/base/run-command.ts';
-import { ADDED, CLOSED, OFFER, OPENED, openTestAudit } from '../../test/fakes/audit-chain.ts';
+import { ADDED, CLOSED, OFFER, OPENED, openTestAudit, VM } from '../../test/fakes/audit-chain.ts';
 import { startFakeDaemon } from '../../test/fakes/daemon.ts';
-import { makeFakeService } from '../../test/fakes/service.ts';
+import { makeFakeService, SAMPLE_CHECKPOINT } from '../../test/fakes/service.ts';
 import type { HostRooms } from '../host-rooms.ts';
 import { makeService } from '../host-service.ts';
 import { runCommandLine } from './program.ts';
@@ -127,6 +127,59 @@ async function auditDaemon(
   daemon.reset({ ...makeFakeService(), auditLines, auditCheckpoint, auditVerify, auditEntries, rotateAuditKey });
   return { audit, folder, run: runnerOf(daemon.env) };
 }
+
+test('audit verify ends with 1 when the chain was changed', async (t) => {
+  const report = { isIntact: false, records: 3, head: 'x', trouble: 'record 2 was changed' };
+  const daemon = await startFakeDaemon();
+  t.after(() => daemon.close());
+  daemon.reset({ ...makeFakeService(), auditVerify: async () => report });
+  const { code, stdout } = await runnerOf(daemon.env)('audit', 'verify');
+  assert.equal(code, 1);
+  assert.match(stdout, /NOT intact: record 2 was changed/);
+});
+
+test('a tail that was cut off the chain passes audit verify, and not with a checkpoint kept elsewhere [X2]', async (t) => {
+  const { audit, folder, run } = await auditDaemon(t);
+  for (const reason of ['one', 'two', 'three']) await audit.append({ kind: 'gate-closed', vm: VM, reason });
+  const path = join(folder, 'kept.checkpoint');
+  const kept = await run('audit', 'checkpoint');
+  assert.deepEqual(kept, await run('audit', 'checkpoint', '--json'));
+  await writeFile(path, kept.stdout);
+  const whole = await run('audit', 'verify', '--checkpoint', path);
+  assert.equal(whole.code, 0);
+  assert.match(whole.stdout, /The 3 records that the checkpoint saw are all there/);
+  const db = new DatabaseSync(join(folder, 'audit.db'));
+  db.exec('DELETE FROM records WHERE seq = 3');
+  db.close();
+  assert.equal((await run('audit', 'verify')).code, 0);
+  const cut = await run('audit', 'verify', '--checkpoint', path);
+  assert.equal(cut.code, 1);
+  assert.match(cut.stdout, /NOT intact: the checkpoint saw 3 records, 2 are left: the tail was cut/);
+});
+
+test('a checkpoint that is none is a usage error with file and field, and the daemon is not asked', async (t) => {
+  const daemon = await startFakeDaemon();
+  t.after(() => daemon.close());
+  const run = runnerOf(daemon.env);
+  const path = join(daemon.folder, 'bad.checkpoint');
+  const cases = [
+    ['', /bad\.checkpoint: not JSON/],
+    [JSON.stringify({ ...SAMPLE_CHECKPOINT, records: 'all' }), /bad\.checkpoint: `records` must be a whole number/],
+    [JSON.stringify({ ...SAMPLE_CHECKPOINT, head: 'x' }), /bad\.checkpoint: `head` must match/],
+    [JSON.stringify({ ...SAMPLE_CHECKPOINT, format: 'x' }), /bad\.checkpoint: `format` must be/],
+    [JSON.stringify(SAMPLE_CHECKPOINT).padEnd(5_000), /bad\.checkpoint: larger than 4096 bytes/],
+  ] as const;
+  for (const [text, expected] of cases) {
+    await writeFile(path, text);
+    const { code, stderr } = await run('audit', 'verify', '--checkpoint', path);
+    assert.equal(code, 2, text);
+    assert.match(stderr, expected);
+  }
+  const missing = await run('audit', 'verify', '--checkpoint', join(daemon.folder, 'nothing'));
+  assert.equal(missing.code, 2);
+  assert.match(missing.stderr, /nothing: cannot be read/);
+  assert.deepEqual(daemon.service().calls, []);
+});
 
 test('audit rotate-key makes another key sign, by a record that names who asked [X2]', async (t) => {
   const { audit, folder, run } = await auditDaemon(t);

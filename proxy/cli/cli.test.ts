@@ -9,21 +9,10 @@ import { DatabaseSync } from 'node:sqlite';
 import { after, before, beforeEach, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import type { Command } from 'commander';
-import { openAudit } from '../../src/audit/audit.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { PratiqueError } from '../../src/base/errors.ts';
-import { silentLog } from '../../src/base/log.ts';
 import { type FakeDaemon, startFakeDaemon } from '../../test/fakes/daemon.ts';
-import {
-  makeFakeService,
-  SAMPLE_CHECKPOINT,
-  SAMPLE_DRIFT,
-  SAMPLE_INSPECTION,
-  SAMPLE_SPEC,
-  vmId,
-} from '../../test/fakes/service.ts';
-import type { HostRooms } from '../host-rooms.ts';
-import { makeService } from '../host-service.ts';
+import { makeFakeService, SAMPLE_DRIFT, SAMPLE_INSPECTION, SAMPLE_SPEC, vmId } from '../../test/fakes/service.ts';
 import { buildProgram, runCommandLine } from './program.ts';
 
 let daemon: FakeDaemon;
@@ -496,59 +485,6 @@ test('vendor check ends with 6 when a vendor is ill', async () => {
   const status = { vendor: 'acme', checkedAtMs: null, isFresh: false, trouble };
   daemon.reset({ ...makeFakeService(), checkVendor: async () => [status] });
   assert.equal((await run(['vendor', 'check'])).code, 6);
-});
-
-test('audit verify ends with 1 when the chain was changed', async () => {
-  const report = { isIntact: false, records: 3, head: 'x', trouble: 'record 2 was changed' };
-  daemon.reset({ ...makeFakeService(), auditVerify: async () => report });
-  const { code, stdout } = await run(['audit', 'verify']);
-  assert.equal(code, 1);
-  assert.match(stdout, /NOT intact: record 2 was changed/);
-});
-
-test('a tail that was cut off the chain passes audit verify, and not with a checkpoint kept elsewhere [X2]', async (t) => {
-  const folder = join(daemon.folder, 'audit');
-  const audit = await openAudit({ folder, clock: { ...systemClock, nowMs: () => 7 }, log: silentLog });
-  t.after(async () => await audit.close());
-  // The cast holds for the two methods taken here: they work with no other room.
-  const { auditCheckpoint, auditVerify } = makeService({ audit } as HostRooms);
-  daemon.reset({ ...makeFakeService(), auditCheckpoint, auditVerify });
-  for (const reason of ['one', 'two', 'three']) await audit.append({ kind: 'gate-closed', vm: vmId('web'), reason });
-  const path = join(daemon.folder, 'kept.checkpoint');
-  const kept = await run(['audit', 'checkpoint']);
-  assert.deepEqual(kept, await run(['audit', 'checkpoint', '--json']));
-  await writeFile(path, kept.stdout);
-  const whole = await run(['audit', 'verify', '--checkpoint', path]);
-  assert.equal(whole.code, 0);
-  assert.match(whole.stdout, /The 3 records that the checkpoint saw are all there/);
-  const db = new DatabaseSync(join(folder, 'audit.db'));
-  db.exec('DELETE FROM records WHERE seq = 3');
-  db.close();
-  assert.equal((await run(['audit', 'verify'])).code, 0);
-  const cut = await run(['audit', 'verify', '--checkpoint', path]);
-  assert.equal(cut.code, 1);
-  assert.match(cut.stdout, /NOT intact: the checkpoint saw 3 records, 2 are left: the tail was cut/);
-});
-
-test('a checkpoint that is none is a usage error with file and field, and the daemon is not asked', async () => {
-  const path = join(daemon.folder, 'bad.checkpoint');
-  const cases = [
-    ['', /bad\.checkpoint: not JSON/],
-    [JSON.stringify({ ...SAMPLE_CHECKPOINT, records: 'all' }), /bad\.checkpoint: `records` must be a whole number/],
-    [JSON.stringify({ ...SAMPLE_CHECKPOINT, head: 'x' }), /bad\.checkpoint: `head` must match/],
-    [JSON.stringify({ ...SAMPLE_CHECKPOINT, format: 'x' }), /bad\.checkpoint: `format` must be/],
-    [JSON.stringify(SAMPLE_CHECKPOINT).padEnd(5_000), /bad\.checkpoint: larger than 4096 bytes/],
-  ] as const;
-  for (const [text, expected] of cases) {
-    await writeFile(path, text);
-    const { code, stderr } = await run(['audit', 'verify', '--checkpoint', path]);
-    assert.equal(code, 2, text);
-    assert.match(stderr, expected);
-  }
-  const missing = await run(['audit', 'verify', '--checkpoint', join(daemon.folder, 'nothing')]);
-  assert.equal(missing.code, 2);
-  assert.match(missing.stderr, /nothing: cannot be read/);
-  assert.deepEqual(daemon.service().calls, []);
 });
 
 test('config check and show work without a daemon; a mistake is exit code 2 with file and line', async () => {
