@@ -9,8 +9,10 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
 import { waitUntil } from '../../src/base/wait-until.ts';
+import { attachedSlots } from '../../src/hypervisor/qmp/attached-drive.ts';
 import { makeDrive } from '../../src/hypervisor/qmp/drive.ts';
 import { connectQmp, type QmpClient } from '../../src/hypervisor/qmp/qmp-client.ts';
+import type { AttachedVm } from '../../src/hypervisor/vm-spec.ts';
 import { DRIVE_FRONT_ENDS, type DriveSource } from '../../src/model/drive.ts';
 import type { VmId } from '../../src/model/ids.ts';
 import { dying, OurEnd } from '../fakes/dying-monitor.ts';
@@ -56,6 +58,8 @@ before(async () => {
   await begin('qemu-storage-daemon', args, sources.nbd.socket);
   const devices = [
     'pcie-root-port,id=spare,chassis=1,slot=1',
+    'pcie-root-port,id=taken,chassis=2,slot=2',
+    'virtio-rng-pci,bus=taken',
     'virtio-scsi-pci,id=scsi',
     'qemu-xhci,id=usb',
     'ide-cd,id=tray,bus=ide.4',
@@ -120,4 +124,34 @@ test('wherever we end while a source is opened anew, the next one of us goes on,
     }
   }
   assert(deaths >= 9);
+});
+
+test("the places of somebody else's VM are found on a real QEMU, with our drive in them too, and one that is not there is not [A4] [A16]", async () => {
+  const spec: AttachedVm = {
+    format: 'pratique.vm/1',
+    kind: 'attached',
+    vm: 'x' as VmId,
+    qmpSocket: '/q',
+    channelSocket: '/a',
+    nics: [],
+  };
+  const find = (places: Partial<AttachedVm>) => attachedSlots({ ...spec, ...places }, qmp);
+  const all = { drivePort: 'spare', driveScsiBus: 'scsi.0', driveUsbBus: 'usb.0', driveTray: 'tray' };
+  assert.deepEqual(await find(all), SLOTS);
+  const drive = driveOver(qmp);
+  for (const frontEnd of ['scsi-cd', 'usb-storage', 'ide-cd'] as const) {
+    await drive.attach({ source: sources.raw, frontEnd });
+    assert.deepEqual(await find(all), SLOTS);
+    await drive.detach();
+  }
+  for (const places of [
+    { drivePort: 'taken' },
+    { drivePort: 'scsi' },
+    { drivePort: 'none' },
+    { driveScsiBus: 'usb.0' },
+    { driveUsbBus: 'usb' },
+    { driveTray: 'usb' },
+  ]) {
+    await assert.rejects(find(places), { code: 'refused/attached' }, JSON.stringify(places));
+  }
 });

@@ -34,8 +34,9 @@ const NOTE_DRIVES = `{
   cat /sys/block/sr*/device/model
 } >/srv/www/seen 2>&1 || true`;
 
-/** To the agent, a guest without this folder has no virtio-blk driver, though its system disk is one. */
-const HIDE_VIRTIO_BLK = 'mount -t tmpfs none /sys/bus/virtio/drivers';
+/** To the agent, a guest without a driver's folder has no such driver: none for virtio-blk, though its system disk is one. */
+const HIDE_VIRTIO_BLK = `/bin/busybox mount -t tmpfs none /sys/bus/virtio/drivers
+/bin/busybox mkdir /sys/bus/virtio/drivers/virtio_scsi`;
 
 const SHOW_MEDIUM = `#!/bin/busybox sh
 printf 'Content-Type: text/plain\\r\\n\\r\\n'
@@ -44,7 +45,7 @@ mount -t iso9660 -o ro /dev/sr0 /mnt && cat /mnt/hello && umount /mnt
 
 async function agentWithoutVirtioBlk(): Promise<string> {
   const text = await readFile(join(import.meta.dirname, '../../images/guest/agent'), 'utf8');
-  return text.replace('\n', `\n/bin/busybox ${HIDE_VIRTIO_BLK}\n`);
+  return text.replace('\n', `\n${HIDE_VIRTIO_BLK}\n`);
 }
 
 /** The stored file of the release of this version. */
