@@ -129,7 +129,7 @@ export type AuditEntry = {
   readonly record: { readonly kind: string; readonly vm?: string } & Record<string, unknown>;
 };
 
-/** The key that signs audit records from the record `seq` on. */
+/** The key that signs audit records after the record `seq`. */
 export type AuditRotation = { readonly seq: number; readonly hash: string; readonly keyid: string };
 
 export type AuditReport = {
