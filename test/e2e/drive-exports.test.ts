@@ -1,14 +1,18 @@
 // Drives over each transport on real VMs, while what carries them is killed: the daemon, and the process that exports a drive.
 import assert from 'node:assert/strict';
-import { readdir, readFile } from 'node:fs/promises';
+import type { ChildProcess } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { chown, mkdtemp, readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
 import { digestOfFile } from '../../src/base/digest.ts';
 import { type ProcessId, parseProcessId } from '../../src/base/process-id.ts';
 import { runCommand, tryCommand } from '../../src/base/run-command.ts';
+import { waitUntil } from '../../src/base/wait-until.ts';
 import { DRIVE_TRANSPORTS, type DriveTransport } from '../../src/model/drive.ts';
 import { assertConnected, crash, type House, openHouse, type TestVm } from './harness.ts';
+import { startOwn } from './own-qemu.ts';
 
 /** Seconds for which each guest reads its whole drive again and again, past its page cache. */
 const READ_SECONDS = 15;
@@ -185,3 +189,39 @@ test('an export killed at any moment of a run is there again, and the run ends c
     await assertNothingLeft(house);
   }
 });
+
+if (process.getuid?.() === 0) {
+  test("somebody else's QEMU that may open none of our files gets its drive over NBD, or as one file [A16] [X1]", async (t) => {
+    const house = await openHouse(t, { version: '1.1.0', paddingBytes: PADDING_BYTES });
+    const transports: readonly DriveTransport[] = isFull ? ['nbd', 'file'] : [SEED % 2 === 0 ? 'nbd' : 'file'];
+    for (const [index, transport] of transports.entries()) {
+      const uid = 58_200 + index;
+      const folder = await mkdtemp(join(house.folder, 'theirs-'));
+      await chown(folder, uid, uid);
+      const qemus: ChildProcess[] = [];
+      const vm = await house.addVm({
+        change: async (spec) => {
+          const own = await startOwn({ ...spec, drive: { transport } }, { folder, isPaused: true, uid });
+          qemus.push(own.qemu);
+          const { qmpSocket } = own.attached;
+          assert(await waitUntil(async () => existsSync(qmpSocket), systemClock, 10_000), 'its monitor is there');
+          return own.attached;
+        },
+      });
+      try {
+        await vm.start();
+        await vm.hear(/the agent verified the drive/);
+        const asThey = ['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups', '--'];
+        const opened = await tryCommand([...asThey, 'cat', await descriptorOf(house, vm)]);
+        assert.match(opened.stderr, /Permission denied/);
+        await crash(await exportOf(house, vm));
+        await vm.hear(/was killed by SIGKILL; it was started again/);
+        await assertConnected(vm, '1.1.0');
+        t.diagnostic(`seed ${SEED}: ${transport}`);
+        await assertNothingLeft(house);
+      } finally {
+        for (const qemu of qemus) qemu.kill('SIGKILL');
+      }
+    }
+  });
+}
