@@ -220,6 +220,36 @@ test('a close does not wait for an opening that waits for QEMU: the fence holds 
   assert.deepEqual(await isPlugged(one), CLOSED);
 });
 
+test('a session that ends while its gate is being opened opens nothing, also before anybody asks for a close [A11]', async (t) => {
+  const { gate, audit, addVm, isPlugged } = await house(t);
+  const one = await addVm('a');
+  await gate.close(one.vm, 'start');
+  let isCurrent = true;
+  const judgement = { kind: 'evidence', run: RUN, evidence: evidence(one.vm.vm), isCurrent: () => isCurrent } as const;
+  const records = audit.append;
+  audit.append = async (record) => {
+    if (record.kind === 'gate-opened') isCurrent = false;
+    return records(record);
+  };
+  await assert.rejects(gate.open(one.vm, judgement), { code: 'refused/closed-meanwhile' });
+  assert.deepEqual(await isPlugged(one), CLOSED);
+
+  audit.append = records;
+  isCurrent = true;
+  const slow: RunningVm = {
+    ...one.vm,
+    raiseLinks: async () => {
+      await one.vm.raiseLinks();
+      isCurrent = false;
+    },
+  };
+  await assert.rejects(gate.open(slow, judgement), { code: 'host-fault/gate-open' });
+  assert.deepEqual(await isPlugged(one), CLOSED);
+  isCurrent = true;
+  await gate.open(one.vm, judgement);
+  assert.deepEqual(await isPlugged(one), OPEN);
+});
+
 test('a VM runs only behind a fence that stands, with its tap not admitted [A2] [X1]', async (t) => {
   const { gate, net, fence, addVm } = await house(t);
   const one = await addVm('a');

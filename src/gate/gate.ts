@@ -20,7 +20,13 @@ export class GateError extends PratiqueError {}
 
 /** What entitles a VM to be plugged in. */
 export type GateGrant =
-  | { readonly kind: 'evidence'; readonly run: RunId; readonly evidence: Evidence }
+  | {
+      readonly kind: 'evidence';
+      readonly run: RunId;
+      readonly evidence: Evidence;
+      /** Whether the session that confirmed is still the present one; asked again before each layer opens. Absent: it is. */
+      readonly isCurrent?: () => boolean;
+    }
   /** By an operator, or for an infrastructure VM: recorded with who and why. */
   | { readonly kind: 'override'; readonly run: RunId; readonly reason: string; readonly actor: string };
 
@@ -154,7 +160,8 @@ export function makeGate(deps: GateDeps): Gate {
         await vm.resume();
       }),
     open: (vm, grant) => {
-      const isStillMeant = lanes.watchForClose(vm.vm);
+      const isUnasked = lanes.watchForClose(vm.vm);
+      const isStillMeant = () => isUnasked() && (grant.kind === 'override' || grant.isCurrent?.() !== false);
       return lanes.run(vm.vm, () => open(vm, grant, isStillMeant));
     },
     isAdmitted,

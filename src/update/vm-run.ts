@@ -553,8 +553,14 @@ export class VmRun {
       if (evidence === null || evidence.run !== run.run || evidence.nonce !== grant.evidence.nonce)
         throw new RunError('internal/no-evidence', `${this.vm} has no evidence of this run in memory`);
       // The session that confirmed is over: the next one is asked again. Until it comes, the state waits for its deadline.
-      if (this.#channel?.session()?.nonce !== evidence.nonce) return null;
-      await this.#deps.gate.open(running, { kind: 'evidence', run: run.run, evidence });
+      const isCurrent = () => this.#channel?.session()?.nonce === evidence.nonce;
+      if (!isCurrent()) return null;
+      try {
+        await this.#deps.gate.open(running, { kind: 'evidence', run: run.run, evidence, isCurrent });
+      } catch (error) {
+        if (isCurrent()) throw error;
+        return null;
+      }
     }
     this.#evidence = null;
     const old = grant.kind === 'evidence' ? oldMetadataText(grant.evidence) : null;

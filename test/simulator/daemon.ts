@@ -95,7 +95,12 @@ export async function startDaemon(world: World): Promise<Daemon> {
     mutation: world.mutation,
     onOffered: world.offered,
   };
-  const fence = makeFence(world.kernel, (tap) => touchOf(world.ownerOf(tap)), world.look);
+  const fence = makeFence({
+    kernel: world.kernel,
+    touchOf: (tap) => touchOf(world.ownerOf(tap)),
+    onChange: world.look,
+    isKeeping: world.mutation === 'leaks-taps',
+  });
   const fenceFor = async () => fence;
   const store = makeStore(parts);
   const vendor = makeVendor(parts);

@@ -24,6 +24,8 @@ export type Machine = {
   readonly spec: VmSpec;
   readonly taps: readonly string[];
   exists: boolean;
+  /** Counts its QEMUs: a handle is of one of them. */
+  process: number;
   /** Counts starts, resets and kexecs: what runs now is what was judged only if this has not changed. */
   epoch: number;
   epochAtMs: number;
@@ -53,6 +55,7 @@ export function makeMachine(spec: VmSpec): Machine {
     spec,
     taps: everyTapOf(spec),
     exists: false,
+    process: 0,
     epoch: 0,
     epochAtMs: 0,
     isEpochUnannounced: false,
@@ -100,7 +103,14 @@ export function endMachine(kernel: Kernel, machine: Machine): void {
 export type Touch = <T>(what: string, work: () => T, options?: { readonly mayFail?: boolean }) => Promise<T>;
 
 /** The kernel's table, which does not fail. */
-export function makeFence(kernel: Kernel, touchOf: (tap: string | undefined) => Touch, onChange: () => void): Fence {
+export function makeFence(parts: {
+  readonly kernel: Kernel;
+  readonly touchOf: (tap: string | undefined) => Touch;
+  readonly onChange: () => void;
+  /** A mutation: taps are never forgotten. */
+  readonly isKeeping: boolean;
+}): Fence {
+  const { kernel, touchOf, onChange, isKeeping } = parts;
   const sure = { mayFail: false } as const;
   const change = (what: string, taps: readonly string[], each: (tap: string) => void): Promise<void> =>
     touchOf(taps[0])(
@@ -125,7 +135,7 @@ export function makeFence(kernel: Kernel, touchOf: (tap: string | undefined) => 
       for (const tap of taps) kernel.gated.add(tap);
     },
     unguard: async (taps) => {
-      for (const tap of taps) kernel.gated.delete(tap);
+      for (const tap of taps) if (!isKeeping) kernel.gated.delete(tap);
     },
     admit: (taps) => change('admit', taps, (tap) => kernel.admitted.add(tap)),
     expel: (taps) => change('expel', taps, (tap) => kernel.admitted.delete(tap)),
@@ -168,6 +178,7 @@ export function makeDriver(hooks: DriverHooks): HypervisorDriver {
         if (machine.overlay !== null)
           hooks.complain(`${spec.vm} is started from its disk while an overlay lies over it`);
         hooks.kernel.hasTable = true;
+        machine.process += 1;
         Object.assign(machine, { exists: true, isStopped: true, isFresh: true, isLinkUp: false, drive: null });
         Object.assign(machine, { isMonitorLost: false, isResetPending: false });
         beginEpoch(machine, hooks.clock.monotonicMs(), false);
@@ -218,11 +229,12 @@ type Qmp = Touch;
 
 /** A monitor that fails once its QEMU is gone, or another one stands in its place. */
 function makeQmp(hooks: DriverHooks, machine: Machine): Qmp {
+  const { process } = machine;
   return (what, work, options) =>
     hooks.touchOf(machine.vm)(
       what,
       () => {
-        if (!machine.exists || machine.isMonitorLost)
+        if (!machine.exists || machine.isMonitorLost || machine.process !== process)
           throw new SimulatedFault('host-fault/qmp-closed', `${what}: the monitor is closed`);
         return work();
       },
@@ -258,7 +270,7 @@ function makeOverlay(hooks: DriverHooks, machine: Machine, qmp: Qmp): DiskOverla
 }
 
 function makeHandle(hooks: DriverHooks, machine: Machine, adopted: RunningVm['adopted']): RunningVm {
-  const { spec, vm } = machine;
+  const { spec, vm, process } = machine;
   const qmp = makeQmp(hooks, machine);
   let mine: ((event: VmEvent) => void) | null = null;
   const taps = machine.taps.map((name, index) => ({ name, nic: spec.nics[index]?.id ?? name }));
@@ -275,6 +287,13 @@ function makeHandle(hooks: DriverHooks, machine: Machine, adopted: RunningVm['ad
         if (!hooks.isDead()) told(event);
       };
       machine.listener = mine;
+      // What happened before anybody listened is told now.
+      if (!machine.exists || machine.process !== process) {
+        hooks.clock.after(0, () => mine?.({ kind: 'exited', detail: 'it ended meanwhile', isGuestsWish: false }));
+        return;
+      }
+      if (machine.isMonitorLost)
+        hooks.clock.after(0, () => mine?.({ kind: 'monitor-lost', detail: 'it was lost meanwhile' }));
       if (!machine.isResetPending) return;
       machine.isResetPending = false;
       mine({ kind: 'reset', isStopped: true });
@@ -322,7 +341,7 @@ function makeHandle(hooks: DriverHooks, machine: Machine, adopted: RunningVm['ad
       hooks.touchOf(vm)('stop', () => {
         if (graceful && machine.isMonitorLost)
           throw new SimulatedFault('host-fault/qmp-closed', 'stop: the monitor is closed');
-        if (!machine.exists) return;
+        if (!machine.exists || machine.process !== process) return;
         const wasLost = machine.isMonitorLost;
         endMachine(hooks.kernel, machine);
         for (const tap of machine.taps) hooks.kernel.admitted.delete(tap);

@@ -101,6 +101,7 @@ export class World {
   readonly story: string[] = [];
   #complaint: string | null = null;
   #said = '';
+  readonly #openSeen = new Set<VmId>();
   readonly #randoms = new Map<string, Random>();
   #lane: Promise<void> = Promise.resolve();
 
@@ -200,10 +201,10 @@ export class World {
     return isQuiet ? { lateness: 0, failures: 0 } : this.setup;
   }
 
-  /** A mutation: one VM's touch waits for those of all others, and a monitor that is lost keeps everybody waiting. */
+  /** A mutation: one VM's touch waits for those of all others, and whatever is wrong with one keeps everybody waiting. */
   passLane(clock: Clock, vm: VmId | null): Promise<void> {
-    const isHanging = vm !== null && this.machineOf(vm).isMonitorLost;
-    this.#lane = this.#lane.then(() => (isHanging ? clock.sleep(1_800_000) : undefined));
+    const isWrong = vm !== null && (this.machineOf(vm).isMonitorLost || this.of(vm).guest.behaviour !== 'honest');
+    this.#lane = this.#lane.then(() => (isWrong && this.isStormy ? clock.sleep(600_000) : undefined));
     return this.#lane;
   }
 
@@ -236,7 +237,7 @@ export class World {
         if (image === undefined) throw new Error(`there is no drive at ${path}`);
         return image;
       },
-      mergeMs: () => this.random('merge').between(10, 100_000),
+      mergeMs: () => this.random('merge').between(10, this.isStormy ? 600_000 : 100_000),
       complain: this.complain,
       isDiscardingAll: this.mutation === 'discards-accepted',
       isDead,
@@ -255,6 +256,8 @@ export class World {
     this.tally.quarantines += 1;
     if (record.reason.kind !== 'rolled-back') return;
     this.tally.rollBacks += 1;
+    // A record that comes late must not outlive the operator's word to try again.
+    if (this.stateOf(record.vm)?.kind !== 'quarantined') return;
     for (const { item, version } of record.reason.versions) this.of(record.vm).failed.add(`${item} ${version}`);
   };
 
@@ -263,6 +266,7 @@ export class World {
   }
 
   checkJournal(stored: readonly StoredVm[]): void {
+    for (const each of this.vms) each.isAdded = stored.some(({ vm }) => vm === each.vm);
     for (const [vm, step] of this.journaled) {
       const found = stored.find((each) => each.vm === vm);
       if (found === undefined) this.complain(`the journal lost ${vm}`);
@@ -283,15 +287,33 @@ export class World {
   readonly look = (): void => {
     for (const each of this.vms) {
       const { machine, vm } = each;
+      this.#lookAtSession(each);
       if (machine.drive !== null && machine.drive.vm !== vm) this.complain(`${vm} sees the drive of another VM`);
       if (machine.drive === null || !this.isOpen(each)) continue;
       const state = this.stateOf(vm);
       // The reset of an attached VM is told when it boots already.
       const isUnseen = each.spec.kind === 'attached' && machine.isEpochUnannounced;
-      if (state === null || isGateOpen(state) || isUnseen) continue;
+      const isClosing = (this.daemon?.closing.get(vm) ?? 0) > 0;
+      if (state === null || isGateOpen(state) || isUnseen || isClosing) continue;
       this.complain(`drive and network are there together while the run of ${vm} is ${state.kind}`);
     }
   };
+
+  /** In the moment in which frames begin to pass on evidence, the session that confirmed is the present one. */
+  #lookAtSession(each: SimVm): void {
+    const { vm, machine } = each;
+    if (!this.isOpen(each)) {
+      this.#openSeen.delete(vm);
+      return;
+    }
+    if (this.#openSeen.has(vm)) return;
+    this.#openSeen.add(vm);
+    const last = this.records.findLast(({ record }) => record.vm === vm);
+    if (last?.record.kind !== 'gate-opened' || last.epoch !== machine.epoch || this.daemon === null) return;
+    const session = this.daemon.sessions.get(vm);
+    if (session === last.record.evidence.nonce) return;
+    this.complain(`${vm} was opened on evidence of a session that had ended`);
+  }
 
   // ---- What happens to a VM -----------------------------------------------------------------------------------------
 
@@ -338,6 +360,7 @@ export class World {
   startForeign({ vm, machine, guest, spec }: SimVm, isPaused: boolean): boolean {
     if (spec.kind !== 'attached' || machine.exists) return false;
     this.say(`${vm} somebody starts its QEMU${isPaused ? ', paused' : ''}`);
+    machine.process += 1;
     Object.assign(machine, { exists: true, isFresh: isPaused, isStopped: isPaused, isLinkUp: true, drive: null });
     Object.assign(machine, { isMonitorLost: false, isResetPending: false, isMarked: false, listener: null });
     beginEpoch(machine, this.clock.monotonicMs(), true);
@@ -366,9 +389,10 @@ export class World {
     }
     this.disk.crash(kind, this.random('crash'));
     this.daemon = null;
-    for (const { machine, wire } of this.vms) {
-      machine.listener = null;
-      wire.hangUp();
+    for (const each of this.vms) {
+      each.isLeaving = false;
+      each.machine.listener = null;
+      each.wire.hangUp();
     }
     if (kind === 'power-cut') this.#losePower();
     for (let turn = 0; turn < 6; turn += 1) await tick();
@@ -390,6 +414,7 @@ export class World {
   /** Everything that needs no time. */
   async settle(): Promise<void> {
     for (let turn = 0; turn < 4; turn += 1) await tick();
+    this.look();
     this.tally.moments += 1;
   }
 
