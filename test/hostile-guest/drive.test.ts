@@ -1,9 +1,13 @@
 // A guest whose root turns on its drive, through every way that a device offers, down to a driver of its own: nothing of the host's
 // changes, the other VM that reads the same blobs notices nothing, and the host says what happened.
 import assert from 'node:assert/strict';
+import { randomInt } from 'node:crypto';
+import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { systemClock } from '../../src/base/clock.ts';
+import { waitUntil } from '../../src/base/wait-until.ts';
 import { assertConnected, type House, openHouse, type TestVm } from '../e2e/harness.ts';
 import { addScratch, answersOf, buildAttempts, fingerprint, withFrontEnd } from './drive-lab.ts';
 
@@ -154,5 +158,57 @@ test('a guest that writes, trims, ejects, unbinds, sits in its drive and brings 
     const said = (await told(attacker)).filter((text) => /^the drive is|^the guest did not let go/.test(text));
     t.diagnostic(`${attacker.vm.vm}: ${said.join('; ')}`);
     assert.equal(said.length, 1, (await told(attacker)).join('; '));
+  }
+});
+
+/** Reads the whole drive past the cache, again and again, beside an installation that takes its time; goes on when it is over. */
+const READ_ON = `(
+while :; do
+  dd if=$(awk '$2 == "/run/pratique/drive" { print $1 }' /proc/mounts) of=/dev/null bs=64k iflag=direct || exit
+  echo read >>/srv/www/reads
+done </dev/null >/dev/null 2>&1 &)`;
+const ENDINGS = ['reset', 'poweroff', 'detached'] as const;
+type Ending = (typeof ENDINGS)[number];
+const isFull = process.env.PRATIQUE_TEST_FULL === '1';
+const seed = Number(process.env.PRATIQUE_TEST_SEED ?? randomInt(1, 2 ** 31));
+const CELLS = ENDINGS.flatMap((ending) =>
+  (['virtio-blk', 'scsi-cd'] as const).map((frontEnd) => ({ ending, frontEnd })),
+);
+
+/** What becomes of the VM by itself; what it holds on this host is as it was, or gone. */
+async function endWhileReading(house: House, ending: Ending, vm: TestVm): Promise<void> {
+  const data = join(house.folder, 'data');
+  await vm.start();
+  await vm.reach('installing');
+  const before = await fingerprint(join(data, 'store/blobs'));
+  if (ending === 'detached') {
+    await vm.hear(/^the drive is detached$|^the guest did not let go/);
+  } else {
+    await vm.order(ending);
+    await vm.hear(ending === 'reset' ? /^the guest reset itself/ : /powered off/);
+  }
+  if (ending === 'poweroff') {
+    await vm.reach('off');
+    assert.deepEqual(await vm.frames(), []);
+    await vm.start();
+  }
+  await vm.reach('connected');
+  await assertConnected(vm, VERSION);
+  const reads = ((await vm.page('/reads')) ?? '').split('read').length - 1;
+  assert(reads > 0, 'positive control: it was reading');
+  assert.deepEqual(await fingerprint(join(data, 'store/blobs')), before);
+  const isGone = async () => !existsSync(join(data, 'drives', vm.vm));
+  assert(await waitUntil(isGone, systemClock, 20_000), 'its drive is gone');
+}
+
+test('a guest that resets, powers off or loses its drive while it reads comes to its end by itself, and nothing has changed [A2] [A4] [X4]', async (t) => {
+  const chosen = isFull ? CELLS : [CELLS[seed % CELLS.length] ?? CELLS[0]].filter((cell) => cell !== undefined);
+  t.diagnostic(
+    isFull ? 'all cells' : `seed ${seed}: ${JSON.stringify(chosen)}; PRATIQUE_TEST_FULL=1 runs all ${CELLS.length}`,
+  );
+  const house = await openHouse(t, { version: VERSION, paddingBytes: 2_000_000, installLines: `${READ_ON}\nsleep 3` });
+  for (const { ending, frontEnd } of chosen) {
+    await endWhileReading(house, ending, await house.addVm({ change: (spec) => withFrontEnd(spec, frontEnd) }));
+    t.diagnostic(`${ending}, ${frontEnd}: well`);
   }
 });
