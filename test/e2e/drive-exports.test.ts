@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
 import { digestOfFile } from '../../src/base/digest.ts';
-import { type ProcessId, parseProcessId } from '../../src/base/process-id.ts';
+import { isAlive, type ProcessId, parseProcessId } from '../../src/base/process-id.ts';
 import { runCommand, tryCommand } from '../../src/base/run-command.ts';
 import { waitUntil } from '../../src/base/wait-until.ts';
 import { DRIVE_TRANSPORTS, type DriveTransport } from '../../src/model/drive.ts';
@@ -147,35 +147,47 @@ async function assertNothingLeft({ runFolder }: House): Promise<void> {
   assert.deepEqual(left, [], 'nor a process');
 }
 
-type Moment = { readonly transport: 'nbd' | 'file'; readonly words: RegExp; readonly delayMs: number };
+type Moment = {
+  readonly transport: 'nbd' | 'file';
+  readonly victim: 'export' | 'QEMU';
+  readonly words: RegExp;
+  readonly delayMs: number;
+};
 
 /** From the moment at which the guest looks for its drive to the one at which it installs from it. */
 const MOMENTS: readonly Moment[] = (['nbd', 'file'] as const).flatMap((transport) =>
-  [/is attached \(/, /the agent verified the drive/].flatMap((words) =>
-    [0, 300, 1_000].map((delayMs) => ({ transport, words, delayMs })),
-  ),
+  [/is attached \(/, /the agent verified the drive/].flatMap((words) => [
+    ...[0, 300, 1_000].map((delayMs) => ({ transport, victim: 'export', words, delayMs }) as const),
+    { transport, victim: 'QEMU', words, delayMs: 0 } as const,
+  ]),
 );
 
 const isFull = process.env.PRATIQUE_TEST_FULL === '1';
 const SEED = Number(process.env.PRATIQUE_TEST_SEED ?? Math.floor(systemClock.nowMs() % 1_000_000));
 
-/** One run in which the export is killed at this moment. */
-async function runThrough(house: House, vm: TestVm, { transport, words, delayMs }: Moment): Promise<string> {
+/** One run in which the export, or the QEMU that reads from it, is killed at this moment. */
+async function runThrough(house: House, vm: TestVm, { transport, victim, words, delayMs }: Moment): Promise<string> {
   await vm.start();
   await vm.hear(words);
   await systemClock.sleep(delayMs);
-  await crash(await exportOf(house, vm));
+  const before = await exportOf(house, vm);
+  await crash(victim === 'export' ? before : await vm.qemu());
   await vm.reach('connected');
   await assertConnected(vm, '1.1.0');
   const told = (await vm.events()).map(({ text }) => text).filter((text) => /drive/.test(text));
-  const story = `${transport}, ${delayMs} ms after ${words.source}: ${told.join('; ')}`;
-  assert.match(story, /was killed by SIGKILL.*; it was started again/);
+  const story = `${transport}, ${victim} ${delayMs} ms after ${words.source}: ${told.join('; ')}`;
+  // A VM that ends takes its export along, and gets another with its next offer.
+  if (victim === 'export') assert.match(story, /was killed by SIGKILL.*; it was started again/);
+  else assert.match(story, /is attached .*is attached /);
+  assert(!(await isAlive(before)));
   return story;
 }
 
-test('an export killed at any moment of a run is there again, and the run ends connected [A9] [X4]', async (t) => {
+test('an export or a QEMU killed at any moment of a run is there again, and the run ends connected [A9] [X4]', async (t) => {
   const house = await openHouse(t, { version: '1.1.0', installSeconds: 1, paddingBytes: PADDING_BYTES });
-  const moments = isFull ? MOMENTS : MOMENTS.filter((_, index) => index % 6 === SEED % 6);
+  const moments = isFull
+    ? MOMENTS
+    : MOMENTS.filter((_, index) => index % (MOMENTS.length / 2) === SEED % (MOMENTS.length / 2));
   const how = `seed ${SEED} (PRATIQUE_TEST_SEED); PRATIQUE_TEST_FULL=1 runs all`;
   t.diagnostic(`${moments.length} of ${MOMENTS.length} moments, ${how}`);
   for (let index = 0; index < moments.length; index += 2) {
