@@ -1,6 +1,8 @@
 // A built drive as QEMU serves it: read through the descriptor, compared with the blobs, and attacked.
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
+import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import {
   chmod,
@@ -9,6 +11,7 @@ import {
   open,
   readdir,
   readFile,
+  readlink,
   rename,
   rm,
   stat,
@@ -490,6 +493,54 @@ describe('nobody writes through a drive, and only its VM reads it [X6]', () => {
       }),
       { numRuns: 300 },
     );
+  });
+
+  test('QEMU opens the files of the drive and nothing else, whatever the names are', async () => {
+    const house = await makeHouse();
+    const names = [
+      '"\nRW 99 FLAT "/etc/shadow" 0\n',
+      '../../../etc/passwd',
+      'x" 0\nRW 1 FLAT "/etc/hostname',
+      'a'.repeat(250),
+    ];
+    const artifacts: Artifact[] = [];
+    for (const [index, name] of names.entries()) {
+      artifacts.push({ name, ...(await house.add(Buffer.alloc(70_000 + index, index))) });
+    }
+    const { image } = await buildDrive(house.options(planOf(artifacts)));
+    const listed = await runCommand(['qemu-img', 'info', '-f', 'vmdk', '--backing-chain', '--output=json', image.path]);
+    assert.equal([...listed.matchAll(/"backing-filename"/g)].length, 0);
+    const node = {
+      driver: 'vmdk',
+      'node-name': 'drive',
+      'read-only': true,
+      file: { driver: 'file', filename: image.path },
+    };
+    const qemu = spawn('qemu-storage-daemon', [
+      '--blockdev',
+      JSON.stringify(node),
+      '--chardev',
+      'stdio,id=q',
+      '--monitor',
+      'q',
+    ]);
+    try {
+      // It greets when all images are open.
+      await once(qemu.stdout, 'data');
+      const folder = `/proc/${qemu.pid}/fd`;
+      const opened = await Promise.all(
+        (await readdir(folder)).map((name) => readlink(join(folder, name)).catch(() => '')),
+      );
+      const files = opened.filter((path) => path.startsWith('/') && !path.startsWith('/dev/'));
+      const wanted = ['b0001', 'b0002', 'b0003', 'b0004', 'drive.vmdk', 'meta.bin'];
+      assert.deepEqual(
+        [...new Set(files)].sort(),
+        wanted.map((name) => join(house.folder, name)),
+      );
+    } finally {
+      qemu.kill('SIGKILL');
+      await once(qemu, 'exit');
+    }
   });
 
   test('hostile artifact names give safe paths and a manifest that names them', async () => {

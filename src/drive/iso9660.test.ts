@@ -1,7 +1,7 @@
 // The image is judged by xorriso, libarchive, cdrkit and 7-Zip: each must find exactly what was put in.
 import assert from 'node:assert/strict';
 import { randomInt } from 'node:crypto';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { chmod, mkdtemp, rm, utimes } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, type TestContext, test } from 'node:test';
@@ -26,7 +26,7 @@ import {
   writePlainImage,
 } from '../../test/fakes/image-readers.ts';
 import { digestOf } from '../base/digest.ts';
-import { runCommand } from '../base/run-command.ts';
+import { runCommand, tryCommand } from '../base/run-command.ts';
 import { DriveError } from './drive-error.ts';
 import { buildIso, type IsoEntry, type IsoOptions, SECTOR_BYTES } from './iso9660.ts';
 
@@ -48,6 +48,12 @@ async function writeImage(entries: readonly IsoEntry[], options: IsoOptions = {}
   const image = `${freshPath()}.iso`;
   await writePlainImage(image, buildIso(entries, options), contentOf);
   return image;
+}
+
+/** What xorriso says of a command, with its complaints. */
+async function xorriso(args: readonly string[]): Promise<string> {
+  const { stdout, stderr } = await tryCommand(['xorriso', ...args], { env: { ...process.env, LC_ALL: 'C.UTF-8' } });
+  return stdout + stderr;
 }
 
 async function extract(reader: ImageReader, image: string): Promise<SeenTree> {
@@ -126,6 +132,29 @@ describe('what an image carries [A4]', () => {
     assert.match(said, /^Rock Ridge signatures version 1 found$/m);
     assert.match(said, new RegExp(`^Volume size is: ${buildIso(WELL_FORMED_TREE).totalSectors}$`, 'm'));
     assert.match(await runCommand(['blkid', '-p', image]), /LABEL="CIDATA".*TYPE="iso9660"/);
+  });
+
+  test('xorriso reads every block, and finds no difference from the same tree in a folder but one that was made', async () => {
+    const image = await writeImage(WELL_FORMED_TREE);
+    const sectors = buildIso(WELL_FORMED_TREE).totalSectors;
+    const checked = await xorriso(['-indev', image, '-check_media', 'use=indev', '--']);
+    assert.deepEqual(checked.match(/^Media region : .*/gm), [
+      `Media region : ${'0'.padStart(10)} , ${String(sectors).padStart(10)} , + good`,
+    ]);
+    const folder = `${image}.d`;
+    await extractImage('bsdtar', image, folder);
+    // Extractors leave the folder itself as it was.
+    await utimes(folder, 0, 0);
+    // Extracting cannot set the time of the inode's own change, and an image has none of its own.
+    const differences = async () => {
+      const said = await xorriso(['-indev', image, '-compare_r', folder, '/', '--']);
+      return said.split('\n').filter((line) => / \(DISK|ISO\) : /.test(line) && !line.includes(': st_ctime :'));
+    };
+    assert.deepEqual(await differences(), []);
+    await chmod(join(folder, 'packages/03-empty'), 0o400);
+    const [found, ...more] = await differences();
+    assert.match(String(found), /packages\/03-empty.*st_mode/);
+    assert.deepEqual(more, []);
   });
 
   test('names of 253 bytes with symlinks of 1,024 bytes survive, over continuation areas', async () => {
