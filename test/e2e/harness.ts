@@ -25,6 +25,7 @@ import { systemClock } from '../../src/base/clock.ts';
 import { silentLog } from '../../src/base/log.ts';
 import { isAlive, type ProcessId, parseProcessId } from '../../src/base/process-id.ts';
 import { runCommand } from '../../src/base/run-command.ts';
+import { makeDriveExports } from '../../src/drive/drive.ts';
 import type { ManagedVm, VmSpec } from '../../src/hypervisor/vm-spec.ts';
 import type { VmId } from '../../src/model/ids.ts';
 import type { Policy } from '../../src/model/policy.ts';
@@ -161,6 +162,8 @@ async function furnish({ release, image, folder, runFolder, endings, close }: Gr
     const left = await Promise.all(vms.map((vm) => vm.qemu().catch(() => null)));
     await daemon.kill();
     for (const qemu of left) if (qemu !== null && (await isAlive(qemu))) process.kill(qemu.pid, 'SIGKILL');
+    // What a test that failed left of exported drives: no VM is known any more.
+    await makeDriveExports({ runFolder, clock: systemClock, log: silentLog }).recover(new Set());
   });
   await daemon.start();
   await service.checkVendor(null);
@@ -245,7 +248,11 @@ done
 `;
 const ORDERS_BYTES = 64 * 1024;
 
-async function teach(folder: string, disk: string, programs: Readonly<Record<string, string | Uint8Array>>): Promise<void> {
+async function teach(
+  folder: string,
+  disk: string,
+  programs: Readonly<Record<string, string | Uint8Array>>,
+): Promise<void> {
   const inittab = await readFile(join(import.meta.dirname, '../../images/guest/inittab'), 'utf8');
   const files = {
     '/usr/lib/pratique-guest/orders': ORDERS,
