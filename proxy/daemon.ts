@@ -6,6 +6,7 @@ import { DatabaseSync } from 'node:sqlite';
 import type { Clock } from '../src/base/clock.ts';
 import { writeDurably } from '../src/base/durable-file.ts';
 import { describeError, PratiqueError } from '../src/base/errors.ts';
+import { API_DRAIN_MS } from '../src/base/limits.ts';
 import type { Log } from '../src/base/log.ts';
 import { tryCommand } from '../src/base/run-command.ts';
 import { breakGlassPage, breakGlassPath } from './break-glass.ts';
@@ -46,11 +47,21 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     await writeDurably(pidPath(config), `${process.pid}\n`, 0o644);
     undo.push(async () => await rm(pidPath(config), { force: true }));
     const host = await options.startHost({ config, log, clock });
+    let endApi = async (): Promise<void> => {};
+    undo.push(async () => await endApi());
     undo.push(host.close);
     const service = await withBreakGlassPage(host.service, config);
     const api = await makeHttpApi({ service, log, clock });
     await listenOnSocket(api, socketPath, uid);
-    undo.push(async () => await api.close());
+    undo.push(async () => {
+      // Nobody asks anything new; who waits for an answer gets it, or an error once the rooms are closed.
+      const closing = api.close();
+      endApi = async () => {
+        api.server.closeAllConnections();
+        await closing;
+      };
+      await settledWithin(clock, closing, API_DRAIN_MS);
+    });
     await notifySystemd(env, '--ready', log);
     log.info({ socketPath, dataFolder: config.dataFolder }, 'the daemon is ready');
     return {
@@ -65,6 +76,14 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     await undoAll(undo);
     throw error;
   }
+}
+
+/** Waits for the work, but not longer; its failure is the business of who waits to the end. */
+async function settledWithin(clock: Clock, work: Promise<unknown>, limitMs: number): Promise<void> {
+  const limit = Promise.withResolvers<void>();
+  const cancel = clock.after(limitMs, limit.resolve);
+  await Promise.race([work.catch(() => {}), limit.promise]);
+  cancel();
 }
 
 /** Last opened, first closed; each one is tried, the first failure is thrown. */

@@ -13,10 +13,29 @@ if (process.argv[2] === 'serve' && !process.execArgv.includes(YOUNG_GENERATION))
 // Halves the start of every command: types are stripped once. Beside the code, because a cache in /tmp could be forged.
 enableCompileCache(fileURLToPath(new URL('../build/compile-cache', import.meta.url)));
 const { runCommandLine } = await import('./cli/program.ts');
+const { systemClock } = await import('../src/base/clock.ts');
+const { EXIT_FAILED } = await import('../src/base/errors.ts');
+const { ENDING_TIMEOUT_MS } = await import('../src/base/limits.ts');
 
+/**
+ * The first signal ends in order, the second at once: whatever was under way is journaled, as for a power cut. What does not end in
+ * time is left, too. SIGHUP ends in order like the others: a service manager starts us again, with the configuration of then.
+ */
 function interrupted(): AbortSignal {
   const stop = new AbortController();
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort());
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, () => {
+      if (stop.signal.aborted) process.exit(EXIT_FAILED);
+      stop.abort();
+      systemClock.after(ENDING_TIMEOUT_MS, () => {
+        const seconds = ENDING_TIMEOUT_MS / 1000;
+        process.stderr.write(
+          `pratique: did not end within ${seconds} s; what is under way goes on at the next start\n`,
+        );
+        process.exit(EXIT_FAILED);
+      });
+    });
+  }
   return stop.signal;
 }
 // Whoever reads our output may stop reading (`| head`): that is no failure.

@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
+import { withoutCredentials } from './redact.ts';
 
 const LAUNCHER = fileURLToPath(new URL('launch.pl', import.meta.url));
 /** sd_booted(3). */
@@ -73,7 +74,8 @@ export async function startDetached(argv: readonly string[], logFile: string): P
   const log = await open(logFile, 'w', 0o600);
   try {
     const [program = '', ...args] = argv;
-    const child = spawn(program, args, { detached: true, stdio: ['ignore', log.fd, log.fd], cwd: '/' });
+    const env = withoutCredentials(process.env);
+    const child = spawn(program, args, { detached: true, stdio: ['ignore', log.fd, log.fd], cwd: '/', env });
     const ending = Promise.withResolvers<string>();
     let hasEnded = false;
     const end = (how: string): void => {

@@ -477,3 +477,8 @@ export const STORE_SCRUB_LOOK_MS = 60 * 60_000;
 export const SCRUB_ROTTEN_TOLD_MAX = 50;
 /** Milliseconds between two questions of the command line whether a reading of the store has ended. */
 export const SCRUB_ASK_MS = 500;
+
+/** Milliseconds to end in order after a signal, before the process ends anyway; systemd waits 90 s before it kills. */
+export const ENDING_TIMEOUT_MS = 60_000;
+/** Milliseconds that requests under way have to be answered when the daemon ends; then the rooms they wait for are closed. */
+export const API_DRAIN_MS = 2_000;

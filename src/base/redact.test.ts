@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { describeError, messageChain, PratiqueError } from './errors.ts';
 import { makeLog } from './log.ts';
-import { REDACTED, redactText, rememberSecret } from './redact.ts';
+import { REDACTED, redactText, rememberSecret, withoutCredentials } from './redact.ts';
 
 const SECRET = 's3cr3t-V4lue.x';
 
@@ -103,4 +103,16 @@ test('a long text without a secret costs little', () => {
   redactText('a-a_'.repeat(100_000));
   redactText('://'.repeat(100_000));
   assert.ok(Number(process.hrtime.bigint() - started) / 1e6 < 2_000);
+});
+
+test('a program of another user gets an environment without credentials', () => {
+  const env = {
+    PATH: '/bin',
+    HOME: '/root',
+    LANG: 'C',
+    https_proxy: 'http://p',
+    MY_TOKEN: 'x',
+    MIRROR: `http://a:${SECRET}@b/`,
+  };
+  assert.deepEqual(withoutCredentials({ ...env, NOTHING: undefined }), { PATH: '/bin', HOME: '/root', LANG: 'C' });
 });

@@ -50,6 +50,19 @@ export function rememberSecret(secret: string): { readonly isKept: boolean; read
   };
 }
 
+/**
+ * An environment for programs that need none of our credentials: what a QEMU under another user has in its environment, its guest may
+ * one day read. Proxies go as well, because their URLs carry passwords.
+ */
+export function withoutCredentials(env: Readonly<Record<string, string | undefined>>): Record<string, string> {
+  const isHarmless = (name: string) =>
+    !/proxy|token|password|passwd|secret|credential|api_?key|private_?key/i.test(name);
+  const entries = Object.entries(env).flatMap(([name, value]) =>
+    value !== undefined && isHarmless(name) && redactText(value) === value ? [[name, value] as const] : [],
+  );
+  return Object.fromEntries(entries);
+}
+
 /** The text without what is a secret by its form or is known as one. */
 export function redactText(text: string): string {
   let clean = redactFields(text);

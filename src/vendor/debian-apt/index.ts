@@ -386,7 +386,10 @@ export async function makeDebianVendor(config: DebianVendorConfig, deps: DebianV
   };
   const changelogs = makeChangelogReader(debian, inTurn);
 
-  const refresh = async (signal?: AbortSignal): Promise<VendorStatus> => {
+  const closing = new AbortController();
+
+  const refresh = async (asked?: AbortSignal): Promise<VendorStatus> => {
+    const signal = asked === undefined ? closing.signal : AbortSignal.any([closing.signal, asked]);
     const { fetcherFor } = fetchers;
     const { clock, log } = deps;
     const pinned = configuredPins(config);
@@ -401,7 +404,7 @@ export async function makeDebianVendor(config: DebianVendorConfig, deps: DebianV
       trouble = null;
     } catch (error) {
       const code = error instanceof PratiqueError ? error.code : 'internal/bug';
-      if (signal?.aborted !== true) trouble = { code, message: describeError(error) };
+      if (!signal.aborted) trouble = { code, message: describeError(error) };
       throw error;
     } finally {
       debian.remembered = undefined;
@@ -426,6 +429,8 @@ export async function makeDebianVendor(config: DebianVendorConfig, deps: DebianV
     },
     signedArchives: (releases) => signedArchivesOf(releases, { index, kept, suites: statesOf(debian) }),
     close: async () => {
+      // What a slow mirror is still sending is not waited for; the import it was for is undone as a whole.
+      closing.abort(new VendorError('host-fault/closing', `vendor ${config.name} is being closed`));
       await changelogs.close();
       await turn;
       await fetchers.close();
