@@ -1,6 +1,7 @@
 // What the agent reports, as events of its run and notes for people.
 import { counted, printable } from '../base/printable.ts';
 import type { AgentReport } from '../guest/messages.ts';
+import type { ItemResult } from '../model/result.ts';
 import type { Runner } from './runner.ts';
 import type { Session } from './state.ts';
 
@@ -27,7 +28,7 @@ export function postReport(runner: Pick<Runner, 'note' | 'post'>, session: Sessi
       return;
     }
     case 'installed':
-      runner.note('guest', `the agent reports ${counted(body.results.length, 'result')}`);
+      runner.note('guest', `the agent reports ${counted(body.results.length, 'result')}${failureText(body.results)}`);
       runner.post({
         kind: 'installed',
         session,
@@ -51,4 +52,12 @@ export function postReport(runner: Pick<Runner, 'note' | 'post'>, session: Sessi
     default:
       body satisfies never;
   }
+}
+
+/** The first that failed: a run may go on all the same, and then nothing else says it. */
+function failureText(results: readonly ItemResult[]): string {
+  const failed = results.find(({ outcome }) => outcome === 'failed');
+  return failed === undefined
+    ? ''
+    : `: ${printable(failed.item, 255)} failed (${printable(failed.code ?? 'failed', 100)})`;
 }

@@ -13,6 +13,11 @@ export function explain(vm: VmId, state: RunState, policy: Pick<Policy, 'overlay
   if (state.kind === 'connected') return explainConnected(vm, state, policy);
   if (isGateOpen(state))
     return { reason: `It is plugged in and being updated (${state.kind}).`, next: `Wait: pratique vm wait ${vm}` };
+  if (state.kind === 'offering' && state.phase === 'withdrawing') {
+    const reason =
+      'The guest read something else from its drive than was announced; the host takes it back and looks at its copies.';
+    return { reason, next: `Wait: pratique vm wait ${vm}` };
+  }
   return explainWaiting(vm, state.kind, state.kind === 'opening' && state.grant.kind === 'override');
 }
 
