@@ -105,11 +105,11 @@ test('a gate that could not be closed is closed again until it is, also when the
   assert.equal(runner.state().kind, 'quarantined');
   assert.equal(gate(), 'open', 'positive control: it really failed');
   for (let turn = 0; turn < 3; turn += 1) {
-    clock.moveTo(clock.nowMs() + GATE_CLOSE_RETRY_MAX_MS);
+    clock.moveTo(clock.monotonicMs() + GATE_CLOSE_RETRY_MAX_MS);
     await rest();
   }
   fail('close-gate', false);
-  clock.moveTo(clock.nowMs() + GATE_CLOSE_RETRY_MAX_MS);
+  clock.moveTo(clock.monotonicMs() + GATE_CLOSE_RETRY_MAX_MS);
   await rest();
   assert.equal(gate(), 'closed');
   assert.equal(clock.timers(), 0, 'and then it rests');
@@ -128,11 +128,11 @@ test('a disk that is full does not keep the gate open, and the run goes on when 
   await rest();
   assert.equal(gate(), 'open', 'positive control: that event closes nothing');
   runner.post(reset);
-  clock.moveTo(clock.nowMs() + JOURNAL_RETRY_MS);
+  clock.moveTo(clock.monotonicMs() + JOURNAL_RETRY_MS);
   await rest();
   assert.equal(gate(), 'closed', 'the reset waits behind an event that cannot be saved; closing does not');
   fillDisk(false);
-  clock.moveTo(clock.nowMs() + JOURNAL_RETRY_MS);
+  clock.moveTo(clock.monotonicMs() + JOURNAL_RETRY_MS);
   await rest();
   assert.equal(runner.state().kind, 'booting');
 });
@@ -175,14 +175,14 @@ test('a run that takes longer than its policy allows is quarantined, however oft
   const startedAtMs = clock.nowMs() - DEFAULT_POLICY.runDeadlineMs + 30_000;
   const run = { ...offered, startedAtMs };
   await runner.resume({ kind: 'reporting', run, session }, []);
-  clock.moveTo(clock.nowMs() + 20_000);
+  clock.moveTo(clock.monotonicMs() + 20_000);
   runner.post({ kind: 'inventory', session, rebootRequired: false });
   await rest();
   assert.equal(runner.state().kind, 'planning');
-  clock.moveTo(clock.nowMs() + 9_000);
+  clock.moveTo(clock.monotonicMs() + 9_000);
   await rest();
   assert.equal(runner.state().kind, 'planning', 'not a moment before');
-  clock.moveTo(clock.nowMs() + 1_000);
+  clock.moveTo(clock.monotonicMs() + 1_000);
   await rest();
   const state = runner.state();
   assert.ok(state.kind === 'quarantined' && state.reason.kind === 'deadline' && state.reason.state === 'run');

@@ -105,13 +105,13 @@ test('a merge that fails is said and tried again, one at a time, until it is don
   merges[0]?.reject(new Error('No space left on device'));
   await rest();
   assert.match(notes[0] ?? '', /^warning: its update is not in its disk yet: No space left/);
-  clock.moveTo(clock.nowMs() + OVERLAY_RETRY_MS);
+  clock.moveTo(clock.monotonicMs() + OVERLAY_RETRY_MS);
   await rest();
   assert.equal(merges.length, 2);
   merges[1]?.reject(new Error('still not'));
   await rest();
   await overlay.settle();
-  clock.moveTo(clock.nowMs() + 100 * OVERLAY_RETRY_MS);
+  clock.moveTo(clock.monotonicMs() + 100 * OVERLAY_RETRY_MS);
   await rest();
   assert.equal(merges.length, 2, 'what is off is settled by others');
 });
