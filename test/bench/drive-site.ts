@@ -1,6 +1,6 @@
 // What the drive bench reads: one drive as Pratique builds it, the same bytes as a plain ISO file, and every way to them.
 import { type ChildProcess, spawn } from 'node:child_process';
-import { access, mkdir, writeFile } from 'node:fs/promises';
+import { access, mkdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { systemClock } from '../../src/base/clock.ts';
 import { type Digest, digestOf } from '../../src/base/digest.ts';
@@ -26,7 +26,7 @@ export type Way = {
   /** The process that serves it; null when QEMU reads by itself. */
   readonly serverPid: number | null;
 };
-export const WAY_NAMES = ['plain', 'zero-copy', 'nbd', 'fuse', 'qemu-nbd', 'nbdkit'] as const;
+export const WAY_NAMES = ['plain', 'zero-copy', 'nbd', 'fuse', 'qemu-nbd', 'nbdkit', 'nbdkit-split'] as const;
 export type WayName = (typeof WAY_NAMES)[number];
 
 export type LeftOut = { readonly what: string; readonly why: string; readonly next: string };
@@ -83,8 +83,10 @@ export async function makeDriveSite(options: {
     await mkdir(runFolder);
     await attempt('nbd', () => serveExport({ exports, runFolder, drive, transport: 'nbd' }));
     await attempt('fuse', () => serveExport({ exports, runFolder, drive, transport: 'file' }));
-    await attempt('qemu-nbd', () => servePeer('qemu-nbd', { folder, iso, servers }));
-    await attempt('nbdkit', () => servePeer('nbdkit', { folder, iso, servers }));
+    const peer = { folder, servers };
+    await attempt('qemu-nbd', () => servePeer('qemu-nbd', [iso], peer));
+    await attempt('nbdkit', () => servePeer('nbdkit', [iso], peer));
+    await attempt('nbdkit-split', async () => servePeer('nbdkit-split', await listPieces(folder, vmdk), peer));
     for (const way of ways.slice(1)) await checkSameBytes(way, iso);
   } catch (error) {
     await close();
@@ -150,24 +152,46 @@ async function serveExport(options: {
   return { name: transport === 'nbd' ? 'nbd' : 'fuse', source, serverPid: found?.pid ?? null };
 }
 
-/** Arguments of each peer that serves a plain file, read-only, on a socket, to several clients. */
-const PEERS = {
-  'qemu-nbd': (iso: string, socket: string) => [
-    ...['qemu-nbd', '--read-only', '--format=raw', '--persistent', '--shared=16', `--socket=${socket}`],
-    ...['--export-name=drive', iso],
+type Peer = 'qemu-nbd' | 'nbdkit' | 'nbdkit-split';
+
+/** How each peer serves files on a socket, read-only, to several clients. */
+const PEERS: Readonly<Record<Peer, (files: readonly string[], socket: string) => readonly [string, ...string[]]>> = {
+  'qemu-nbd': (files, socket) => [
+    ...(['qemu-nbd', '--read-only', '--format=raw', '--persistent', '--shared=16'] as const),
+    ...[`--socket=${socket}`, '--export-name=drive', ...files],
   ],
-  nbdkit: (iso: string, socket: string) => ['nbdkit', '-f', '-r', '-e', 'drive', '-U', socket, 'file', iso],
-} as const;
+  nbdkit: (files, socket) => ['nbdkit', '-f', '-r', '-e', 'drive', '-U', socket, 'file', ...files],
+  'nbdkit-split': (files, socket) => ['nbdkit', '-f', '-r', '-e', 'drive', '-U', socket, 'split', ...files],
+};
+
+/** The files that make up a drive, one after the other: its own, and one with the missing zeros behind each that ends in mid-sector. */
+async function listPieces(folder: string, descriptor: string): Promise<readonly string[]> {
+  const pads = join(folder, 'pads');
+  await mkdir(pads);
+  const pieces: string[] = [];
+  for (const [, sectors, name = ''] of (await readFile(descriptor, 'utf8')).matchAll(/^RW (\d+) FLAT "([^"]+)" 0$/gm)) {
+    const path = join(descriptor, '..', name);
+    pieces.push(path);
+    const missingBytes = Number(sectors) * 512 - (await stat(path)).size;
+    if (missingBytes === 0) continue;
+    const pad = join(pads, String(missingBytes));
+    await writeFile(pad, Buffer.alloc(missingBytes));
+    pieces.push(pad);
+  }
+  return pieces;
+}
+
 /** Their Debian packages. */
 export const DRIVE_PEERS_LIST = join(import.meta.dirname, 'drive-peers.txt');
 
 async function servePeer(
-  name: keyof typeof PEERS,
-  { folder, iso, servers }: { readonly folder: string; readonly iso: string; readonly servers: ChildProcess[] },
+  name: Peer,
+  files: readonly string[],
+  { folder, servers }: { readonly folder: string; readonly servers: ChildProcess[] },
 ): Promise<Way> {
-  await installedPeer(name, DRIVE_PEERS_LIST);
   const socket = join(folder, `${name}.sock`);
-  const [program = name, ...args] = PEERS[name](iso, socket);
+  const [program, ...args] = PEERS[name](files, socket);
+  await installedPeer(program, DRIVE_PEERS_LIST);
   const child = spawn(program, args, { stdio: 'ignore' });
   servers.push(child);
   const isUp = await waitUntil(
