@@ -378,8 +378,21 @@ function makeChannels(world: World, mine: Mine): VmRunDeps['openChannel'] {
           options.onEvent({ ...event, boot });
           return;
         }
-        options.onEvent(event);
+        options.onEvent(world.mutation === 'believes-lies' ? asIfInstalled(world, event) : event);
       },
     });
   };
+}
+
+type ChannelEvent = Parameters<Parameters<VmRunDeps['openChannel']>[0]['onEvent']>[0];
+
+/** A mutation: what a guest confirms looks as if it had the newest of everything. */
+function asIfInstalled({ files }: World, event: ChannelEvent): ChannelEvent {
+  if (event.kind !== 'message' || event.body.type !== 'confirm') return event;
+  const { body } = event;
+  const products = body.inventory.products.map((each) => {
+    const newest = files.vendor.newest.get(each.product);
+    return newest === undefined ? each : { ...each, version: `${newest}.0.0` };
+  });
+  return { ...event, body: { ...body, inventory: { ...body.inventory, products } } };
 }

@@ -2,10 +2,11 @@
 
 /** What a broken guard is, and what the simulator must say of it. */
 export const MUTATIONS = {
-  'opens-on-installed': { breaks: 'entitled', complaint: /drive and network|the gate is open/ },
+  'opens-on-installed': { breaks: 'apart', complaint: /drive and network/ },
   'ignores-kexec': { breaks: 'entitled', complaint: /the gate (stays|is) open/ },
   'blind-to-boots': { breaks: 'entitled', complaint: /the gate (stays|is) open|evidence of another boot/ },
   'reopens-after-reset': { breaks: 'entitled', complaint: /the gate (stays|is) open|drive and network/ },
+  'believes-lies': { breaks: 'true', complaint: /evidence says|was believed with/ },
   'opens-before-record': { breaks: 'recorded', complaint: /without any record|that nobody judged/ },
   'audit-answers-too-soon': { breaks: 'recorded', complaint: /audit lost/ },
   'journal-answers-too-soon': { breaks: 'journaled', complaint: /journal lost/ },
