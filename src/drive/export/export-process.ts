@@ -46,7 +46,7 @@ export async function startExport(record: ExportRecord, files: ExportFiles, cloc
   const child = await startDetached(argv, files.logFile);
   try {
     const isReady = await waitUntil(
-      async () => child.hasEnded() || (await canBeRead(record, files)),
+      async () => child.hasEnded() || (await canBeRead(record, files, clock)),
       clock,
       EXPORT_START_TIMEOUT_MS,
     );
@@ -136,24 +136,27 @@ function commandLine(record: ExportRecord, files: ExportFiles): readonly string[
 }
 
 /** Whether it answers. A mount is there before it can answer, so it is only looked for, and never read from here. */
-async function canBeRead({ transport }: ExportRecord, files: ExportFiles): Promise<boolean> {
+async function canBeRead({ transport }: ExportRecord, files: ExportFiles, clock: Clock): Promise<boolean> {
   if (transport === 'file') return (await countMounts(files.file)) > 0;
-  return await greets(files.socket);
+  return await greets(files.socket, clock);
 }
 
 /** Whether an NBD server greets on the socket; the listener is there before whoever will serve it. */
-function greets(socketPath: string): Promise<boolean> {
+function greets(socketPath: string, clock: Clock): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect(socketPath);
     let isGreeted = false;
-    socket.setTimeout(EXPORT_START_TIMEOUT_MS, () => socket.destroy());
+    const cancel = clock.after(EXPORT_START_TIMEOUT_MS, () => socket.destroy());
     socket.on('data', (bytes: Buffer) => {
       if (isGreeted || !NBD_GREETING.test(bytes.toString('latin1'))) return void socket.destroy();
       isGreeted = true;
       socket.end(NBD_GOODBYE);
     });
     socket.on('error', () => socket.destroy());
-    socket.on('close', () => resolve(isGreeted));
+    socket.on('close', () => {
+      cancel();
+      resolve(isGreeted);
+    });
   });
 }
 
