@@ -57,7 +57,7 @@ export function makeApiClient(options: ApiClientOptions): Service {
     scrubView: async () => await ask({ method: 'GET', path: '/v1/store/scrub' }),
     auditEntries: async (query) => await pick(ask, 'entries', { method: 'GET', path: `/v1/audit?${search(query)}` }),
     auditCheckpoint: async () => await ask({ method: 'GET', path: '/v1/audit/checkpoint' }),
-    auditLines: async (query) => await pick(ask, 'lines', { method: 'GET', path: `/v1/audit/export?${search(query)}` }),
+    auditLines: async (query) => await ask({ method: 'GET', path: `/v1/audit/export?${search(query)}` }),
     rotateAuditKey: async (body) => await ask({ method: 'POST', path: '/v1/audit/rotate-key', body }),
     auditVerify: async (body = {}) => await ask({ method: 'POST', path: '/v1/audit/verify', body }),
   };

@@ -11,6 +11,7 @@ import type { ScrubView, ScrubViewSchema } from './scrubbing.ts';
 import {
   type AuditCheckpoint,
   type AuditEntry,
+  type AuditLines,
   type AuditReport,
   type AuditRotation,
   type ClockView,
@@ -218,6 +219,10 @@ export const AuditCheckpointSchema = Type.Object(
   },
   strict,
 );
+export const AuditLinesSchema = Type.Object(
+  { lines: Type.Array(Type.String()), lastSeq: Type.Integer({ minimum: 0, description: 'Give it as `after` next' }) },
+  strict,
+);
 export const AuditRotationSchema = Type.Object(
   {
     seq: count,
@@ -254,7 +259,8 @@ export const SCHEMAS_CARRY_THE_SERVICE: readonly [
   Carries<ScrubView, typeof ScrubViewSchema>,
   Carries<AuditCheckpoint, typeof AuditCheckpointSchema>,
   Carries<AuditReport, typeof AuditReportSchema>,
+  Carries<AuditLines, typeof AuditLinesSchema>,
   Carries<AuditRotation, typeof AuditRotationSchema>,
   Carries<AuditEntry['record']['kind'], (typeof AuditEntrySchema)['properties']['record']['properties']['kind']>,
   Carries<Problem, typeof ProblemSchema>,
-] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true];
+] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true];

@@ -129,6 +129,9 @@ export type AuditEntry = {
   readonly record: { readonly kind: string; readonly vm?: string } & Record<string, unknown>;
 };
 
+/** `lastSeq`: what to give as `after` for the next page. */
+export type AuditLines = { readonly lines: readonly string[]; readonly lastSeq: number };
+
 /** The key that signs audit records after the record `seq`. */
 export type AuditRotation = { readonly seq: number; readonly hash: string; readonly keyid: string };
 
@@ -191,7 +194,7 @@ export type Service = {
   /** A signed statement of how long the chain is and how it ends, to be kept elsewhere. */
   readonly auditCheckpoint: () => Promise<AuditCheckpoint>;
   /** Records as the lines of an export; fewer than asked for where they are large, none at the end. */
-  readonly auditLines: (options: { readonly afterSeq: number; readonly limit: number }) => Promise<readonly string[]>;
+  readonly auditLines: (options: { readonly afterSeq: number; readonly limit: number }) => Promise<AuditLines>;
   /** Makes a new key sign from now on, by a record that both keys sign. */
   readonly rotateAuditKey: (options: { readonly actor: string }) => Promise<AuditRotation>;
   /** Checks the chain; only with a checkpoint kept elsewhere is a tail that was cut off noticed. */

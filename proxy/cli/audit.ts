@@ -4,7 +4,7 @@ import type { Command } from 'commander';
 import { isoTime } from '../../src/base/clock.ts';
 import { EXIT_FAILED, PratiqueError } from '../../src/base/errors.ts';
 import { printable } from '../../src/base/printable.ts';
-import type { AuditCheckpoint, AuditEntry, AuditReport, Service } from '../service.ts';
+import type { AuditCheckpoint, AuditEntry, AuditLines, AuditReport, Service } from '../service.ts';
 import { actorOf } from './actor.ts';
 import { type Build, type Context, completeCommand } from './context.ts';
 import { safeJson } from './output.ts';
@@ -130,14 +130,14 @@ async function reportOf(
 
 async function* linesOf(context: Context, afterSeq: number): AsyncIterable<string> {
   let after = afterSeq;
-  const page = async (service: Service): Promise<readonly string[]> =>
+  const page = async (service: Service): Promise<AuditLines> =>
     await service.auditLines({ afterSeq: after, limit: PAGE_RECORDS });
   for (;;) {
-    const lines = await askOrElse(context, page, async () => null);
-    if (lines === null) break;
-    if (lines.length === 0) return;
-    yield* lines;
-    after += lines.length;
+    const found = await askOrElse(context, page, async () => null);
+    if (found === null) break;
+    if (found.lines.length === 0) return;
+    yield* found.lines;
+    after = found.lastSeq;
   }
   const { linesOfFolder } = await import('../../src/audit/kept-chain.ts');
   yield* linesOfFolder(await folderOf(context), after);

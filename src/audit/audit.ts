@@ -35,7 +35,7 @@ export type Audit = {
     readonly vm?: string;
   }) => readonly AuditEntry[];
   /** The same records as the lines of an export (docs/audit.md). */
-  readonly lines: (query: { readonly afterSeq: number; readonly limit: number }) => readonly string[];
+  readonly lines: (query: { readonly afterSeq: number; readonly limit: number }) => LinesPage;
   /** Walks the whole chain; with a checkpoint kept elsewhere it also tells whether the tail was cut or replaced since. */
   readonly verify: (options?: { readonly checkpoint?: Checkpoint }) => Promise<AuditReport>;
   readonly checkpoint: () => Checkpoint;
@@ -46,6 +46,9 @@ export type Audit = {
   /** Writes what waits, then closes. */
   readonly close: () => Promise<void>;
 };
+
+/** `lastSeq`: after which the next page begins; a chain that was tampered with may have gaps. */
+export type LinesPage = { readonly lines: readonly string[]; readonly lastSeq: number };
 
 export type AuditOptions = { readonly folder: string; readonly clock: Clock; readonly log: Log };
 
@@ -107,8 +110,9 @@ class Chain implements Audit {
     return pageOfRows(this.#db, query).map(entryOf);
   }
 
-  lines(query: { afterSeq: number; limit: number }): readonly string[] {
-    return pageOfRows(this.#db, query).map(lineOfRow);
+  lines(query: { afterSeq: number; limit: number }): LinesPage {
+    const rows = pageOfRows(this.#db, query);
+    return { lines: rows.map(lineOfRow), lastSeq: rows.at(-1)?.seq ?? query.afterSeq };
   }
 
   async verify(options: { readonly checkpoint?: Checkpoint } = {}): Promise<AuditReport> {

@@ -77,7 +77,7 @@ test('a chain of the first format goes on in the second, and no byte of its old 
   assert.equal(audit.entries({ afterSeq: 8, limit: 2 })[1]?.prev, audit.entries({ afterSeq: 8, limit: 1 })[0]?.hash);
   const [opened] = audit.entries({ afterSeq: 6, limit: 1, vm: 'web' });
   assert.ok(opened?.record.kind === 'gate-opened' && opened.record.evidence.items.length === 1);
-  const lines = audit.lines({ afterSeq: 0, limit: 100 });
+  const { lines } = audit.lines({ afterSeq: 0, limit: 100 });
   await audit.close();
   assert.deepEqual(rowsOf(folder, columns), before);
   const file = await writeLines(join(folder, 'export.jsonl'), lines);
@@ -106,6 +106,15 @@ test('an export says the same with and without the daemon, and a daemon at work 
   assert.equal((await audit.verify()).records, 9);
   const strange = await verifyFolder(folder, { keys: [makeTestKey()] });
   assert.match(strange.trouble ?? '', /record 1 was changed or is not signed by the key of this chain/);
+});
+
+test('a chain that a newer version wrote is not called broken [X2]', async (t) => {
+  const { folder, audit } = await makeKeptChain(t, { count: 2 });
+  await audit.close();
+  const db = new DatabaseSync(join(folder, 'audit.db'));
+  db.exec('PRAGMA user_version = 99');
+  db.close();
+  await assert.rejects(verifyFolder(folder), { code: 'host-unfit/schema-newer' });
 });
 
 test('a copy that cannot be written to is verified, unless it lacks what its log holds [X2]', async (t) => {
@@ -169,11 +178,9 @@ test('memory does not grow with the chain while it is verified [X2]', async (t) 
   const large: AuditRecord = { kind: 'gate-closed', vm: VM, reason: 'x'.repeat(1_900_000) };
   while ((await audit.append(large)).seq < records);
   const file = join(folder, 'export.jsonl');
-  let after = 0;
-  for (let lines = audit.lines({ afterSeq: 0, limit: 1_000 }); lines.length > 0; ) {
-    await writeFile(file, lines.map((line) => `${line}\n`).join(''), { flag: 'a' });
-    after += lines.length;
-    lines = audit.lines({ afterSeq: after, limit: 1_000 });
+  for (let page = audit.lines({ afterSeq: 0, limit: 1_000 }); page.lines.length > 0; ) {
+    await writeFile(file, page.lines.map((line) => `${line}\n`).join(''), { flag: 'a' });
+    page = audit.lines({ afterSeq: page.lastSeq, limit: 1_000 });
   }
   const keys = await readFolderKeys(folder);
   const program = `

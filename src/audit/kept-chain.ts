@@ -5,10 +5,11 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { pathToFileURL } from 'node:url';
 import { AUDIT_LINE_CHARS_MAX, AUDIT_READ_BYTES } from '../base/limits.ts';
+import { schemaVersion } from '../base/sqlite.ts';
 import { AuditError } from './error.ts';
 import { type PublicKey, readFolderKeys } from './host-key.ts';
 import type { Checkpoint } from './record.ts';
-import { lineOfRow, linksOf, pageOfRows } from './rows.ts';
+import { AUDIT_MIGRATIONS, lineOfRow, linksOf, pageOfRows } from './rows.ts';
 import { type AuditReport, type Link, verifyChain } from './verify.ts';
 
 type KeptOptions = { readonly keys: readonly PublicKey[]; readonly checkpoint?: Checkpoint };
@@ -89,6 +90,16 @@ export async function hasChain(folder: string): Promise<boolean> {
 async function openKept(folder: string): Promise<DatabaseSync> {
   const path = join(folder, 'audit.db');
   if (!(await hasChain(folder))) throw new AuditError('not-found/audit', `there is no audit chain in ${folder}`);
+  const db = await openOrSayWhy(path);
+  const schema = schemaVersion(db);
+  if (schema <= AUDIT_MIGRATIONS.length) return db;
+  db.close();
+  throw new AuditError('host-unfit/schema-newer', `${path} was written by a newer version (schema ${schema})`, {
+    next: 'verify it with the version of Pratique that wrote it, or a newer one',
+  });
+}
+
+async function openOrSayWhy(path: string): Promise<DatabaseSync> {
   try {
     return openReadOnly(path);
   } catch (cause) {
@@ -123,6 +134,7 @@ function openReadOnly(path: string, parameters: Readonly<Record<string, string>>
   for (const [name, value] of Object.entries(parameters)) url.searchParams.set(name, value);
   const db = new DatabaseSync(url, { readOnly: true });
   try {
+    db.exec('PRAGMA busy_timeout = 5000');
     db.prepare('SELECT count(*) FROM sqlite_master').get();
     return db;
   } catch (error) {

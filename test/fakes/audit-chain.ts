@@ -89,7 +89,7 @@ export async function makeKeptChain(
 }
 
 export async function keep(audit: Audit, folder: string): Promise<Kept> {
-  const lines = audit.lines({ afterSeq: 0, limit: 1_000 });
+  const { lines } = audit.lines({ afterSeq: 0, limit: 1_000 });
   return { lines, keys: await readFolderKeys(folder), checkpoint: audit.checkpoint() };
 }
 

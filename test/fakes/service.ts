@@ -390,7 +390,9 @@ export function makeFakeService(state: RunStateName = 'off'): FakeService {
     },
     auditLines: async (query) => {
       enter('auditLines', query);
-      return query.afterSeq === 0 ? ['{"a":1}', '{"b":2}'] : [];
+      return query.afterSeq === 0
+        ? { lines: ['{"a":1}', '{"b":2}'], lastSeq: 2 }
+        : { lines: [], lastSeq: query.afterSeq };
     },
     rotateAuditKey: async (options) => {
       enter('rotateAuditKey', options);
