@@ -1,100 +1,112 @@
-// How long the drive takes to build, how much memory, and how fast QEMU reads it beside a plain ISO file.
+// How long a drive takes to build and how much memory, beside programs that copy the same files or build the same image.
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { systemClock } from '../../src/base/clock.ts';
 import { runCommand } from '../../src/base/run-command.ts';
 
 const FILE_COUNTS = [10, 1_000, 100_000];
-/** About the size of a security update of a small Debian guest: 240 packages of up to 2.5 MB. */
-const READ_BLOBS = 240;
-/** Rounds of each reading; the median is reported, alternating so that a busy machine disturbs both alike. */
-const READ_ROUNDS = 7;
+/** Rounds of each measurement, alternating so that a busy machine disturbs all alike; the median round is reported. */
+const ROUNDS = 5;
+const STEP_TIMEOUT_MS = 300_000;
 
-/** V8's young generation grows to 100 MB by default, whatever is live in it; the drive needs none of that. */
+/** As the daemon starts itself: V8's young generation grows to 100 MB by default, whatever is live in it. */
 const NODE_FLAGS = ['--max-semi-space-size=8'];
 
-type Spent = { readonly wallMs: number; readonly cpuMs: number };
+type Measured = {
+  readonly wallMs: number;
+  readonly cpuMs: number;
+  /** The most memory resident: of the process before, and of the whole of it. */
+  readonly residentBeforeMB: number;
+  readonly residentMaxMB: number;
+};
+
+/** Small blobs only: a larger one is a link and costs nothing. */
 type BuildFigures = {
   readonly files: number;
   /** Metadata and extent map alone. */
-  readonly iso: Spent;
-  /** The whole drive on disk: manifest, metadata, packed small blobs, links, fsync. */
-  readonly drive: Spent;
+  readonly iso: Measured;
+  /** The whole drive on disk: manifest, metadata, small blobs packed and their digests checked, descriptor. */
+  readonly drive: Measured & { readonly metadataFileMB: number };
   /** Finding that drive already built. */
-  readonly driveAgain: Spent;
-  /** The most memory resident: of the process before, with the metadata, with the whole drive. */
-  readonly residentBeforeMB: number;
-  readonly isoResidentMaxMB: number;
-  readonly driveResidentMaxMB: number;
-  readonly metadataFileMB: number;
+  readonly driveAgain: Measured;
+  /** `cat` of the same files into one, and the image builder that copies: what the bytes cost without and with a format. */
+  readonly peers: { readonly catWallMs: number; readonly genisoimageWallMs: number };
+  /** Wall time of the drive by the peers' in the same rounds. */
+  readonly ratios: { readonly toCat: number; readonly toGenisoimage: number };
 };
 
-/** Build time and memory for 10, 1,000 and 100,000 files, each in a process of its own; sequential and 4 KiB reads on the host. */
-export async function run(): Promise<object> {
-  const folder = await mkdtemp(join(tmpdir(), 'pratique-bench-drive-'));
+type Say = (line: string) => void;
+
+/** For each count of files, each step in a process of its own. */
+export async function measureBuilds(say: Say): Promise<readonly BuildFigures[]> {
+  const parent = await mkdtemp(join(tmpdir(), 'pratique-bench-drive-'));
   try {
     const builds: BuildFigures[] = [];
-    for (const files of FILE_COUNTS) builds.push(await measureBuild(folder, files));
-    return { builds, reads: await measureReads(folder) };
+    for (const files of FILE_COUNTS) {
+      say(`drive: building one of ${files} files, ${ROUNDS} times`);
+      builds.push(await measureBuild(join(parent, String(files)), files));
+    }
+    return builds;
   } finally {
-    await rm(folder, { recursive: true, force: true });
+    await rm(parent, { recursive: true, force: true });
   }
 }
 
-async function runPart(folder: string, task: string, files: number): Promise<string> {
+async function measureBuild(folder: string, files: number): Promise<BuildFigures> {
+  await mkdir(folder);
+  await runPart('blobs', folder, files);
+  const rounds: (Omit<BuildFigures, 'files' | 'peers' | 'ratios'> & BuildFigures['peers'])[] = [];
+  for (let round = 0; round < ROUNDS; round += 1) {
+    // The drive's folder is left for the step that finds it, and removed before the next round.
+    const iso = await measurePart('iso', folder, files);
+    const drive = await measurePart('drive', folder, files);
+    const driveAgain = await measurePart('drive', folder, files);
+    await rm(join(folder, 'drive'), { recursive: true });
+    const catWallMs = await measureShell(folder, 'xargs cat <paths >copy', 'copy');
+    const build = 'genisoimage -quiet -R -J -joliet-long -graft-points -path-list grafts -o peer.iso';
+    const genisoimageWallMs = await measureShell(folder, build, 'peer.iso');
+    rounds.push({ iso, drive, driveAgain, catWallMs, genisoimageWallMs });
+  }
+  const iso = median(rounds.map((round) => round.iso));
+  const drive = median(rounds.map((round) => round.drive));
+  const driveAgain = median(rounds.map((round) => round.driveAgain));
+  const catWallMs = middle(rounds.map((round) => round.catWallMs));
+  const genisoimageWallMs = middle(rounds.map((round) => round.genisoimageWallMs));
+  const ratio = (peerMs: number) => Number((drive.wallMs / peerMs).toFixed(2));
+  const ratios = { toCat: ratio(catWallMs), toGenisoimage: ratio(genisoimageWallMs) };
+  return { files, iso, drive, driveAgain, peers: { catWallMs, genisoimageWallMs }, ratios };
+}
+
+async function runPart(task: string, folder: string, files: number): Promise<string> {
   const script = join(import.meta.dirname, 'drive-build-part.ts');
   return await runCommand([process.execPath, ...NODE_FLAGS, script, task, folder, String(files)], {
-    timeoutMs: 300_000,
+    timeoutMs: STEP_TIMEOUT_MS,
   });
 }
 
-async function measureBuild(parent: string, files: number): Promise<BuildFigures> {
-  const folder = join(parent, `build-${files}`);
-  await mkdir(folder);
-  await runPart(folder, 'small-blobs', files);
-  // The cast holds: the other file of this bench prints it.
-  return JSON.parse(await runPart(folder, 'build', files)) as BuildFigures;
+async function measurePart(task: 'iso' | 'drive', folder: string, files: number): Promise<BuildFigures['drive']> {
+  // The cast holds: the other file of this bench prints it; only a drive has a metadata file.
+  return JSON.parse(await runPart(task, folder, files)) as BuildFigures['drive'];
 }
 
-async function measureReads(parent: string): Promise<object> {
-  const folder = join(parent, 'reads');
-  await mkdir(folder);
-  await runPart(folder, 'large-blobs', READ_BLOBS);
-  await runPart(folder, 'build-large', READ_BLOBS);
-  const vmdk = join(folder, 'drive', 'drive.vmdk');
-  const iso = join(folder, 'plain.iso');
-  await runCommand(['qemu-img', 'convert', '-f', 'vmdk', '-O', 'raw', '-S', '0', vmdk, iso]);
-  const info: unknown = JSON.parse(await runCommand(['qemu-img', 'info', '--output=json', '-f', 'raw', iso]));
-  // The cast holds: qemu-img info documents the field.
-  const sizeBytes = (info as { 'virtual-size': number })['virtual-size'];
-  return {
-    sizeMB: Math.round(sizeBytes / 1e6),
-    sequential: await compareReads(vmdk, iso, { sizeBytes, bytes: 1024 * 1024, stepBytes: 1024 * 1024 }),
-    small: await compareReads(vmdk, iso, { sizeBytes, bytes: 4096, stepBytes: 20 * 4096 }),
-  };
+/** Wall time of a shell command; the file that it makes is removed. */
+async function measureShell(folder: string, command: string, makes: string): Promise<number> {
+  const startMs = systemClock.monotonicMs();
+  await runCommand(['sh', '-c', `cd "$1" && ${command}`, 'sh', folder], { timeoutMs: STEP_TIMEOUT_MS });
+  const wallMs = Math.round(systemClock.monotonicMs() - startMs);
+  await rm(join(folder, makes));
+  return wallMs;
 }
 
-type ReadShape = { readonly sizeBytes: number; readonly bytes: number; readonly stepBytes: number };
-
-async function compareReads(vmdk: string, iso: string, shape: ReadShape): Promise<object> {
-  const zeroCopy: number[] = [];
-  const plain: number[] = [];
-  for (let round = 0; round < READ_ROUNDS; round += 1) {
-    plain.push(await readRate(iso, 'raw', shape));
-    zeroCopy.push(await readRate(vmdk, 'vmdk', shape));
-  }
-  const [a, b] = [median(zeroCopy), median(plain)];
-  return { zeroCopyMBs: Math.round(a), plainMBs: Math.round(b), ratio: Number((a / b).toFixed(3)) };
+/** The round of the median wall time. */
+function median<T extends Measured>(rounds: readonly T[]): T {
+  const sorted = rounds.toSorted((a, b) => a.wallMs - b.wallMs);
+  const found = sorted[Math.floor(sorted.length / 2)];
+  if (found === undefined) throw new Error('nothing was measured');
+  return found;
 }
 
-async function readRate(path: string, format: string, shape: ReadShape): Promise<number> {
-  const count = Math.floor((shape.sizeBytes - shape.bytes) / shape.stepBytes);
-  const shapeArgs = ['-c', String(count), '-s', String(shape.bytes), '-S', String(shape.stepBytes), '-d', '1'];
-  const said = await runCommand(['qemu-img', 'bench', '-f', format, ...shapeArgs, path]);
-  const seconds = Number(/Run completed in ([0-9.]+) seconds/.exec(said)?.[1]);
-  return (count * shape.bytes) / 1e6 / seconds;
-}
-
-function median(numbers: readonly number[]): number {
+function middle(numbers: readonly number[]): number {
   return numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)] ?? Number.NaN;
 }
