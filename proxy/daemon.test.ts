@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
 import { systemClock } from '../src/base/clock.ts';
 import { PratiqueError } from '../src/base/errors.ts';
+import { API_DRAIN_MS } from '../src/base/limits.ts';
 import { silentLog } from '../src/base/log.ts';
 import { makeFakeService, SAMPLE_SPEC, vmId } from '../test/fakes/service.ts';
 import { makeApiClient } from './api-client.ts';
@@ -119,4 +120,27 @@ test('VMs that are added at the same moment are all answered, and all are on the
   } finally {
     await daemon.close();
   }
+});
+
+test('a request under way is answered before the daemon ends; one that hangs holds it up for a moment only', async () => {
+  const options = await optionsFor('data', 'run');
+  const service = makeFakeService();
+  const release = Promise.withResolvers<void>();
+  const slow = { ...service, listVendors: async () => await systemClock.sleep(300).then(() => service.listVendors()) };
+  const stuck = { ...slow, drift: async () => await release.promise.then(() => service.drift()) };
+  const order: string[] = [];
+  const close = async () => void order.push('host closed');
+  const daemon = await startDaemon({ ...options, startHost: async () => ({ service: stuck, close }) });
+  const client = makeApiClient({ socketPath: daemon.socketPath, clock: systemClock });
+  const answered = client.listVendors().then(({ length }) => order.push(`answered ${length}`));
+  const hanging = codeOf(client.drift());
+  await systemClock.sleep(100);
+  const startedMs = systemClock.monotonicMs();
+  await daemon.close();
+  await answered;
+  assert.deepEqual(order, ['answered 2', 'host closed']);
+  assert.equal(await hanging, 'daemon-down/not-running');
+  assert.ok(systemClock.monotonicMs() - startedMs < API_DRAIN_MS + 5_000);
+  release.resolve();
+  await (await startDaemon(options)).close();
 });

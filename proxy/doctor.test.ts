@@ -12,10 +12,11 @@ import { systemClock } from '../src/base/clock.ts';
 import { silentLog } from '../src/base/log.ts';
 import { tapName } from '../src/hypervisor/network.ts';
 import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
-import { SAMPLE_SPEC, vmId } from '../test/fakes/service.ts';
+import { SAMPLE_SCRUB, SAMPLE_SPEC, vmId } from '../test/fakes/service.ts';
 import { breakGlassCommands, breakGlassPage } from './break-glass.ts';
 import { type Config, loadConfig } from './config.ts';
 import { type DoctorPorts, hostPorts, runDoctor } from './doctor.ts';
+import type { ScrubView } from './scrubbing.ts';
 
 const { config } = await loadConfig({ env: { HOME: '/nonexistent', PRATIQUE_DATA: '/d', PRATIQUE_RUN: '/r' }, uid: 1 });
 const host = { config, clock: systemClock, log: silentLog };
@@ -222,4 +223,34 @@ test('the page of all VMs is a shell script that does parse', async () => {
   const page = breakGlassPage([SAMPLE_SPEC, ATTACHED], '/r');
   assert.match(page, /\n# VM web\n[\s\S]*\n# VM old\n/);
   await promisify(execFile)('sh', ['-n', '-c', page]);
+});
+
+test('a clock behind the trust time is told with the way out, one that jumped ahead with what to do now; small steps are not', async () => {
+  const lineOf = async (behindMs: number, unsettledMs = 0) => {
+    const trustTime = { behindMs: () => behindMs, unsettledMs: () => unsettledMs, nowMs: () => 1_800_000_000_000 };
+    const line = (await runDoctor({ ...host, trustTime }, FIT)).find(({ check }) => check === 'trust time');
+    return `${line?.state}: ${line?.detail}; ${line?.mend}`;
+  };
+  assert.match(await lineOf(0), /^ok/);
+  assert.match(await lineOf(2_000), /^ok/, 'a correction by NTP');
+  assert.match(await lineOf(3 * 3_600_000), /^warning: the clock is 3 hours behind.*pratique clock accept --reason/);
+  assert.match(await lineOf(3_650 * 86_400_000), /^unfit: the clock is 3650 days behind.*against 2027-01-15/);
+  assert.match(await lineOf(0, 400 * 86_400_000), /^warning: the clock jumped ahead by 400 days.*set it now/);
+  assert.ok(
+    !(await runDoctor(host, FIT)).some(({ check }) => check === 'trust time'),
+    'without a daemon it is not known',
+  );
+});
+
+test('what the last reading of the store found is a line of its own', async () => {
+  const lineOf = async (view: ScrubView) => {
+    const line = (await runDoctor({ ...host, scrubbing: { view: () => view } }, FIT)).find(
+      ({ check }) => check === 'stored packages',
+    );
+    return `${line?.state}: ${line?.detail}`;
+  };
+  assert.equal(await lineOf({ isRunning: true, last: null }), 'ok: not read again yet; being read again now');
+  assert.match(await lineOf({ isRunning: false, last: SAMPLE_SCRUB }), /^warning: .*12 packages, 1 damaged .*web/);
+  const sound = { ...SAMPLE_SCRUB, rottenBlobs: 0, rotten: [] };
+  assert.match(await lineOf({ isRunning: false, last: sound }), /^ok: .*12 packages, all sound/);
 });

@@ -108,6 +108,21 @@ test('SIGTERM and SIGHUP end the daemon in order and soon, also with a vendor th
     );
     await asking;
   }
+  // Two signals, one after the other: what the first waits for is left.
+  const { child, ended } = await ground.serve();
+  asked = server.requests.length + 1;
+  const asking = ground.run('vendor', 'check');
+  while (server.requests.length < asked) await systemClock.sleep(20);
+  child.kill('SIGTERM');
+  await systemClock.sleep(100);
+  child.kill('SIGTERM');
+  const { code, stderr } = await ended;
+  assert.equal(code, 1, stderr);
+  assert.doesNotMatch(stderr, /the daemon has ended/);
+  assert.equal((await asking).code, 7);
+  const again = await ground.serve();
+  again.child.kill('SIGTERM');
+  assert.equal((await again.ended).code, 0);
 });
 
 const SECRETS = [
