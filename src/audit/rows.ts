@@ -154,9 +154,10 @@ function linkOfRow(row: Row): Link {
 
 /** The row as a record for readers; whether it is genuine, only verify tells. Throws AuditError when it cannot be read. */
 export function entryOf(row: Row): AuditEntry {
-  const { envelope, said } = readBack(row);
-  const { seq, atMs, prev, record } = said;
-  return { seq, atMs, prev, record, hash: row.hash, signature: envelope.signatures[0]?.sig ?? '' };
+  const what = `audit record ${row.seq}`;
+  const { seq, atMs, prev, record } = readStatement({ format: row.format, payload: row.body }, what);
+  const signature = row.format === 1 ? row.signature : (/"sig":"([^"]*)"/.exec(row.signature)?.[1] ?? '');
+  return { seq, atMs, prev, record, hash: row.hash, signature };
 }
 
 function readBack(row: Row): { envelope: Envelope; said: ReturnType<typeof readStatement> } {
