@@ -1,5 +1,6 @@
 // Drives served by real qemu-storage-daemons, judged by libnbd's and QEMU's own programs; their processes killed, their remains found.
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -330,6 +331,33 @@ test('at its start a daemon ends what serves a VM that is gone, or cannot be und
   assert.deepEqual(alive, [false, false, true]);
   assert.deepEqual((await readdir(join(runFolder, 'drives'))).sort(), ['kept', 'note']);
   assert.equal(await exports.keep(VM, watcher().watcher), null);
+});
+
+test('what was exported before the host booted is cleared away, and no process is taken for it [X4]', async () => {
+  const drive = await makeDrive('booted');
+  const before = daemon();
+  await before.serve({ vm: VM, drive, transport: 'file', ...OWNER, watcher: watcher().watcher });
+  const found = await processOf();
+  await before.close();
+  await kill(found);
+  await until(async () => !(await isAlive(found)), 'it is dead');
+  const recordFile = join(runFolder, 'drives', VM, 'export.json');
+  const record = JSON.parse(await readFile(recordFile, 'utf8'));
+  await writeFile(recordFile, JSON.stringify({ ...record, hostBoot: 'another' }));
+  // A process of this boot that happens to have its number.
+  const stranger = spawn('sleep', ['60']);
+  try {
+    const fields = (await readFile(`/proc/${stranger.pid}/stat`, 'utf8')).split(') ')[1]?.split(' ') ?? [];
+    await writeFile(join(runFolder, 'drives', VM, 'pid'), `${stranger.pid} ${fields[19]}\n`);
+    const exports = daemon();
+    await exports.recover(new Set([VM]));
+    assert.equal(await exports.keep(VM, watcher().watcher), null);
+    assert.deepEqual(await readdir(join(runFolder, 'drives')), []);
+    assert.equal(stranger.signalCode, null, 'the stranger lives');
+    assert.equal(await isAlive({ pid: stranger.pid ?? 0, startTicks: Number(fields[19]) }), true);
+  } finally {
+    stranger.kill('SIGKILL');
+  }
 });
 
 test('a foreign file in the way is left alone and named [A4]', async () => {
