@@ -1,7 +1,7 @@
 // npm run bench -- NAME [--json]: runs one bench and prints its figures; progress goes to stderr.
 import { inspect, parseArgs } from 'node:util';
 
-/** What only some benches know: `patch`. */
+/** What only some benches know: `patch`, and the first two `drive` too. */
 type Wishes = {
   readonly quick: boolean;
   readonly installPeers: boolean;
@@ -26,8 +26,9 @@ const BENCHES: Readonly<Record<string, Bench>> = {
     run: async (say) => await (await import('./package-index.ts')).run(say),
   },
   drive: {
-    title: 'building drives of 10 to 100,000 files; reading them beside a plain ISO file',
-    run: async () => await (await import('./drive-build.ts')).run(),
+    title:
+      'reading a drive on the host and in a guest beside a plain file, qemu-nbd and nbdkit; building it (docs/bench-drive.md)',
+    run: async (say, wishes) => await (await import('./drive.ts')).run(wishes, say),
   },
   patch: {
     title:
@@ -44,12 +45,14 @@ ${Object.entries(BENCHES)
 
   --json           one JSON document on stdout
 
+Of drive and patch:
+  --quick          a smoke test: few rounds, small drives, no builds; one guest in each way
+  --install-peers  install the peers' Debian packages first
+
 Of patch:
-  --quick          one guest in each way
   --guests N       guests in a row and side by side, 1 to 10; 10 by default
   --packages A,B   only these packages and what they need; everything that is pending by default
   --peers A,B      only these peers: virt-customize-online, virt-customize-local, apt-cacher-ng
-  --install-peers  install the peers' Debian packages first
 `;
 
 const OPTIONS = {
