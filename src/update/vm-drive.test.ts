@@ -222,6 +222,21 @@ test('nobody serves the new drive before the old one is detached and withdrawn [
   assert.deepEqual(seen.slice(6), ['detach', 'withdraw']);
 });
 
+test('a drive that cannot be plugged in is not served any longer: it would stand in the way of the next one [A4]', async () => {
+  const { publish, vendor } = archive();
+  const seen: string[] = [];
+  const { running } = machine(seen);
+  const broken: RunningVm = { ...running, attachDrive: async () => assert.fail('no such bus') };
+  const drive = daemon(vendor, { transport: 'nbd', running, exports: scriptedExports(seen).exports });
+  await publish();
+  await drive.fetch(PLAN, 'run', signal);
+  const guest = { running: broken, reported: null };
+  await assert.rejects(drive.attach(runWith([]), PLAN, guest, signal), /no such bus/);
+  assert.deepEqual(seen, ['serve', 'withdraw']);
+  await drive.attach(runWith([]), PLAN, { running, reported: null }, signal);
+  assert.deepEqual(seen.slice(2), ['serve', 'attach']);
+});
+
 test('a file that went away and came back is opened anew under the guest, unless it was detached meanwhile [A9]', async () => {
   const { publish, vendor } = archive();
   const [seen, notes, lost]: [string[], string[], Trouble[]] = [[], [], []];

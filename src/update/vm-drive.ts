@@ -165,8 +165,7 @@ export class VmDrive {
         offered: running.driveFrontEnds,
         known: reported?.abilities.drives,
       });
-      const image = { source: await this.#export.show(drive, plan), frontEnd };
-      await this.#inTurn(() => running.attachDrive(image));
+      await this.#show(running, drive, plan, frontEnd);
     }
     this.#attached = manifestDigest;
     const { vm } = this.#owner;
@@ -179,6 +178,17 @@ export class VmDrive {
       `a drive with ${counted(plan.items.length, 'update')} is attached (${way})${isLive ? ' to a VM that is plugged in' : ''}`,
     );
     return manifestDigest;
+  }
+
+  async #show(running: RunningVm, drive: BuiltDrive, plan: Plan, frontEnd: DriveFrontEnd): Promise<void> {
+    const source = await this.#export.show(drive, plan);
+    try {
+      await this.#inTurn(() => running.attachDrive({ source, frontEnd }));
+    } catch (error) {
+      // Nothing is attached: what goes on being served would stand in the way of the next drive.
+      await this.#export.withdraw();
+      throw error;
+    }
   }
 
   /** Takes the drive away, by surprise if the guest will not let go. */
