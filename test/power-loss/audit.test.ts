@@ -165,7 +165,8 @@ test('a log whose tail is cut or spoilt at any page loses nothing that was answe
   const frame = 24 + 4096;
   const cuts = Array.from({ length: Math.floor((whole.length - 32) / frame) + 1 }, (_, index) => 32 + index * frame);
   const target = join(await makeFolder(t), 'after');
-  for (const cut of cuts.flatMap((at) => [at, at + 24 + Math.floor(random() * 4_000)])) {
+  const places = cuts.flatMap((at) => [at, at + 24 + Math.floor(random() * 4_000)]);
+  for (const cut of places.filter(() => isFull || random() < 0.25)) {
     for (const tail of ['lost', 'spoilt'] as const) {
       await rm(target, { recursive: true, force: true });
       await cp(source, target, { recursive: true, filter: (path) => !path.endsWith('-shm') });
