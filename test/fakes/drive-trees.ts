@@ -141,7 +141,7 @@ export function treeOf(name: fc.Arbitrary<string>): fc.Arbitrary<IsoEntry[]> {
   });
 }
 
-/** The last second that isofs of Linux before 6.14 reads as it was written: it counts in 32 bits. */
+/** The last second that isofs of Linux before 6.16 reads as it was written: it counts in 32 bits. */
 const MTIME_S_MAX = 2 ** 31 - 1;
 
 /** Takes an entry unless its path is taken, or leads through something that is no folder. */
