@@ -188,6 +188,25 @@ test('a run that takes longer than its policy allows is quarantined, however oft
   assert.ok(state.kind === 'quarantined' && state.reason.kind === 'deadline' && state.reason.state === 'run');
 });
 
+test('a clock that jumps by years, ahead or back, neither ends a run under way nor lengthens it', async () => {
+  for (const years of [10, -10]) {
+    const { clock, runner, rest } = house({ kind: 'off' });
+    const run = { ...offered, startedAtMs: clock.nowMs() - DEFAULT_POLICY.runDeadlineMs + 30_000 };
+    await runner.resume({ kind: 'reporting', run, session }, []);
+    clock.jump(years * 365 * 86_400_000);
+    clock.moveTo(clock.monotonicMs() + 10_000);
+    // A move arms the deadlines anew.
+    runner.post({ kind: 'inventory', session, rebootRequired: false });
+    await rest();
+    clock.moveTo(clock.monotonicMs() + 19_000);
+    await rest();
+    assert.equal(runner.state().kind, 'planning', `${years} years: not a moment before`);
+    clock.moveTo(clock.monotonicMs() + 1_000);
+    await rest();
+    assert.equal(runner.state().kind, 'quarantined', `${years} years`);
+  }
+});
+
 test('however many closings fail, one is tried again at a time', async () => {
   const { clock, runner, fail, rest } = house({ kind: 'connected', run: offered, session, grant, trouble: null });
   fail('close-gate', true);

@@ -20,7 +20,7 @@ import type { Effect } from './effect.ts';
 import type { AnswerEvent, RunEvent } from './event.ts';
 import type { Journal, RunNote } from './journal.ts';
 import type { Outcome } from './outcome.ts';
-import { isGateOpen, isUnderWay, type Journaled, type RunState, runOf } from './state.ts';
+import { isGateOpen, isUnderWay, type Journaled, type Run, type RunState, runOf } from './state.ts';
 import { transition } from './transition.ts';
 
 export class RunError extends PratiqueError {
@@ -121,14 +121,26 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
     });
   };
 
+  /**
+   * How long the run has taken. The wall clock is asked once, for a run that an earlier daemon began; from then on the one that nobody
+   * can set counts: a jump of years must not end every run under way.
+   */
+  let measured = { run: '', monotonicStartMs: 0 };
+  const tookMsOf = ({ run, startedAtMs }: Run): number => {
+    if (measured.run !== run) {
+      const beforeMs = Math.max(0, clock.nowMs() - startedAtMs);
+      measured = { run, monotonicStartMs: clock.monotonicMs() - beforeMs };
+    }
+    return clock.monotonicMs() - measured.monotonicStartMs;
+  };
+
   /** Of the whole run, as its policy says at this moment; a wall clock that was set back lengthens no run beyond that. */
   const armRunDeadline = (): void => {
     cancelRunDeadline();
     const run = runOf(current.state);
     if (run === null || !isUnderWay(current.state)) return;
     const { runDeadlineMs } = options.policy();
-    const tookMs = Math.max(0, clock.nowMs() - run.startedAtMs);
-    cancelRunDeadline = clock.after(Math.max(0, runDeadlineMs - tookMs), () =>
+    cancelRunDeadline = clock.after(Math.max(0, runDeadlineMs - tookMsOf(run)), () =>
       post({ kind: 'run-deadline', run: run.run, waitedMs: runDeadlineMs }),
     );
   };
