@@ -31,8 +31,8 @@ export type Extent = {
 /** Short readings and many rounds: what disturbs the machine for a second then spoils one round and not the median. */
 const WHOLE: Extent = {
   blobs: 240,
-  host: { rounds: 11, shapes: readShapes({ sequential: 556, random: 5_000, randomDeep: 8_000 }) },
-  guest: { rounds: 15, shapes: readShapes({ sequential: 139, random: 500, randomDeep: 1_000 }) },
+  host: { rounds: 9, shapes: readShapes({ sequential: 556, random: 5_000, randomDeep: 8_000 }) },
+  guest: { rounds: 11, shapes: readShapes({ sequential: 139, random: 500, randomDeep: 1_000 }) },
   attachRounds: 7,
   hasBuilds: true,
 };
