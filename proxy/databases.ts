@@ -1,6 +1,8 @@
 // The databases of a data folder: where they lie, and the order of the host's own migrations.
+import { AUDIT_MIGRATIONS } from '../src/audit/rows.ts';
 import type { Migration } from '../src/base/sqlite.ts';
 import { INVENTORY_MIGRATIONS } from '../src/inventory/inventory-store.ts';
+import { CATALOG_MIGRATIONS } from '../src/store/catalog.ts';
 import {
   FAILED_UPDATE_MIGRATIONS,
   JOURNAL_MIGRATIONS,
@@ -21,3 +23,10 @@ export const HOST_MIGRATIONS: readonly Migration[] = [
   ...OWN_POLICY_MIGRATIONS,
   ...RUN_SHAPE_MIGRATIONS,
 ];
+
+/** The newest schema that this program knows of each database with a fixed place. */
+export const KNOWN_SCHEMAS: Readonly<Record<string, number>> = {
+  [HOST_DATABASE]: HOST_MIGRATIONS.length,
+  'audit/audit.db': AUDIT_MIGRATIONS.length,
+  'store/catalog.sqlite': CATALOG_MIGRATIONS.length,
+};

@@ -24,7 +24,7 @@ import {
   RESTORED_CONFIG,
   RESTORED_NAME,
 } from './backup-manifest.ts';
-import { HOST_DATABASE, HOST_MIGRATIONS } from './databases.ts';
+import { HOST_DATABASE, KNOWN_SCHEMAS } from './databases.ts';
 
 export type RestoreOptions = {
   readonly file: string;
@@ -173,13 +173,16 @@ async function readManifest(entry: Entry): Promise<BackupManifest> {
   const text = Buffer.concat(pieces).toString('utf8');
   const manifest = parseManifest(parseJson(text, MANIFEST_NAME, 'usage/backup-damaged'), MANIFEST_NAME);
   checkManifest(manifest);
-  const schema = manifest.schemas[HOST_DATABASE] ?? 0;
-  if (schema <= HOST_MIGRATIONS.length) return manifest;
-  throw new BackupError(
-    'host-unfit/schema-newer',
-    `the backup is of Pratique ${manifest.program}: its ${HOST_DATABASE} has schema ${schema}, this program knows ${HOST_MIGRATIONS.length}`,
-    { next: 'restore it with the version of Pratique that made it, or a newer one' },
-  );
+  for (const [path, known] of Object.entries(KNOWN_SCHEMAS)) {
+    const schema = manifest.schemas[path] ?? 0;
+    if (schema <= known) continue;
+    throw new BackupError(
+      'host-unfit/schema-newer',
+      `the backup is of Pratique ${manifest.program}: its ${path} has schema ${schema}, this program knows ${known}`,
+      { next: 'restore it with the version of Pratique that made it, or a newer one' },
+    );
+  }
+  return manifest;
 }
 
 /** The place of a file below the staging folder, its folders made. `checkManifest` has held the path against the known places. */

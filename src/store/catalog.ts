@@ -30,7 +30,7 @@ export type Catalog = {
   readonly close: () => void;
 };
 
-const MIGRATIONS: readonly Migration[] = [
+export const CATALOG_MIGRATIONS: readonly Migration[] = [
   (db) => {
     // A pin may precede its blob: a run pins first and downloads then, so that nothing is collected in between.
     db.exec(`
@@ -95,7 +95,7 @@ export function openCatalog(folder: string): Catalog {
   const lock = lockStore(folder);
   let db: DatabaseSync;
   try {
-    db = openDatabase(join(folder, 'catalog.sqlite'), MIGRATIONS);
+    db = openDatabase(join(folder, 'catalog.sqlite'), CATALOG_MIGRATIONS);
   } catch (error) {
     lock.close();
     throw error;
