@@ -117,8 +117,12 @@ function openBlob(path: string, digest: Digest): number {
   try {
     return openSync(path, 'r');
   } catch (error) {
-    throw systemCode(error) === 'ENOENT' ? missingBlob(digest) : error;
+    throw openError(error, digest);
   }
+}
+
+function openError(error: unknown, digest: Digest): unknown {
+  return systemCode(error) === 'ENOENT' ? missingBlob(digest) : error;
 }
 
 function checkSize(digest: Digest, foundBytes: number, expectedBytes: number): void {
@@ -126,7 +130,9 @@ function checkSize(digest: Digest, foundBytes: number, expectedBytes: number): v
 }
 
 async function copyLargeBlob({ lengthBytes, source }: IsoExtent, blobs: BlobFiles, pieces: Pieces): Promise<void> {
-  const handle = await open(blobs.path(source.digest), 'r');
+  const handle = await open(blobs.path(source.digest), 'r').catch((error: unknown) => {
+    throw openError(error, source.digest);
+  });
   const sum = createHash('sha256');
   try {
     checkSize(source.digest, (await handle.stat()).size, lengthBytes);
