@@ -37,6 +37,22 @@ const told = async (vm: TestVm): Promise<readonly string[]> => (await vm.events(
 const offers = async (vm: TestVm): Promise<number> =>
   (await vm.audit()).filter(({ record }) => record.kind === 'offer').length;
 
+/** A VM whose drive rots as soon as it is shown; a guest that had read it by then is followed by another. */
+async function rotUnderGuest(house: House) {
+  for (let tries = 0; tries < 3; tries += 1) {
+    const vm = await house.addVm();
+    await vm.start();
+    await vm.hear(/ is attached \(/);
+    const metadata = join(await driveFolder(house, vm), 'meta.bin');
+    const before = await stat(metadata);
+    await rot(metadata, before.size - 2_000);
+    const { text } = await vm.hear(/^the agent reports 1 result/);
+    if (/mismatch/.test(text)) return { vm, metadata, before };
+    await vm.reach('connected');
+  }
+  assert.fail('three guests were quicker than this test');
+}
+
 /** An agent that reads a copy of the drive in which each package has other bytes: the manifest is the announced one. */
 const LIAR = `#!/bin/busybox sh
 bb=/bin/busybox
@@ -57,17 +73,10 @@ exec /usr/sbin/pratique-agent --drive /run/copy
 
 test('a drive that is not what was announced is mended where the host can, and the run goes on; a lie is not believed for ever [A9] [X4] [X8]', async (t) => {
   const house = await openHouse(t, { version: '1.1.0' });
-  const [packed, liar] = [
-    await house.addVm(),
-    await house.addVm({ programs: { '/usr/lib/pratique-guest/agent': LIAR } }),
-  ];
+  const liar = await house.addVm({ programs: { '/usr/lib/pratique-guest/agent': LIAR } });
 
   await t.test('the file of a drive rots in which its small blobs are packed: a sound one is made', async () => {
-    await packed.start();
-    await packed.hear(/ is attached \(/);
-    const metadata = join(await driveFolder(house, packed), 'meta.bin');
-    const before = await stat(metadata);
-    await rot(metadata, before.size - 2_000);
+    const { vm: packed, metadata, before } = await rotUnderGuest(house);
     await packed.hear(/^this host's copies of the updates are sound/);
     await packed.hear(/ is attached \(/);
     // The file system may give the new file the old one's number.
@@ -96,7 +105,7 @@ test('a drive that is not what was announced is mended where the host can, and t
     await house.service.stopVm(liar.vm, { force: true });
   });
 
-  await house.publish({ version: '1.2.0', paddingBytes: 300_000 });
+  await house.publish({ version: '1.2.0', paddingBytes: 16_000_000 });
 
   await t.test('a stored blob that disappears under a guest is on its drive all the same', async () => {
     const vm = await house.addVm();
@@ -115,7 +124,8 @@ test('a drive that is not what was announced is mended where the host can, and t
     await vm.hear(/ is attached \(/);
     await house.server.close();
     const blob = await blobOf(house, '1.2.0');
-    await rot(blob, 100_000);
+    // A guest needs a second to read to here.
+    await rot(blob, 15_500_000);
     assert.equal(await vm.settle(), 'quarantined');
     assert(
       (await told(vm)).some((text) => /damaged on this host .* bundle\/hello/.test(text)),
