@@ -7,6 +7,7 @@ import { type TestContext, test } from 'node:test';
 import { makeNamespace } from '../../../test/fakes/namespace.ts';
 import { type FakeQemuOptions, startFakeQemu } from '../../../test/fakes/qemu.ts';
 import { systemClock } from '../../base/clock.ts';
+import { describeError } from '../../base/errors.ts';
 import { silentLog } from '../../base/log.ts';
 import type { VmId } from '../../model/ids.ts';
 import { openFence } from '../fence.ts';
@@ -100,6 +101,22 @@ test('a card that is not gated is left alone whatever it is connected to; the ot
     ['vnet3'],
   );
   assert.deepEqual([...(await fence.verify()).gated], ['vnet3']);
+});
+
+test('a card that its owner plugged in meanwhile keeps the links down [A11] [X1]', async (t) => {
+  const { driver, spec, qemu } = await house(t);
+  const cards = [{ id: 'net0', tap: 'vnet3' }];
+  const fake = await qemu({ nics: cards });
+  const vm = await driver().start(spec());
+  t.after(vm.release);
+  await vm.lowerLinks();
+  cards.push({ id: 'late', tap: 'vnet9' });
+  const refused = await vm.raiseLinks().catch((error: unknown) => error);
+  assert.match(describeError(refused), /a network card "late" that its spec does not name/);
+  assert.equal(fake.links.get('net0'), false);
+  cards.pop();
+  await vm.raiseLinks();
+  assert.equal(fake.links.get('net0'), true, 'positive control');
 });
 
 test('a running VM is ungated; found again after our restart it is the same process; a new QEMU is not [A2] [X4]', async (t) => {

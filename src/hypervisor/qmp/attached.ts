@@ -52,6 +52,7 @@ export async function adoptAttached(spec: AttachedVm, options: QmpDriverOptions)
       qmp,
       slots,
       media: [],
+      checkCards: () => checkCards(spec, qmp),
       agentPort: port.id,
       isManaged: false,
       hasEnded: async () => !(await isListening(spec.qmpSocket)),

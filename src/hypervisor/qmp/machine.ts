@@ -35,6 +35,8 @@ export type MachineParts = {
   readonly slots: DriveSlots;
   readonly media: readonly Medium[];
   readonly overlay?: DiskOverlay;
+  /** Throws when the VM has other cards than it was taken over with: somebody else's QEMU may get one at any moment. */
+  readonly checkCards?: () => Promise<void>;
   /** Id of the agent's port in VSERPORT_CHANGE. */
   readonly agentPort: string;
   /** Managed VMs stop at a reset and at power-off, and have a console. */
@@ -92,6 +94,7 @@ export function makeMachine(parts: MachineParts): RunningVm {
     lowerLinks: () => step('lowering the links', () => setLinks(false)),
     raiseLinks: () =>
       step('raising the links', async () => {
+        await parts.checkCards?.();
         resets.endFirmwarePhase();
         await setLinks(true);
       }),
