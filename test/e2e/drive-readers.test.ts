@@ -106,6 +106,12 @@ function makeTrees(name: fc.Arbitrary<string>, seed: number): IsoEntry[] {
   return all.map((entry) => ({ ...entry, path: `/all${entry.path}` }));
 }
 
+/** The longest that Linux reads: names and targets that go on behind the folder. */
+const LONGEST: readonly IsoEntry[] = [
+  file(`/all/${'ü'.repeat(126)}a`, 'the longest name'),
+  { kind: 'symlink', path: `/all/${'l'.repeat(253)}`, target: `${'./'.repeat(384)}${'ü'.repeat(126)}a` },
+];
+
 async function writeImage(name: string, entries: readonly IsoEntry[], options: IsoOptions = {}): Promise<string> {
   const path = join(folder, name);
   await writePlainImage(path, buildIso(entries, options), contentOf);
@@ -191,7 +197,7 @@ describe("images as the kernel's isofs reads them [A4]", () => {
     const image = await tinyImage();
     const seed = seedOf(t);
     const forBoth = makeTrees(hostileName.filter(isJolietName), seed);
-    const forRockRidge = makeTrees(hostileName, seed + 1);
+    const forRockRidge = [...makeTrees(hostileName, seed + 1), ...LONGEST];
     const digest = digestOf('a sparse file');
     const big: IsoEntry = { path: '/big', sizeBytes: BIG_BYTES, source: { kind: 'blob', digest } };
     const both = await writeImage('both.iso', [...forBoth, big]);
