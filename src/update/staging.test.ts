@@ -177,3 +177,18 @@ test('the disk of a VM that runs, or of one that is attached, is not read [A3]',
   await assert.rejects(makeOne({ spec: ATTACHED }).staging.inspect(OFF, never), { code: 'conflict/attached' });
   assert.equal(looks.count, 0);
 });
+
+test('what the agent told counts also when this host cannot write it down: its run goes on [A6 X4]', () => {
+  const { staging, inventories } = makeOne();
+  const { record } = inventories;
+  const full = Object.assign(inventories, {
+    record: () => {
+      throw new Error('database or disk is full');
+    },
+  });
+  assert.doesNotThrow(() => staging.learn(inventoryOf('3'), 'report'));
+  assert.equal(inventories.last(VM), null);
+  Object.assign(full, { record });
+  staging.learn(inventoryOf('3'), 'report');
+  assert.deepEqual(inventories.last(VM)?.inventory, inventoryOf('3'));
+});

@@ -91,6 +91,21 @@ export class Staging {
     return { ...report, counts: isTold ? known.source : 'disk', difference };
   }
 
+  /**
+   * Remembers what the agent told. A database that cannot take it holds up no run: what is planned and judged is what was told, and the
+   * agent reports again with each session.
+   */
+  learn(inventory: Inventory, source: 'report' | 'confirm'): void {
+    const { vm } = this.#owner;
+    const { inventories, clock, log } = this.#deps;
+    try {
+      this.compare(inventory);
+      inventories.record(vm, { inventory, source, atMs: clock.nowMs() });
+    } catch (error) {
+      log.error({ vm, detail: describeError(error) }, 'what the agent told could not be written down');
+    }
+  }
+
   /** Holds the agent's first report against what the disk told. Call it before the report takes the disk's place. */
   compare(reported: Inventory): void {
     const { vm, note } = this.#owner;

@@ -228,8 +228,7 @@ export class VmRun {
 
   #keepInventory(inventory: Inventory, source: 'report' | 'confirm'): void {
     if (source === 'report') this.#reported = inventory;
-    this.#staging.compare(inventory);
-    this.#deps.inventories.record(this.vm, { inventory, source, atMs: this.#deps.clock.nowMs() });
+    this.#staging.learn(inventory, source);
   }
 
   // ---- Effects out --------------------------------------------------------------------------------------------------
@@ -575,6 +574,8 @@ export class VmRun {
     const run = runOf(state);
     const keep: RunId | null = isUnderWay(state) && run !== null ? run.run : null;
     this.#deps.journal.forgetPlansOf(this.vm, keep);
+    // Of a live update that failed: its guest never answered that it let go.
+    if (state.kind === 'connected') await this.#drive.detach(this.#running);
     await this.#drive.cleanUp({ keep, isConnected: state.kind === 'connected' });
     return null;
   }

@@ -104,7 +104,14 @@ export async function startDaemon(world: World): Promise<Daemon> {
   const fenceFor = async () => fence;
   const store = makeStore(parts);
   const vendor = makeVendor(parts);
-  const inventories = makeInventoryStore(db);
+  const knownInventories = makeInventoryStore(db);
+  const inventories: typeof knownInventories = {
+    ...knownInventories,
+    record: (...args) => {
+      if (world.full.has('journal')) throw new SimulatedFault('host-fault/disk-full', DISK_FULL);
+      knownInventories.record(...args);
+    },
+  };
   const gate = makeSimGate(world, mine, { fenceFor, audit });
   const config = {
     dataFolder: '/simulated',

@@ -11,7 +11,7 @@ export type DatabaseName = typeof JOURNAL_DB | typeof AUDIT_DB;
 const DATABASES: readonly DatabaseName[] = [JOURNAL_DB, AUDIT_DB];
 
 /** Where a database stood when the write that is not synced yet began. */
-type Mark = { readonly walBytes: number; readonly main: string; writes: number };
+type Mark = { walBytes: number; main: string; writes: number };
 
 export type HostDisk = {
   /** The data folder of the present daemon. */
@@ -53,6 +53,8 @@ export function makeHostDisk(): HostDisk {
       return () => {
         if (from !== generation) return;
         mark.writes -= 1;
+        // A sync takes everything with it that was written until then.
+        Object.assign(mark, { walBytes: sizeOf(walOf(name)), main: mainOf(name) });
         if (mark.writes === 0) marks.delete(name);
       };
     },

@@ -46,6 +46,8 @@ export type Guest = {
   readonly boot: () => string;
   /** Since when the host has a session with this boot's agent. */
   readonly heardAtMs: () => number | null;
+  /** Its report of the present session has reached the host. */
+  readonly hasReported: () => boolean;
   readonly powerOn: () => void;
   readonly powerOff: () => void;
   /** Another kernel takes over without a reset. */
@@ -89,6 +91,8 @@ export function makeGuest(deps: GuestDeps): Guest {
   let isUp = false;
   let generation = 0;
   let heardAtMs: number | null = null;
+  /** The session in which it reported over a line that loses nothing. */
+  let reportedIn: string | null = null;
   let manifest: Digest | null = null;
   let results: readonly ItemResult[] = [];
   let needsReboot = false;
@@ -106,6 +110,7 @@ export function makeGuest(deps: GuestDeps): Guest {
     isUp: () => isUp,
     boot: () => boot,
     heardAtMs: () => heardAtMs,
+    hasReported: () => reportedIn !== null && reportedIn === agent?.channel.session()?.nonce,
     powerOn: () => bootAnew(random.between(1_000, 20_000)),
     powerOff: () => {
       generation += 1;
@@ -176,7 +181,9 @@ export function makeGuest(deps: GuestDeps): Guest {
     if (mine === null || nonce === undefined) return;
     const delayMs = self.behaviour === 'slow' ? afterMs + random.between(0, 90_000) : afterMs;
     mine.process.after(delayMs, () => {
-      if (mine === agent && mine.channel.session()?.nonce === nonce) mine.channel.send(body);
+      if (mine !== agent || mine.channel.session()?.nonce !== nonce) return;
+      mine.channel.send(body);
+      if (body.type === 'inventory' && !wire.isLossy && !wire.isMute) reportedIn = nonce;
     });
   }
 

@@ -48,6 +48,7 @@ export class Invariants {
       this.#checkKept(vm, watch);
       this.#checkEntitled(vm, watch);
       this.#checkWhy(vm);
+      this.#checkSilence(vm, watch);
       this.#checkSteps(vm, watch);
       this.#checkPlugged(vm, watch);
       this.#checkCalm(vm, watch);
@@ -183,6 +184,16 @@ export class Invariants {
   why({ vm }: SimVm): Reason | null {
     const run = this.#world.daemon?.runOf(vm) ?? null;
     return run === null ? null : explain(vm, run.runner.state(), run.policy);
+  }
+
+  /** A guest whose agent answered is not called silent, whatever this host's disk did with the answer. */
+  #checkSilence(vm: SimVm, watch: Watch): void {
+    const state = this.#world.stateOf(vm.vm);
+    // In the moment in which it is said: a report may come later.
+    if (state === watch.state) return;
+    if (state?.kind !== 'quarantined' || state.reason.kind !== 'agent-silent') return;
+    if (state.reason.state !== 'reporting' || !vm.guest.hasReported()) return;
+    throw new Broken(`${vm.vm} is said to be silent, and the host had its report`);
   }
 
   /** No step of a run outlives its deadline. */

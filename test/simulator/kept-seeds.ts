@@ -24,4 +24,8 @@ export const KEPT_SEEDS: readonly KeptSeed[] = [
     seed: 5406,
     was: 'on a slow disk a guest that had booted anew was plugged in before its new session was journaled',
   },
+  {
+    seed: 1319,
+    was: 'the drive of a live update that failed stayed in the guest for good when its word that it let go was lost',
+  },
 ];

@@ -309,7 +309,9 @@ export class World {
     if (this.#openSeen.has(vm)) return;
     this.#openSeen.add(vm);
     const last = this.records.findLast(({ record }) => record.vm === vm);
-    if (last?.record.kind !== 'gate-opened' || last.epoch !== machine.epoch || this.daemon === null) return;
+    // Without the fence an old opening may come to light again.
+    if (last?.record.kind !== 'gate-opened' || last.epoch !== machine.epoch || !this.kernel.hasTable) return;
+    if (this.daemon === null) return;
     const session = this.daemon.sessions.get(vm);
     if (session === last.record.evidence.nonce) return;
     this.complain(`${vm} was opened on evidence of a session that had ended`);
