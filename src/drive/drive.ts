@@ -53,8 +53,8 @@ export type BuiltDrive = {
 };
 
 /**
- * Builds the drive of a run, durably. A second call with the same plan finds it and gives the same answer; what a crash
- * left half-built is built again; another plan replaces the files, while a QEMU that has the old ones open keeps them.
+ * Builds the drive of a run. A second call with the same plan finds it and gives the same answer; what a crash
+ * or a power cut of the host left behind is built again; another plan replaces the files, while a QEMU that has the old ones open keeps them.
  * Throws DriveError: `host-fault/blob-missing` and `blob-damaged` (with `digest`), `usage/drive-…` for what a drive
  * cannot carry, `host-unfit/drive-links` when folder and store are on different file systems.
  */
