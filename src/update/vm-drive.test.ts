@@ -237,6 +237,36 @@ test('a drive that cannot be plugged in is not served any longer: it would stand
   assert.deepEqual(seen.slice(2), ['serve', 'attach']);
 });
 
+test('a drive that a broken-off step left with the guest counts as attached: it goes before the gate opens or another one is shown [A4 A11]', async () => {
+  const { publish, vendor } = archive();
+  const seen: string[] = [];
+  const { running } = machine(seen);
+  // QEMU did what it was asked, but too late for its answer, and the way back failed as well.
+  const attachDrive = async () => {
+    await running.attachDrive({ source: { kind: 'vmdk', path: '' }, frontEnd: 'virtio-blk' });
+    assert.fail('QEMU did not answer in time');
+  };
+  const drive = daemon(vendor, { transport: 'nbd', running, exports: scriptedExports(seen).exports });
+  await publish();
+  await drive.fetch(PLAN, 'run', signal);
+  const first = await drive.attach(runWith([]), PLAN, { running, reported: null }, signal);
+  await drive.detach(running);
+  seen.length = 0;
+  const slow: RunningVm = { ...running, attachDrive };
+  await assert.rejects(drive.attach(runWith([first]), PLAN, { running: slow, reported: null }, signal), /in time/);
+  assert.equal(drive.isAttached, true);
+  await drive.attach(runWith([first]), PLAN, { running, reported: null }, signal);
+  assert.deepEqual(seen, ['serve', 'attach', 'detach', 'withdraw', 'serve', 'attach']);
+  seen.length = 0;
+  await drive.detach(running);
+  const mute = async () => assert.fail('nor did it answer this');
+  const silent: RunningVm = { ...running, attachDrive: mute, hasDrive: mute };
+  await assert.rejects(drive.attach(runWith([first]), PLAN, { running: silent, reported: null }, signal), /nor did/);
+  await drive.detach(running);
+  assert.equal(drive.isAttached, false);
+  assert.deepEqual(seen, ['detach', 'withdraw', 'serve', 'detach', 'withdraw']);
+});
+
 test('a file that went away and came back is opened anew under the guest, unless it was detached meanwhile [A9]', async () => {
   const { publish, vendor } = archive();
   const [seen, notes, lost]: [string[], string[], Trouble[]] = [[], [], []];

@@ -46,8 +46,8 @@ export class VmDrive {
   #devices: Promise<unknown> = Promise.resolve();
   /** The signed files of a run's drive, so that each of its offers shows the same ones. */
   #signed: { readonly run: RunId; readonly archives: readonly DriveArchive[] } | null = null;
-  /** The manifest of the drive that is attached; `unknown` after a restart of the daemon that found one. */
-  #attached: Digest | 'unknown' | null = null;
+  /** The manifest of the drive that is attached; `unknown` after a restart of the daemon that found one, `half` where attaching failed midway. */
+  #attached: Digest | 'unknown' | 'half' | null = null;
   #doubtedAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(deps: VmRunDeps, owner: DriveOwner) {
@@ -185,8 +185,11 @@ export class VmDrive {
     try {
       await this.#inTurn(() => running.attachDrive({ source, frontEnd }));
     } catch (error) {
-      // Nothing is attached: what goes on being served would stand in the way of the next drive.
-      await this.#export.withdraw();
+      // QEMU may have done it all the same, or not say: then it is taken away before another drive is shown, or the gate opens.
+      const isLeft = await this.#inTurn(running.hasDrive).catch(() => true);
+      // Where nothing is attached, what goes on being served would stand in the way of the next drive.
+      if (isLeft) this.#attached = 'half';
+      else await this.#export.withdraw();
       throw error;
     }
   }
