@@ -40,7 +40,11 @@ const ROOT = process.getuid?.() === 0;
 /** What a guest can be told from outside while its cable is unplugged. */
 export type Order =
   /** At once and without a word, as the reset button does it. */
-  'reset' | 'reboot' | 'poweroff';
+  | 'reset'
+  | 'reboot'
+  | 'poweroff'
+  /** For a test's own program that waits for it. */
+  | 'done';
 
 export type Release = {
   readonly version: string;
