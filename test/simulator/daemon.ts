@@ -46,6 +46,8 @@ export type Daemon = {
   readonly runOf: (vm: VmId) => VmRun | null;
   /** Closings of a VM's gate under way. */
   readonly closing: Map<VmId, number>;
+  /** When the first of them was asked for. */
+  readonly closingSinceMs: Map<VmId, number>;
   /** Nonce of the channel session that the host has with a VM. */
   readonly sessions: Map<VmId, string>;
   /** Ends the process as a stop of the service does. */
@@ -54,7 +56,7 @@ export type Daemon = {
   readonly abandon: () => Promise<void>;
 };
 
-type Mine = Pick<Daemon, 'isDead' | 'isReady' | 'isClosing' | 'closing' | 'sessions'> & {
+type Mine = Pick<Daemon, 'isDead' | 'isReady' | 'isClosing' | 'closing' | 'closingSinceMs' | 'sessions'> & {
   readonly clock: ProcessClock;
 };
 
@@ -68,6 +70,7 @@ export async function startDaemon(world: World): Promise<Daemon> {
     isReady: false,
     isClosing: false,
     closing: new Map(),
+    closingSinceMs: new Map(),
     sessions: new Map(),
     clock,
   };
@@ -204,10 +207,10 @@ function makeProcessClock({ clock, mutation }: World): ProcessClock {
 
 /** Every touch of the world is late by chance, fails by chance, and never comes once the daemon is dead. */
 function makeTouch(world: World, mine: Mine, vm: VmId | null): Touch {
-  return async (what, work, { mayFail } = {}) => {
+  return async (what, work, { mayFail, isQuick = false } = {}) => {
     const { lateness, failures } = world.stormOf(vm);
     const random = world.random(`touch ${vm ?? 'host'}`);
-    const isHeldUp = random.chance(lateness);
+    const isHeldUp = random.chance(lateness) && !isQuick;
     const delayMs = isHeldUp
       ? random.pick([
           [4, random.between(1, 100)],
@@ -350,6 +353,7 @@ function makeSimGate(
     clock: mine.clock,
   });
   const counted = async (vm: VmId, work: () => Promise<void>): Promise<void> => {
+    if ((mine.closing.get(vm) ?? 0) === 0) mine.closingSinceMs.set(vm, mine.clock.monotonicMs());
     mine.closing.set(vm, (mine.closing.get(vm) ?? 0) + 1);
     await work().finally(() => mine.closing.set(vm, (mine.closing.get(vm) ?? 0) - 1));
   };

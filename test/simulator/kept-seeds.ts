@@ -17,10 +17,6 @@ export const KEPT_SEEDS: readonly KeptSeed[] = [
     was: 'a VM found ungated, whose QEMU then ended, was to be stopped before it could be started',
   },
   {
-    seed: 459,
-    was: 'a close waited behind an opening that waited for a slow monitor, and frames passed until its turn came',
-  },
-  {
     seed: 5406,
     was: 'on a slow disk a guest that had booted anew was plugged in before its new session was journaled',
   },

@@ -100,7 +100,12 @@ export function endMachine(kernel: Kernel, machine: Machine): void {
 }
 
 /** Every touch of the world by the daemon: late, failing or never, as the simulation decides. */
-export type Touch = <T>(what: string, work: () => T, options?: { readonly mayFail?: boolean }) => Promise<T>;
+export type Touch = <T>(
+  what: string,
+  work: () => T,
+  /** `isQuick`: the kernel's own, which nothing holds up for longer than a moment. */
+  options?: { readonly mayFail?: boolean; readonly isQuick?: boolean },
+) => Promise<T>;
 
 /** The kernel's table, which does not fail. */
 export function makeFence(parts: {
@@ -111,7 +116,7 @@ export function makeFence(parts: {
   readonly isKeeping: boolean;
 }): Fence {
   const { kernel, touchOf, onChange, isKeeping } = parts;
-  const sure = { mayFail: false } as const;
+  const sure = { mayFail: false, isQuick: true } as const;
   const change = (what: string, taps: readonly string[], each: (tap: string) => void): Promise<void> =>
     touchOf(taps[0])(
       what,
