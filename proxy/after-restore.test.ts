@@ -18,8 +18,10 @@ afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
 type Given = Parameters<typeof beginAfterRestore>[0];
 
+const BOTH = [SAMPLE_SPEC, { ...SAMPLE_SPEC, namespace: { kind: 'named', name: 'n' } }];
+
 /** Rooms of a host with VMs in two namespaces, and what was done in them. */
-async function rooms(fault: Error | null = null) {
+async function rooms(fault: Error | null = null, known: readonly unknown[] = BOTH) {
   const { config } = await loadConfig({ env: { PRATIQUE_DATA: folder, PRATIQUE_RUN: folder, HOME: folder }, uid: 1 });
   const admitted = new Map([
     ['host', new Set(['pqweb0', 'pqunknown0'])],
@@ -36,12 +38,11 @@ async function rooms(fault: Error | null = null) {
       },
     };
   };
-  const specs = [SAMPLE_SPEC, { ...SAMPLE_SPEC, namespace: { kind: 'named', name: 'n' } }];
   const given = {
     config,
     log: silentLog,
     fenceFor,
-    journal: { load: () => specs.map((spec) => ({ spec })) },
+    journal: { load: () => known.map((spec) => ({ spec })) },
     audit: {
       append: async (record: unknown) => {
         records.push(record);
@@ -91,4 +92,11 @@ test('a marker that is damaged is told, not passed over', async () => {
   writeFileSync(restored(), '{');
   const { given } = await rooms();
   await assert.rejects(beginAfterRestore(given), { code: 'host-fault/restored' });
+});
+
+test('a backup from before the first VM closes the taps of those that were added since, too [A11]', async () => {
+  mark();
+  const { given, admitted } = await rooms(null, []);
+  await beginAfterRestore(given);
+  assert.equal(admitted.get('host')?.size, 0);
 });

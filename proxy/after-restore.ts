@@ -6,7 +6,7 @@ import { isoTime } from '../src/base/clock.ts';
 import { syncFolder } from '../src/base/durable-file.ts';
 import { describeError } from '../src/base/errors.ts';
 import { makeParser, parseJson } from '../src/base/parse.ts';
-import { namespaceKey } from '../src/hypervisor/namespace.ts';
+import { HOST_NAMESPACE, namespaceKey } from '../src/hypervisor/namespace.ts';
 import type { Namespace } from '../src/hypervisor/vm-spec.ts';
 import { namespaceOf } from '../src/update/taps.ts';
 import { RESTORED_NAME } from './backup-manifest.ts';
@@ -50,9 +50,9 @@ async function readRestored(path: string): Promise<Restored | null> {
   return text === null ? null : parseRestored(parseJson(text, path, 'host-fault/restored'), path);
 }
 
-/** Also taps of VMs that the backup does not know. A fence that cannot be read admits nobody who is taken over, either. */
+/** Also taps of VMs that the backup does not know, in the host's network and in every namespace that it knows. A fence that cannot be read admits nobody who is taken over, either. */
 async function expelAll({ journal, fenceFor, log }: Rooms): Promise<void> {
-  const namespaces = new Map<string, Namespace>();
+  const namespaces = new Map<string, Namespace>([[namespaceKey(HOST_NAMESPACE), HOST_NAMESPACE]]);
   for (const { spec } of journal.load()) namespaces.set(namespaceKey(namespaceOf(spec)), namespaceOf(spec));
   for (const namespace of namespaces.values()) {
     try {

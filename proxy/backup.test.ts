@@ -5,11 +5,13 @@ import { createHash, randomInt } from 'node:crypto';
 import { once } from 'node:events';
 import {
   chmodSync,
+  cpSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   statSync,
   writeFileSync,
@@ -418,6 +420,47 @@ async function killAfter(delayMs: number, code: string, ...argv: readonly string
   child.kill('SIGKILL');
   await once(child, 'close');
   return said.includes('ended');
+}
+
+test('a key that is rotated after the chain was copied stops the backup: the two would not fit together in a restored host [X2]', async () => {
+  const options = await makeHost();
+  const rotate = async () => {
+    const audit = await openAudit({ folder: join(options.dataFolder, 'audit'), clock: systemClock, log: silentLog });
+    await audit.rotateKey({ actor: 'test' });
+    await audit.close();
+  };
+  const rotating = await rotatedMeanwhile(options, rotate);
+  assert.equal(await codeOf(backUpToFile(at('a.tar'), rotating)), 'conflict/backup-rotation');
+  assert.deepEqual(
+    readdirSync(folder).filter((name) => name.startsWith('a.tar')),
+    [],
+  );
+  // The chain as the rotation left it, with its keys.
+  rmSync(join(options.dataFolder, 'audit'), { recursive: true });
+  renameSync(at('rotated-audit'), join(options.dataFolder, 'audit'));
+  await backUpToFile(at('b.tar'), options);
+  await restoreTo('again', at('b.tar'));
+  const audit = await openAudit({ folder: at('again/audit'), clock: systemClock, log: silentLog });
+  await audit.close();
+});
+
+/** The moments of the databases are taken at once; what happens while the files beside them are read is ours to choose. */
+async function rotatedMeanwhile(options: BackupOptions, rotate: () => Promise<void>): Promise<BackupOptions> {
+  const other = at('other-audit');
+  cpSync(join(options.dataFolder, 'audit'), other, { recursive: true });
+  await rotate();
+  const after = at('rotated-audit');
+  renameSync(join(options.dataFolder, 'audit'), after);
+  renameSync(other, join(options.dataFolder, 'audit'));
+  return {
+    ...options,
+    get vendors() {
+      for (const name of readdirSync(after)) {
+        if (/[.](pem|pub)$/.test(name)) cpSync(join(after, name), join(options.dataFolder, 'audit', name));
+      }
+      return [];
+    },
+  };
 }
 
 test('a backup or a restore that is killed leaves no half of either, and the next one clears up', async () => {

@@ -139,6 +139,12 @@ async function collect(staging: string, options: BackupOptions): Promise<Collect
   const { files: config, missing } = await configFiles(staging, options);
   const found = [...databases.entries, ...audit, ...(await trustFiles(dataFolder)), ...config];
   const entries = await Promise.all(found.map((entry) => settleEntry(entry, staging)));
+  // The keys are read after the chain: those of a rotation in between would not open it.
+  if ((await keysDigest(dataFolder)) !== databases.keys) {
+    throw new BackupError('conflict/backup-rotation', 'the key of the audit chain was changed while it was copied', {
+      next: 'make the backup again',
+    });
+  }
   // A blob's name is its digest; it is held against its bytes while they are written.
   const all = [...entries, ...linked];
   const made: BackupManifest = {
@@ -177,7 +183,12 @@ async function filesBelow(dataFolder: string, name: string): Promise<readonly st
   return found.sort();
 }
 
-type Copied = { readonly entries: readonly Entry[]; readonly schemas: BackupManifest['schemas'] };
+type Copied = {
+  readonly entries: readonly Entry[];
+  readonly schemas: BackupManifest['schemas'];
+  /** Of the keys that the chain had at its moment. */
+  readonly keys: Digest;
+};
 
 /**
  * All moments are taken in one go, before anything is copied: a daemon at work writes on meanwhile. Keys that change between two
@@ -198,7 +209,8 @@ async function copyDatabases(dataFolder: string, staging: string): Promise<Copie
         await snapshot.copyTo(join(staging, path));
       }
       const entries = snapshots.map(({ path }) => ({ path: `data/${path}`, source: join(staging, path) }));
-      return { entries, schemas: Object.fromEntries(snapshots.map(({ path, snapshot }) => [path, snapshot.schema])) };
+      const schemas = Object.fromEntries(snapshots.map(({ path, snapshot }) => [path, snapshot.schema]));
+      return { entries, schemas, keys };
     } finally {
       for (const { snapshot } of snapshots) snapshot.close();
     }
