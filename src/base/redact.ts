@@ -22,8 +22,11 @@ const FORMS: readonly (readonly [RegExp, string])[] = [
   [/-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----[^"]*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|(?=")|$)/g, REDACTED],
 ];
 
-/** The beginning of a secret field of JSON: `"token":"`, or `\\"token\\":\\"` where JSON stands inside a string of JSON. */
-const FIELD = new RegExp(`(\\\\*)"(?:${SECRET_NAMES})\\1"\\s*:\\s*\\1"`, 'gi');
+/**
+ * The beginning of a secret field of JSON: `"token":"`, or `\\"token\\":\\"` where JSON stands inside a string of JSON; six deep, for
+ * without a bound a long row of backslashes would be read again from each of them.
+ */
+const FIELD = new RegExp(`(\\\\{0,63})"(?:${SECRET_NAMES})\\1"\\s*:\\s*\\1"`, 'gi');
 
 const known = new Map<string, number>();
 
