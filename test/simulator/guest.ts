@@ -46,8 +46,8 @@ export type Guest = {
   readonly boot: () => string;
   /** Since when the host has a session with this boot's agent. */
   readonly heardAtMs: () => number | null;
-  /** Its report of the present session has reached the host. */
-  readonly hasReported: () => boolean;
+  /** When it reported last, over a line that loses nothing. */
+  readonly reportedAtMs: () => number;
   readonly powerOn: () => void;
   readonly powerOff: () => void;
   /** Another kernel takes over without a reset. */
@@ -91,8 +91,7 @@ export function makeGuest(deps: GuestDeps): Guest {
   let isUp = false;
   let generation = 0;
   let heardAtMs: number | null = null;
-  /** The session in which it reported over a line that loses nothing. */
-  let reportedIn: string | null = null;
+  let reportedAtMs = Number.NEGATIVE_INFINITY;
   let manifest: Digest | null = null;
   let results: readonly ItemResult[] = [];
   let needsReboot = false;
@@ -110,7 +109,7 @@ export function makeGuest(deps: GuestDeps): Guest {
     isUp: () => isUp,
     boot: () => boot,
     heardAtMs: () => heardAtMs,
-    hasReported: () => reportedIn !== null && reportedIn === agent?.channel.session()?.nonce,
+    reportedAtMs: () => reportedAtMs,
     powerOn: () => bootAnew(random.between(1_000, 20_000)),
     powerOff: () => {
       generation += 1;
@@ -183,7 +182,7 @@ export function makeGuest(deps: GuestDeps): Guest {
     mine.process.after(delayMs, () => {
       if (mine !== agent || mine.channel.session()?.nonce !== nonce) return;
       mine.channel.send(body);
-      if (body.type === 'inventory' && !wire.isLossy && !wire.isMute) reportedIn = nonce;
+      if (body.type === 'inventory' && !wire.isLossy && !wire.isMute) reportedAtMs = clock.monotonicMs();
     });
   }
 

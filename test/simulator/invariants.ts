@@ -190,9 +190,9 @@ export class Invariants {
   #checkSilence(vm: SimVm, watch: Watch): void {
     const state = this.#world.stateOf(vm.vm);
     // In the moment in which it is said: a report may come later.
-    if (state === watch.state) return;
+    if (state === watch.state || watch.state?.kind !== 'reporting') return;
     if (state?.kind !== 'quarantined' || state.reason.kind !== 'agent-silent') return;
-    if (state.reason.state !== 'reporting' || !vm.guest.hasReported()) return;
+    if (state.reason.state !== 'reporting' || vm.guest.reportedAtMs() <= watch.stepAtMs) return;
     throw new Broken(`${vm.vm} is said to be silent, and the host had its report`);
   }
 
