@@ -70,6 +70,8 @@ class WrongContent extends StoreError {
 
 /** Rejects as soon as the signal aborts, even when the work itself does not listen. */
 async function orAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  // It may have failed by the abort itself, and nobody would hear it: that would end the process.
+  work.catch(() => {});
   signal.throwIfAborted();
   let stop = (): void => {};
   const aborted = new Promise<never>((_resolve, reject) => {
