@@ -527,3 +527,24 @@ test('closing stops downloads, tells their waiters, and keeps the part', async (
   await again.ensure(vendor.request);
   assert.deepEqual(vendor.offsets, [0, 2 * PIECE_BYTES]);
 });
+
+/** Examines a blob, takes every file descriptor that is left, and examines it again. */
+const STARVED = `
+  import { openSync } from 'node:fs';
+  const { systemClock } = await import(process.argv[1] + '/src/base/clock.ts');
+  const { examineBlob } = await import(process.argv[1] + '/src/store/scrub.ts');
+  const examine = () => examineBlob(process.argv[2], process.argv[3], systemClock, {}).catch(({ code }) => code);
+  const before = await examine();
+  try { for (;;) openSync('/dev/null'); } catch {}
+  console.log(before, await examine());
+`;
+
+test('a sound blob that this process cannot open for want of descriptors is not called damaged [X4]', async (t) => {
+  const folder = await makeFolder(t);
+  const path = join(folder, 'blob');
+  await writeFile(path, 'sound');
+  const root = fileURLToPath(new URL('../..', import.meta.url));
+  const node = [process.execPath, '--input-type=module', '-e', STARVED, root, path, digestOf('sound')];
+  const { stdout } = spawnSync('sh', ['-c', 'ulimit -n 100; exec "$@"', 'sh', ...node], { encoding: 'utf8' });
+  assert.equal(stdout, 'sound host-fault/store\n');
+});

@@ -1,10 +1,11 @@
 // Re-reads blobs to find the ones that rotted on the disk after they had been verified.
 import { createHash } from 'node:crypto';
 import { type FileHandle, open } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import type { Digest } from '../base/digest.ts';
 import { SCRUB_PIECE_BYTES } from '../base/limits.ts';
-import { systemErrorCode } from './errors.ts';
+import { diskError, systemErrorCode } from './errors.ts';
 
 export type ScrubOptions = {
   /** Reading speed at most, so that the VMs on the same disk do not feel it; unlimited when absent. */
@@ -50,7 +51,10 @@ async function hashPieces(handle: FileHandle, clock: Clock, options: ScrubOption
   }
 }
 
-/** Hashes one blob file and says how it is. Rejects only when aborted. */
+/** What the host has too little of at the moment: that says nothing about a blob. */
+const SHORTAGES: ReadonlySet<string | undefined> = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'EAGAIN']);
+
+/** Hashes one blob file and says how it is. Rejects when aborted, and with StoreError when this process cannot look now. */
 export async function examineBlob(
   path: string,
   digest: Digest,
@@ -64,6 +68,8 @@ export async function examineBlob(
     return found === digest ? 'sound' : 'altered';
   } catch (error) {
     options.signal?.throwIfAborted();
+    if (SHORTAGES.has(systemErrorCode(error)))
+      throw diskError(error, `reading the blob ${digest} again`, dirname(path));
     return systemErrorCode(error) === 'ENOENT' ? 'missing' : 'unreadable';
   } finally {
     await handle?.close();
