@@ -112,6 +112,8 @@ export const PLAN_ITEMS_MAX = 2_000;
 export const DRIVE_FILES_MAX = 100_000;
 /** Milliseconds between two looks at the blobs of one VM's plan on that VM's word: a guest must not keep the disk busy with lies. */
 export const BLOB_DOUBT_INTERVAL_MS = 30_000;
+/** How many times as long as such a look took it is not repeated: a large plan takes minutes to read. */
+export const BLOB_DOUBT_REST = 9;
 /** How long QEMU keeps a guest's reads waiting for an NBD server that is gone, in seconds, before they fail. */
 export const DRIVE_RECONNECT_DELAY_S = 20;
 /** Milliseconds for a process that exports a drive to answer after its start; it needs 50, and its guest's reads wait for it. */

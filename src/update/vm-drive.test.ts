@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
 import { SPEC } from '../../test/simulator/machine.ts';
-import { systemClock } from '../base/clock.ts';
+import { type Clock, systemClock } from '../base/clock.ts';
 import type { Digest } from '../base/digest.ts';
 import { digestOf } from '../base/digest.ts';
 import { silentLog } from '../base/log.ts';
@@ -101,12 +101,15 @@ type Changes = {
   readonly checkLicense?: LicenseCheck;
   readonly lost?: Trouble[];
   readonly notes?: string[];
+  readonly clock?: Clock;
+  readonly store?: BlobStore;
 };
 
 function daemon(vendor: Vendor, changes: Changes = {}): VmDrive {
   const { transport, running = null, exports, checkLicense, lost = [], notes = [] } = changes;
   const parts: Partial<VmRunDeps> = {
-    ...{ store, clock: systemClock, vendors: () => [vendor], inspections: new Map() },
+    ...{ store: changes.store ?? store, clock: changes.clock ?? systemClock },
+    ...{ vendors: () => [vendor], inspections: new Map() },
     ...{ drives: { build: buildDrive, remove: removeDrives }, drivesFolder: join(folder, 'drives') },
     ...(exports === undefined ? {} : { exports }),
     ...(checkLicense === undefined ? {} : { checkLicense }),
@@ -416,4 +419,22 @@ test('when its guest doubts a drive, the copies are looked at and the drive is m
   assert.equal(await drive.attach(runWith([first]), PLAN, { running, reported: null }, signal), first);
   assert.deepEqual(await readFile(metadata), sound);
   assert.deepEqual(seen, ['attach', 'detach', 'attach']);
+});
+
+test('a guest that lies again and again keeps the disk busy for a tenth of the time at most, however long a look takes [A10]', async () => {
+  const { publish, vendor } = archive();
+  let nowMs = 0;
+  let readingMs = 0;
+  const clock: Clock = { ...systemClock, monotonicMs: () => nowMs };
+  const verify: BlobStore['verify'] = async () => {
+    nowMs += 60_000;
+    readingMs += 60_000;
+    return true;
+  };
+  const drive = daemon(vendor, { clock, store: { ...store, verify } });
+  await publish();
+  await drive.fetch(PLAN, 'run', signal);
+  for (; nowMs < 24 * 3_600_000; nowMs += 1_000) await drive.verifyBlobs(PLAN);
+  assert.ok(readingMs > 60_000, 'positive control: it is looked at again');
+  assert.ok(readingMs <= nowMs / 10 + 120_000, `${readingMs} of ${nowMs} ms`);
 });

@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import type { Digest } from '../base/digest-text.ts';
 import { classifyError, describeError } from '../base/errors.ts';
-import { BLOB_DOUBT_INTERVAL_MS } from '../base/limits.ts';
+import { BLOB_DOUBT_INTERVAL_MS, BLOB_DOUBT_REST } from '../base/limits.ts';
 import { counted, printable } from '../base/printable.ts';
 import { type BuiltDrive, type DriveArchive, DriveError, licensesOf } from '../drive/drive.ts';
 import type { RunningVm } from '../hypervisor/hypervisor.ts';
@@ -48,7 +48,8 @@ export class VmDrive {
   #signed: { readonly run: RunId; readonly archives: readonly DriveArchive[] } | null = null;
   /** The manifest of the drive that is attached; `unknown` after a restart of the daemon that found one, `half` where attaching failed midway. */
   #attached: Digest | 'unknown' | 'half' | null = null;
-  #doubtedAtMs = Number.NEGATIVE_INFINITY;
+  /** On the monotonic clock: until then a guest's word is no reason to read the blobs again. */
+  #doubtAgainMs = Number.NEGATIVE_INFINITY;
 
   constructor(deps: VmRunDeps, owner: DriveOwner) {
     this.#deps = deps;
@@ -186,7 +187,7 @@ export class VmDrive {
       await this.#inTurn(() => running.attachDrive({ source, frontEnd }));
     } catch (error) {
       // QEMU may have done it all the same, or not say: then it is taken away before another drive is shown, or the gate opens.
-      const isLeft = await this.#inTurn(running.hasDrive).catch(() => true);
+      const isLeft = await this.#inTurn(() => running.hasDrive()).catch(() => true);
       // Where nothing is attached, what goes on being served would stand in the way of the next drive.
       if (isLeft) this.#attached = 'half';
       else await this.#export.withdraw();
@@ -228,10 +229,16 @@ export class VmDrive {
    */
   async verifyBlobs(plan: Plan | null): Promise<void> {
     if (this.#attached === null) await this.#deps.drives.remove(this.#folder());
-    const nowMs = this.#deps.clock.monotonicMs();
-    if (nowMs - this.#doubtedAtMs < BLOB_DOUBT_INTERVAL_MS) return;
-    this.#doubtedAtMs = nowMs;
-    const isDamaged = plan !== null && (await this.#takeOutDamaged(plan));
+    const { clock } = this.#deps;
+    const startMs = clock.monotonicMs();
+    if (startMs < this.#doubtAgainMs) return;
+    let isDamaged = false;
+    try {
+      isDamaged = plan !== null && (await this.#takeOutDamaged(plan));
+    } finally {
+      const endMs = clock.monotonicMs();
+      this.#doubtAgainMs = endMs + Math.max(BLOB_DOUBT_INTERVAL_MS, BLOB_DOUBT_REST * (endMs - startMs));
+    }
     if (!isDamaged) this.#owner.note('state', "this host's copies of the updates are sound");
   }
 
