@@ -40,6 +40,14 @@ test('only a connected VM that is certainly the same, running and admitted stays
   assert.equal(kept, STATES.filter((state) => state.kind === 'connected').length);
 });
 
+test('a VM that was plugged in and is gone leaves its gate closed: its owner may start it again on the same taps [A11 X1]', () => {
+  for (const state of STATES.filter(isGateOpen)) {
+    const { effects } = recover(state, NONE, FRESH);
+    const closes = effects.findIndex(({ kind }) => kind === 'close-gate');
+    assert.ok(closes === 0 || effects[closes - 1]?.kind === 'start-vm', `${state.kind}: ${JSON.stringify(effects)}`);
+  }
+});
+
 test('a live update that the daemon did not survive goes on behind a closed gate', () => {
   const after = recover({ kind: 'installing', run: live, session }, running(), FRESH);
   assert.equal(isGateOpen(after.state), false);

@@ -6,7 +6,7 @@ import type { Trouble } from '../model/quarantine.ts';
 import { type Effect, START } from './effect.ts';
 import { newRun } from './new-run.ts';
 import { bootsAgain, forgetTrial, rolledBack } from './quarantine.ts';
-import { isUnderWay, type Run, type RunState, runOf } from './state.ts';
+import { isGateOpen, isUnderWay, type Run, type RunState, runOf } from './state.ts';
 
 export type Found =
   | { readonly kind: 'none' }
@@ -77,8 +77,12 @@ function recoverEnded(state: RunState, run: Run, fresh: Fresh): Recovery {
   if (state.kind === 'rolling-back' && !run.isStopping)
     return { state: bootsAgain(state), effects: [...remember, SETTLE, ...START] };
   const goesOn = isUnderWay(state) && !run.isStopping;
-  if (!goesOn)
-    return { state: { kind: 'off' }, effects: [...remember, SETTLE, { kind: 'clean-up' }, { kind: 'stage' }] };
+  if (!goesOn) {
+    // Somebody else's QEMU may be started again on the same taps before anybody looks.
+    const close: readonly Effect[] = isGateOpen(state) ? [{ kind: 'close-gate', reason: 'the VM is off' }] : [];
+    const effects: readonly Effect[] = [...close, ...remember, SETTLE, { kind: 'clean-up' }, { kind: 'stage' }];
+    return { state: { kind: 'off' }, effects };
+  }
   const kept = goOn(run, fresh);
   // Whether an overlay was accepted before everything fell over, its record knows and this state does not: the VM reports what its
   // disk came to, and is planned for that.

@@ -25,10 +25,12 @@ function house(state: RunState) {
   db.exec(`INSERT INTO vm VALUES ('vm1', 1, '{}', 'x', '{}')`);
   const real = openJournal(db);
   let isDiskFull = false;
+  let diskIsReady: Promise<void> = Promise.resolve();
   const journal: typeof real = {
     ...real,
     saveState: async (...args) => {
       if (isDiskFull) throw new Error('database or disk is full');
+      await diskIsReady;
       await real.saveState(...args);
     },
   };
@@ -57,6 +59,10 @@ function house(state: RunState) {
     runner,
     done,
     gate: () => gate,
+    /** Saving waits for the promise. */
+    slowDisk: (ready: Promise<void>) => {
+      diskIsReady = ready;
+    },
     fillDisk: (isFull: boolean) => {
       isDiskFull = isFull;
     },
@@ -205,6 +211,23 @@ test('a clock that jumps by years, ahead or back, neither ends a run under way n
     await rest();
     assert.equal(runner.state().kind, 'quarantined', `${years} years`);
   }
+});
+
+test('what happened to a VM that is plugged in closes its gate before a slow disk has taken it [A11 X4]', async () => {
+  const { runner, gate, done, slowDisk, rest } = house({
+    ...{ kind: 'connected', run: offered, session, grant, trouble: null },
+  });
+  const disk = Promise.withResolvers<void>();
+  slowDisk(disk.promise);
+  runner.post({ kind: 'reset', isStopped: true, run: OTHER_RUN, atMs: 1 });
+  await rest();
+  assert.equal(gate(), 'closed');
+  assert.equal(runner.state().kind, 'connected', 'the disk has not taken it yet');
+  assert.deepEqual(done, ['close-gate']);
+  disk.resolve();
+  await rest();
+  assert.equal(runner.state().kind, 'booting');
+  assert.equal(done.filter((kind) => kind === 'close-gate').length, 1, 'once');
 });
 
 test('however many closings fail, one is tried again at a time', async () => {

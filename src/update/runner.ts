@@ -39,6 +39,10 @@ export type Answer = AnswerEvent extends infer E ? (E extends { step: number } ?
 /** Carries out one effect and returns its answer, or null if it has none. `signal` aborts when the run has moved on. */
 export type PerformEffect = (effect: Effect, state: RunState, signal: AbortSignal) => Promise<Answer | null>;
 
+/** Effects that were started before their turn, each with whether it went well. */
+type Begun = ReadonlyMap<Effect, Promise<boolean>>;
+const NOTHING_BEGUN: Begun = new Map();
+
 /** What is worth nothing once the run has moved on; and an opening that came late would open behind a close. */
 const ONLY_AT_ITS_STEP: ReadonlySet<Effect['kind']> = new Set([
   'open-gate',
@@ -198,7 +202,14 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
     const isOtherKind = state.kind !== current.state.kind;
     const next: Journaled = { step: keepsStep ? current.step : current.step + 1, state };
     const at = isOtherKind ? clock.nowMs() : since;
-    await save(next, at, effects, how.mayRefuse);
+    // What happened has happened: a gate that it closes does not wait for the disk to take it.
+    const begun = how.mayRefuse ? NOTHING_BEGUN : beginClosing(effects, next, stepAbort.signal);
+    await save(
+      next,
+      at,
+      effects.filter((effect) => !begun.has(effect)),
+      how.mayRefuse,
+    );
     current = next;
     since = at;
     if (isOtherKind) note('state', state.kind === 'quarantined' ? `quarantined: ${state.reason.kind}` : state.kind);
@@ -208,24 +219,30 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
       armDeadline();
     }
     options.onMove?.(state);
-    startEffects(effects, next, stepAbort.signal);
+    startEffects(effects, next, stepAbort.signal, begun);
   };
 
-  const startEffects = (effects: readonly Effect[], at: Journaled, signal: AbortSignal): void => {
+  /** Starts the closings of a move that need no VM of the same move's making. */
+  const beginClosing = (effects: readonly Effect[], at: Journaled, signal: AbortSignal): Begun => {
+    const startsAt = effects.findIndex((effect) => effect.kind === 'start-vm' || effect.kind === 'hold-vm');
+    const before = startsAt === -1 ? effects : effects.slice(0, startsAt);
+    const closings = before.filter((effect) => effect.kind === 'close-gate');
+    return new Map(closings.map((effect) => [effect, runEffect(effect, at, signal)]));
+  };
+
+  const startEffects = (effects: readonly Effect[], at: Journaled, signal: AbortSignal, early: Begun): void => {
     if (effects.length === 0) return;
     // Closing never waits behind other work: it starts now, and the effects after it wait for it. Nor does ending the VM,
-    // which may take a minute, and which nothing waits for. Both need a VM, so they come after a start of the same move.
-    const startsAt = effects.findIndex((effect) => effect.kind === 'start-vm' || effect.kind === 'hold-vm');
-    const isAtOnce = (effect: Effect, index: number): boolean => {
-      if (effect.kind === 'stop-vm') return options.isRunning();
-      return effect.kind === 'close-gate' && (startsAt === -1 || index < startsAt);
-    };
-    const begun = effects.map((effect, index) => (isAtOnce(effect, index) ? runEffect(effect, at, signal) : null));
+    // which may take a minute, and which nothing waits for.
+    const begun = new Map(early.size > 0 ? early : beginClosing(effects, at, signal));
+    for (const effect of effects) {
+      if (effect.kind === 'stop-vm' && options.isRunning()) begun.set(effect, runEffect(effect, at, signal));
+    }
     effectsChain = effectsChain.then(async () => {
-      for (const [index, effect] of effects.entries()) {
-        if (effect.kind === 'stop-vm' && begun[index] !== null) continue;
-        const isDone = await (begun[index] ?? runEffect(effect, at, signal));
-        if (!isDone) return;
+      for (const effect of effects) {
+        const running = begun.get(effect);
+        if (effect.kind === 'stop-vm' && running !== undefined) continue;
+        if (!(await (running ?? runEffect(effect, at, signal)))) return;
       }
     });
   };
