@@ -135,11 +135,11 @@ class Chain implements Audit {
     if (this.#isRotating) throw new AuditError('conflict/audit-rotation', 'the audit key is being rotated already');
     this.#isRotating = true;
     try {
-      const next = await makeNextKey(this.#options.folder);
+      const next = await makeNextKey(this.#options.folder, this.#key);
       const from = { keyid: this.#key.keyid, publicKey: this.#key.publicKey };
       const to = { keyid: next.keyid, publicKey: next.publicKey };
       const written = await this.#add({ kind: 'key-rotated', actor, from, to }, next);
-      // The record decides: what cannot be finished now is finished at the next start.
+      // The record decides: what cannot be finished now is finished at the next rotation or start.
       await finishRotation(this.#options.folder, next).catch((err: unknown) => {
         this.#options.log.error({ err }, 'the new audit key is in force, but its file is not in its place yet');
       });

@@ -52,12 +52,22 @@ export async function openHostKey(folder: string, options: OpenKeyOptions): Prom
 
 /**
  * The key to rotate to, durable before it is answered. One that an earlier try left is taken again: whether its record
- * reached the disk is known for sure only after a restart, and until then its key must not be lost.
+ * reached the disk is known for sure only after a restart, and until then its key must not be lost. Unless it is the one in force:
+ * then that rotation is finished first. Throws AuditError when it cannot be.
  */
-export async function makeNextKey(folder: string): Promise<HostKey> {
+export async function makeNextKey(folder: string, inForce: PublicKey): Promise<HostKey> {
   const path = join(folder, NEXT_FILE);
   const left = await readPrivateKey(path);
-  if (left !== null) return hostKey(left);
+  if (left !== null) {
+    const key = hostKey(left);
+    if (key.keyid !== inForce.keyid) return key;
+    await finishRotation(folder, key).catch((cause: unknown) => {
+      throw new AuditError('host-fault/audit-key', 'the rotation before is not finished', {
+        cause,
+        next: `make sure that ${join(folder, PRIVATE_FILE)} can be written, then rotate again`,
+      });
+    });
+  }
   const { privateKey } = generateKeyPairSync('ed25519');
   await writeDurably(path, pemOf(privateKey), 0o600);
   return hostKey(privateKey);

@@ -285,3 +285,21 @@ test('a lost list of public keys is made again from the chain [X2]', async (t) =
   );
   assert.equal((await again.verify()).isIntact, true);
 });
+
+test('a rotation whose key could not be put into its place does not make the next one rotate to the same key [X2]', async (t) => {
+  const { audit, folder } = await makeKeptChain(t, { count: 1 });
+  const place = join(folder, 'audit-key.pem');
+  await rename(place, `${place}.away`);
+  await mkdir(join(place, 'in the way'), { recursive: true });
+  const first = await audit.rotateKey({ actor: 'ann' });
+  await assert.rejects(audit.rotateKey({ actor: 'ann' }), { code: 'host-fault/audit-key' });
+  await rm(place, { recursive: true });
+  const second = await audit.rotateKey({ actor: 'ann' });
+  assert.notEqual(second.keyid, first.keyid);
+  await audit.append(CLOSED);
+  assert.equal((await audit.verify()).isIntact, true);
+  await audit.close();
+  const again = await openTestAudit(t, folder);
+  await again.append(CLOSED);
+  assert.deepEqual([(await again.verify()).isIntact, (await readFolderKeys(folder)).length], [true, 3]);
+});
