@@ -33,7 +33,8 @@ export type Effect =
   | { readonly kind: 'forget-failed' }
   /** Build the drive of the run's plan and attach it (kept if it is attached already). */
   | { readonly kind: 'attach-drive' }
-  | { readonly kind: 'detach-drive' }
+  /** `isUnanswered`: the guest was asked to let go of it, and did not say so in its time. */
+  | { readonly kind: 'detach-drive'; readonly isUnanswered?: true }
   | { readonly kind: 'judge'; readonly session: Session; readonly confirm: AgentMessageOf<'confirm'> }
   | { readonly kind: 'open-gate'; readonly grant: Grant }
   | { readonly kind: 'record-quarantine'; readonly reason: QuarantineReason }

@@ -542,7 +542,7 @@ function onDeadline(state: RunState, waitedMs: number): Outcome {
     return fail(state, { kind: 'agent-silent', waitedMs, state: state.kind });
   if (state.kind === 'opening' && state.phase === 'releasing') {
     // A guest that will not let go of the drive loses it by surprise.
-    return moved({ ...state, phase: 'detaching' }, { kind: 'detach-drive' });
+    return moved({ ...state, phase: 'detaching' }, { kind: 'detach-drive', isUnanswered: true });
   }
   if (state.kind === 'offering' && state.phase === 'withdrawing') return mend(state);
   return fail(state, { kind: 'deadline', state: state.kind, waitedMs });

@@ -195,18 +195,18 @@ export class VmDrive {
     }
   }
 
-  /** Takes the drive away, by surprise if the guest will not let go. */
-  async detach(running: RunningVm | null): Promise<void> {
+  /** Takes the drive away, by surprise if the guest will not let go. `isUnanswered`: its agent was asked to, and said nothing. */
+  async detach(running: RunningVm | null, isUnanswered = false): Promise<void> {
     if (this.#attached === null || running === null) return;
     const { surprise } = await this.#inTurn(async () => {
       const gone = await running.detachDrive();
       this.#attached = null;
       return gone;
     });
-    this.#owner.note(
-      surprise ? 'warning' : 'state',
-      surprise ? 'the guest did not let go of the drive; it was taken away' : 'the drive is detached',
-    );
+    if (surprise) this.#owner.note('warning', 'the guest did not let go of the drive; it was taken away');
+    else if (isUnanswered)
+      this.#owner.note('warning', 'the agent did not say that it let go of the drive; it was taken away');
+    else this.#owner.note('state', 'the drive is detached');
     await this.#export.withdraw();
   }
 

@@ -281,7 +281,7 @@ export class VmRun {
       case 'attach-drive':
         return await this.#attachDrive(state, signal);
       case 'detach-drive':
-        await this.#drive.detach(this.#running);
+        await this.#drive.detach(this.#running, effect.isUnanswered);
         return { kind: 'drive-detached' };
       case 'judge':
         return await this.#judge(effect, state, signal);
