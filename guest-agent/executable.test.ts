@@ -251,6 +251,27 @@ test('SIGTERM makes it record the versions, say goodbye and end [A6]', async () 
   assert.ok(record.products.some(({ product }: { readonly product: string }) => product === 'app'));
 });
 
+test('a port on which nobody listens does not answer itself, also where the kernel speaks to it from the same one [A11]', async () => {
+  const own = 40_000;
+  // With one port to speak from, every connection to it is to itself; by chance it is one of some thousands.
+  const setUp = `ip link set lo up && echo "${own} ${own}" >/proc/sys/net/ipv4/ip_local_port_range && exec "$@"`;
+  const user = process.getuid?.() === 0 ? [] : ['--user', '--map-root-user'];
+  const args = ['--port', socketPath, '--state', join(folder, 'state'), '--runtime', join(folder, 'run')];
+  const command = ['sh', '-c', setUp, 'sh', join(folder, 'pratique-agent'), ...args];
+  host = null;
+  const child = spawn('unshare', ['--net', ...user, '--', ...command], { stdio: 'ignore' });
+  try {
+    const health = { checks: [`port:${own}`], timeoutMs: 1_000 };
+    const before = await connected();
+    before.send({ type: 'ask-confirm', run: asRun('1'.repeat(32)), planDigest: PLAN, manifestDigest: null, health });
+    assert.deepEqual((await before.take('confirm')).health, [
+      { check: `port:${own}`, isHealthy: false, detail: 'nothing answers on loopback (ECONNREFUSED)' },
+    ]);
+  } finally {
+    child.kill('SIGKILL');
+  }
+});
+
 test('a wrong command line ends with a usage message and exit code 2', async () => {
   for (const args of [['--port'], ['--port', 'relative'], ['--nonsense', '/x'], ['word']]) {
     const child = spawn(build.path, args);

@@ -259,6 +259,13 @@ static JSValue kernel_name(JSContext *ctx, JSValueConst self, int argc, JSValueC
   return list;
 }
 
+/* Whether a socket of either family speaks from this port; both have it at the same place. */
+static int is_own_port(int fd, int port) {
+  struct sockaddr_in6 own = {0};
+  socklen_t size = sizeof(own);
+  return getsockname(fd, (struct sockaddr *)&own, &size) == 0 && ntohs(own.sin6_port) == port;
+}
+
 /* connectLoopback(port, isV6, waitMs): 0 if something accepts a connection to this port of our own loopback, else -errno. Waits
  * only if the other side's queue is full. */
 static JSValue connect_loopback(JSContext *ctx, JSValueConst self, int argc, JSValueConst *argv) {
@@ -275,6 +282,13 @@ static JSValue connect_loopback(JSContext *ctx, JSValueConst self, int argc, JSV
     struct pollfd one = {.fd = fd, .events = POLLOUT};
     if (poll(&one, 1, wait_ms) != 1) error = ETIMEDOUT;
     else if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0) error = errno;
+  }
+  /* A port that nobody listens on answers itself where the kernel happens to give us the same one to speak from (RFC 9293, 3.5).
+   * Reset rather than closed: it would be taken for a minute. */
+  if (error == 0 && is_own_port(fd, port)) {
+    struct linger reset = {.l_onoff = 1, .l_linger = 0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+    error = ECONNREFUSED;
   }
   close(fd);
   return JS_NewInt32(ctx, -error);
