@@ -1,6 +1,7 @@
 // The real executable, built here, speaks to a host over a unix socket: the whole path without a VM.
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -258,6 +259,12 @@ test('a port on which nobody listens does not answer itself, also where the kern
   const user = process.getuid?.() === 0 ? [] : ['--user', '--map-root-user'];
   const args = ['--port', socketPath, '--state', join(folder, 'state'), '--runtime', join(folder, 'run')];
   const command = ['sh', '-c', setUp, 'sh', join(folder, 'pratique-agent'), ...args];
+  // The one outside is to be gone, also where the tests before were not run.
+  if (agent.exitCode === null && agent.signalCode === null) {
+    const ended = once(agent, 'exit');
+    agent.kill('SIGKILL');
+    await ended;
+  }
   host = null;
   const child = spawn('unshare', ['--net', ...user, '--', ...command], { stdio: 'ignore' });
   try {
