@@ -9,7 +9,7 @@ import { writePlainImage } from '../../../test/fakes/image-readers.ts';
 import { systemClock } from '../../base/clock.ts';
 import { type Digest, digestOf } from '../../base/digest.ts';
 import { PratiqueError } from '../../base/errors.ts';
-import { EXPORT_STARTS_MAX } from '../../base/limits.ts';
+import { EXPORT_LOOK_MS, EXPORT_STARTS_MAX } from '../../base/limits.ts';
 import { silentLog } from '../../base/log.ts';
 import { isAlive, type ProcessId, parseProcessId } from '../../base/process-id.ts';
 import { runCommand, tryCommand } from '../../base/run-command.ts';
@@ -297,6 +297,25 @@ test('what may not be served any more is not started again, and may not be serve
   await assert.rejects(exports.serve({ vm: VM, drive, transport: 'file', ...OWNER, watcher: watching }), {
     code: 'refused/license',
   });
+  assert.deepEqual(await readdir(join(runFolder, 'drives')), []);
+});
+
+test('what an earlier daemon served and dies is not started again before somebody answers for it, who may refuse [A15]', async () => {
+  const drive = await makeDrive('unanswered');
+  const before = daemon();
+  await before.serve({ vm: VM, drive, transport: 'nbd', ...OWNER, watcher: watcher().watcher });
+  const found = await processOf();
+  await before.close();
+  const exports = daemon();
+  await exports.recover(new Set([VM]));
+  await kill(found);
+  await until(async () => !(await isAlive(found)), 'it is dead');
+  await systemClock.sleep(4 * EXPORT_LOOK_MS);
+  assert.deepEqual(await processOf(), found, 'no other one was started');
+  const { told, watcher: watching } = watcher();
+  told.refusal = new DriveError('refused/license', 'the lease has lapsed');
+  await exports.keep(VM, watching);
+  await until(() => told.failures.length === 1, 'it is told');
   assert.deepEqual(await readdir(join(runFolder, 'drives')), []);
 });
 

@@ -158,7 +158,8 @@ export function makeDriveExports(options: {
     if (isClosed || ![...served.values()].some(isAdopted)) return;
     cancelLook = clock.after(EXPORT_LOOK_MS, async () => {
       for (const entry of [...served.values()].filter(isAdopted)) {
-        if (entry.process === null || (await isAlive(entry.process))) continue;
+        // Nobody could say yet whether it may be served: `keep` sees to it.
+        if (entry.watcher === null || entry.process === null || (await isAlive(entry.process))) continue;
         entry.process = null;
         onDeath(entry, 'ended');
       }
