@@ -121,9 +121,16 @@ function onRetry(state: RunState, event: { readonly run: RunId; readonly atMs: n
   if (!state.isRunning) return moved({ kind: 'booting', run: newRun(event) }, forget, ...START);
   const run = nextRun(state, event);
   const close: Effect = { kind: 'close-gate', reason: 'retry' };
-  const takeOver: readonly Effect[] = [forget, { kind: 'hold-vm' }, close, { kind: 'open-channel' }];
+  const takeOver: readonly Effect[] = [
+    forget,
+    { kind: 'hold-vm' },
+    close,
+    { kind: 'open-channel' },
+    // It may stand still since a reset whose closing failed half-way, whatever session it had.
+    { kind: 'resume-vm', afterReset: true },
+  ];
   if (state.session !== null) return askInventory(run, state.session, takeOver);
-  return moved({ kind: 'booting', run }, ...takeOver, { kind: 'resume-vm', afterReset: true });
+  return moved({ kind: 'booting', run }, ...takeOver);
 }
 
 function onAdmit(state: RunState, event: { readonly reason: string; readonly actor: string }): Outcome {
