@@ -63,7 +63,7 @@ function casesOfFields(type: string): readonly Case[] {
 
 /** The few pairs of WRONG that the schemas allow. */
 function fitsAnyway(type: string, field: string, value: unknown): boolean {
-  if (Array.isArray(value)) return field === 'results';
+  if (Array.isArray(value)) return field === 'results' || field === 'health';
   if (value === null) return type === 'confirm' && field === 'manifestDigest';
   if (value === true) return field === 'rebootRequired';
   return value === '\u0000' && (field === 'detail' || field === 'text' || field === 'item');
