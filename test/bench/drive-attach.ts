@@ -1,22 +1,17 @@
 // From "the content is decided" to "the guest can read the manifest": a stale tiny guest under a real daemon, its new release already on the host.
-import { chmod, mkdtemp, rm } from 'node:fs/promises';
-import { join } from 'node:path';
 import type { GuestImage } from '../../images/images.ts';
-import { makeDemoNetwork } from '../../proxy/demo/demo-network.ts';
-import { startDemoVendor } from '../../proxy/demo/demo-vendor.ts';
 import type { VmEventRecord } from '../../proxy/service.ts';
-import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import type { VmId } from '../../src/model/ids.ts';
+import { withBenchHost } from './bench-host.ts';
 import { median } from './drive-figures.ts';
-import { type BenchDaemon, startBenchDaemon } from './gate-daemon.ts';
-import { round, undoAll } from './gate-figures.ts';
+import type { BenchDaemon } from './gate-daemon.ts';
+import { round } from './gate-figures.ts';
 import type { Say } from './gate-fleet.ts';
 import { makeTinySpec, readRecord } from './gate-overhead.ts';
 import type { Recorded } from './gate-recorder.ts';
 
 const NEW_VERSION = '1.1.0';
-const RECORDER = join(import.meta.dirname, 'gate-recorder.ts');
 /** Milliseconds from power-on to the verified drive, emulated on a busy machine. */
 const ROUND_TIMEOUT_MS = 120_000;
 const EVENTS_MAX = 1_000;
@@ -48,29 +43,7 @@ export async function benchAttach(
   options: { readonly rounds: number },
   say: Say,
 ): Promise<AttachFigures> {
-  const cacheFolder = defaultCacheFolder();
-  const folder = await mkdtemp(process.getuid?.() === 0 ? '/var/tmp/pqb-' : '/tmp/pqb-');
-  await chmod(folder, 0o711);
-  const undo: (() => Promise<unknown>)[] = [async () => await rm(folder, { recursive: true, force: true })];
-  try {
-    const network = await makeDemoNetwork({ folder, clock: systemClock, prefix: 'pqbench' });
-    undo.push(network.close);
-    const vendor = await startDemoVendor({
-      folder: join(folder, 'vendor'),
-      version: NEW_VERSION,
-      behaviour: 'ok',
-      clock: systemClock,
-    });
-    undo.push(vendor.close);
-    const recordPath = join(folder, 'record');
-    const daemon = await startBenchDaemon({
-      folder,
-      configuration: { vendors: [vendor.config], diskRoots: [folder, join(image.kernel, '..'), cacheFolder] },
-      nodeFlags: ['--import', RECORDER],
-      env: { PRATIQUE_BENCH_RECORD: recordPath },
-    });
-    undo.push(daemon.stop);
-    await daemon.service.checkVendor(null);
+  return await withBenchHost({ image, version: NEW_VERSION }, async ({ folder, network, daemon, recordPath, undo }) => {
     const rounds: AttachSteps[] = [];
     for (let number = 0; number <= options.rounds; number += 1) {
       const vm = `attach${number}` as VmId; // It has the form of a VmId.
@@ -81,9 +54,7 @@ export async function benchAttach(
       say(`drive: attached, round ${number} of ${options.rounds}: ${JSON.stringify(steps)}`);
     }
     return attachFigures(rounds);
-  } finally {
-    await undoAll(undo);
-  }
+  });
 }
 
 async function bootOnce(daemon: BenchDaemon, vm: VmId, recordPath: string): Promise<AttachSteps> {

@@ -1,23 +1,22 @@
 // What the gate costs an up-to-date VM: agent start to plugged on the real tiny guest, and the host's own share of it.
-import { chmod, mkdir, mkdtemp, readFile, rm } from 'node:fs/promises';
+import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { buildAgent } from '../../guest-agent/build.ts';
 import { HELLO_SEEDED_VERSION } from '../../images/hello-product.ts';
 import { buildImage, type GuestImage, guestCommandLine, makeVmDisk } from '../../images/images.ts';
-import { DEMO_BRIDGE, type DemoNetwork, makeDemoNetwork } from '../../proxy/demo/demo-network.ts';
-import { startDemoVendor } from '../../proxy/demo/demo-vendor.ts';
+import { DEMO_BRIDGE, type DemoNetwork } from '../../proxy/demo/demo-network.ts';
 import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { silentLog } from '../../src/base/log.ts';
 import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
 import type { VmId } from '../../src/model/ids.ts';
-import { type BenchDaemon, startBenchDaemon } from './gate-daemon.ts';
-import { type Distribution, distribution, round, type Target, target, undoAll } from './gate-figures.ts';
+import { withBenchHost } from './bench-host.ts';
+import type { BenchDaemon } from './gate-daemon.ts';
+import { type Distribution, distribution, round, type Target, target } from './gate-figures.ts';
 import type { Say } from './gate-fleet.ts';
 import type { Recorded } from './gate-recorder.ts';
 
 const VM = 'overhead' as VmId; // It has the form of a VmId.
-const RECORDER = join(import.meta.dirname, 'gate-recorder.ts');
 /** Milliseconds from power-on to plugged, emulated on a busy machine. */
 const ROUND_TIMEOUT_MS = 120_000;
 
@@ -52,38 +51,19 @@ export async function benchOverhead(options: { readonly rounds: number }, say: S
   say('overhead: building agent and tiny image (once; cached)');
   const agent = await buildAgent({ cacheFolder, log: silentLog });
   const image = await buildImage({ name: 'tiny', agentPath: agent.path, cacheFolder, log: silentLog });
-  const folder = await mkdtemp(process.getuid?.() === 0 ? '/var/tmp/pqb-' : '/tmp/pqb-');
-  await chmod(folder, 0o711);
-  const undo: (() => Promise<void>)[] = [async () => await rm(folder, { recursive: true, force: true })];
-  try {
-    const network = await makeDemoNetwork({ folder, clock: systemClock });
-    undo.push(network.close);
-    const vendor = await startDemoVendor({
-      folder: join(folder, 'vendor'),
-      version: HELLO_SEEDED_VERSION,
-      behaviour: 'ok',
-      clock: systemClock,
-    });
-    undo.push(vendor.close);
-    const recordPath = join(folder, 'record');
-    const daemon = await startBenchDaemon({
-      folder,
-      configuration: { vendors: [vendor.config], diskRoots: [folder, join(image.kernel, '..'), cacheFolder] },
-      nodeFlags: ['--import', RECORDER],
-      env: { PRATIQUE_BENCH_RECORD: recordPath },
-    });
-    undo.push(daemon.stop, async () => await powerOff(daemon));
-    await daemon.service.checkVendor(null);
-    await daemon.service.addVm(await makeTinySpec(VM, { image, folder, network }), {});
-    const rounds: Round[] = [];
-    for (let number = 1; number <= options.rounds; number += 1) {
-      rounds.push(await bootOnce(daemon, recordPath));
-      say(`overhead: round ${number} of ${options.rounds}: ${JSON.stringify(rounds.at(-1))}`);
-    }
-    return overheadFigures(rounds);
-  } finally {
-    await undoAll(undo);
-  }
+  return await withBenchHost(
+    { image, version: HELLO_SEEDED_VERSION },
+    async ({ folder, network, daemon, recordPath, undo }) => {
+      undo.push(async () => await powerOff(daemon));
+      await daemon.service.addVm(await makeTinySpec(VM, { image, folder, network }), {});
+      const rounds: Round[] = [];
+      for (let number = 1; number <= options.rounds; number += 1) {
+        rounds.push(await bootOnce(daemon, recordPath));
+        say(`overhead: round ${number} of ${options.rounds}: ${JSON.stringify(rounds.at(-1))}`);
+      }
+      return overheadFigures(rounds);
+    },
+  );
 }
 
 /** A tiny guest with a disk of its own, which is as the image is: `hello` in its seeded version. */
