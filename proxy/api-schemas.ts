@@ -6,6 +6,7 @@ import { RunIdSchema, VmIdSchema } from '../src/model/ids.ts';
 import { InstalledProductSchema, InventorySchema, OsSchema } from '../src/model/inventory.ts';
 import { POLICY_KEYS, POLICY_ORIGINS, type Policy, PolicySchema } from '../src/model/policy.ts';
 import { KindSchema } from '../src/model/release.ts';
+import type { DoctorLine } from './doctor-line.ts';
 import type { Problem } from './problem.ts';
 import type { ScrubView, ScrubViewSchema } from './scrubbing.ts';
 import {
@@ -15,7 +16,6 @@ import {
   type AuditReport,
   type AuditRotation,
   type ClockView,
-  type DoctorLine,
   type DriftRow,
   type Inspection,
   type PolicyView,

@@ -4,8 +4,8 @@ import { test } from 'node:test';
 import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
 import type { DriveTransport } from '../src/model/drive.ts';
 import { SAMPLE_SPEC } from '../test/fakes/service.ts';
-import type { DoctorPorts } from './doctor.ts';
 import { checkExports } from './doctor-exports.ts';
+import type { DoctorPorts } from './doctor-line.ts';
 
 const FIT: DoctorPorts = {
   probeKvm: async () => true,

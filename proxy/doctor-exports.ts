@@ -2,8 +2,7 @@
 import { printable } from '../src/base/printable.ts';
 import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
 import type { DriveTransport } from '../src/model/drive.ts';
-import type { DoctorPorts } from './doctor.ts';
-import type { DoctorLine } from './service.ts';
+import type { DoctorLine, DoctorPorts } from './doctor-line.ts';
 
 const CHECK = 'drive exports';
 

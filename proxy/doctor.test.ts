@@ -15,7 +15,8 @@ import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
 import { SAMPLE_SCRUB, SAMPLE_SPEC, vmId } from '../test/fakes/service.ts';
 import { breakGlassCommands, breakGlassPage } from './break-glass.ts';
 import { type Config, loadConfig } from './config.ts';
-import { type DoctorPorts, hostPorts, runDoctor } from './doctor.ts';
+import { hostPorts, runDoctor } from './doctor.ts';
+import type { DoctorPorts } from './doctor-line.ts';
 import type { ScrubView } from './scrubbing.ts';
 
 const { config } = await loadConfig({ env: { HOME: '/nonexistent', PRATIQUE_DATA: '/d', PRATIQUE_RUN: '/r' }, uid: 1 });

@@ -14,24 +14,9 @@ import { matchesProduct } from '../src/model/policy.ts';
 import { breakGlassCommands } from './break-glass.ts';
 import type { Config } from './config.ts';
 import { checkExports } from './doctor-exports.ts';
+import type { DoctorLine, DoctorPorts } from './doctor-line.ts';
 import { type Scrubbing, scrubLine } from './scrubbing.ts';
-import type { DoctorLine } from './service.ts';
 import { ungatedNicsOf } from './vm-policy.ts';
-
-export type DoctorPorts = {
-  /** Whether hardware virtualisation was proven to work. */
-  readonly probeKvm: () => Promise<boolean>;
-  /** How a command ended; null when it is not installed or hangs. */
-  readonly run: (
-    argv: readonly string[],
-  ) => Promise<{ readonly exitCode: number | null; readonly text: string } | null>;
-  readonly mayUse: (path: string) => Promise<boolean>;
-  readonly readText: (path: string) => Promise<string | null>;
-  /** Free bytes and mode of a folder, or of its nearest ancestor that exists. */
-  readonly folder: (path: string) => Promise<{ readonly freeBytes: number; readonly mode: number | null }>;
-  readonly nowMs: () => number;
-  readonly uid: number;
-};
 
 export type DoctorHost = {
   readonly config: Config;

@@ -12,7 +12,7 @@ import { counted, printable } from '../src/base/printable.ts';
 import { DigestSchema } from '../src/model/digest-schema.ts';
 import type { BlobStore } from '../src/store/blob-store.ts';
 import type { ScrubOptions, ScrubReport } from '../src/store/scrub.ts';
-import type { DoctorLine } from './service.ts';
+import type { DoctorLine } from './doctor-line.ts';
 
 const strict = { additionalProperties: false } as const;
 

@@ -10,6 +10,7 @@ import type { Kind, Release } from '../src/model/release.ts';
 import type { Inspection } from '../src/update/staging.ts';
 import type { VendorConfig } from '../src/vendor/registry.ts';
 import type { VendorStatus } from '../src/vendor/vendor.ts';
+import type { DoctorLine } from './doctor-line.ts';
 import type { PolicyChange } from './policy-words.ts';
 import type { ScrubView } from './scrubbing.ts';
 
@@ -113,14 +114,6 @@ export type { AuditCheckpoint, Inspection, VendorConfig };
 
 /** The wall clock, and what signatures and ages are held against. */
 export type ClockView = { readonly wallMs: number; readonly trustedMs: number };
-
-export type DoctorLine = {
-  readonly check: string;
-  readonly state: 'ok' | 'warning' | 'unfit';
-  readonly detail: string;
-  /** How to mend it; null when ok. */
-  readonly mend: string | null;
-};
 
 export type AuditEntry = {
   readonly seq: number;

@@ -2,7 +2,7 @@
 import type { Command } from 'commander';
 import { ERROR_FAMILIES, PratiqueError } from '../../src/base/errors.ts';
 import { printable } from '../../src/base/printable.ts';
-import type { DoctorLine } from '../service.ts';
+import type { DoctorLine } from '../doctor-line.ts';
 import { type Build, type Context, completeCommand } from './context.ts';
 import type { Colour, Output } from './output.ts';
 
