@@ -187,6 +187,8 @@ export function makeStore(parts: RoomsParts): BlobStore {
       const { digest } = request;
       if (blobs.has(digest)) return { path: '/simulated', wasPresent: true };
       const job = jobs.get(digest) ?? download(digest).finally(() => jobs.delete(digest));
+      // All who wait may have left before it fails, as with the real store.
+      job.catch(() => {});
       jobs.set(digest, job);
       await orAborted(job, request);
       return { path: '/simulated', wasPresent: false };
