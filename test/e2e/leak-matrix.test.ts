@@ -38,6 +38,10 @@ function recorder(t: TestContext, { framesAtPeer, fence }: GateHouse, taps: read
     const dropped = async () => (hasFence(layers) ? (await fence.counters(taps)).fromGuest : 0);
     const before = { atPeer: await framesAtPeer(), atFence: await dropped() };
     await happen();
+    // A card may take seconds to find its link again after a rebind: what must arrive is waited for.
+    const hasCome = async () =>
+      layers === 'neither' ? (await framesAtPeer()) > before.atPeer : (await dropped()) > before.atFence;
+    if (!hasLink(layers)) await until(`frames: ${model}, ${event}, ${layers}`, hasCome);
     const cell = {
       event,
       layers,
