@@ -41,7 +41,6 @@ export type PerformEffect = (effect: Effect, state: RunState, signal: AbortSigna
 
 /** Effects that were started before their turn, each with whether it went well. */
 type Begun = ReadonlyMap<Effect, Promise<boolean>>;
-const NOTHING_BEGUN: Begun = new Map();
 
 /** What is worth nothing once the run has moved on; and an opening that came late would open behind a close. */
 const ONLY_AT_ITS_STEP: ReadonlySet<Effect['kind']> = new Set([
@@ -203,11 +202,11 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
     const next: Journaled = { step: keepsStep ? current.step : current.step + 1, state };
     const at = isOtherKind ? clock.nowMs() : since;
     // What happened has happened: a gate that it closes does not wait for the disk to take it.
-    const begun = how.mayRefuse ? NOTHING_BEGUN : beginClosing(effects, next, stepAbort.signal);
+    const early = how.mayRefuse ? null : beginClosing(effects, next, stepAbort.signal);
     await save(
       next,
       at,
-      effects.filter((effect) => !begun.has(effect)),
+      effects.filter((effect) => early?.has(effect) !== true),
       how.mayRefuse,
     );
     current = next;
@@ -219,7 +218,7 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
       armDeadline();
     }
     options.onMove?.(state);
-    startEffects(effects, next, stepAbort.signal, begun);
+    startEffects(effects, next, stepAbort.signal, early ?? beginClosing(effects, next, stepAbort.signal));
   };
 
   /** Starts the closings of a move that need no VM of the same move's making. */
@@ -230,11 +229,11 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
     return new Map(closings.map((effect) => [effect, runEffect(effect, at, signal)]));
   };
 
-  const startEffects = (effects: readonly Effect[], at: Journaled, signal: AbortSignal, early: Begun): void => {
+  const startEffects = (effects: readonly Effect[], at: Journaled, signal: AbortSignal, closings: Begun): void => {
     if (effects.length === 0) return;
     // Closing never waits behind other work: it starts now, and the effects after it wait for it. Nor does ending the VM,
     // which may take a minute, and which nothing waits for.
-    const begun = new Map(early.size > 0 ? early : beginClosing(effects, at, signal));
+    const begun = new Map(closings);
     for (const effect of effects) {
       if (effect.kind === 'stop-vm' && options.isRunning()) begun.set(effect, runEffect(effect, at, signal));
     }

@@ -97,21 +97,18 @@ async function troubleAfter(folder: string, answered: readonly Written[]): Promi
   return left.length === 0 ? null : `left lying: ${left.join(', ')}`;
 }
 
-test('the power is cut at any call to the disk, and every answered record is there, in a chain that goes on [X2] [X4]', async (t) => {
-  const folder = await makeFolder(t);
+/** Runs the program on a chain of its own below the folder, and tells every call that it made to the disk. */
+async function recordProgram(folder: string) {
   const recorded = join(folder, 'recorded');
   await mkdir(recorded, { mode: 0o700 });
   // One thread for files: the log of strace then has the order in which things happened.
-  const argv = [
-    'env',
-    'UV_THREADPOOL_SIZE=1',
-    process.execPath,
-    '--input-type=module',
-    '-e',
-    PROGRAM,
-    recorded,
-  ] as const;
-  const calls = await recordCalls(recorded, [...argv]);
+  const program = [process.execPath, '--input-type=module', '-e', PROGRAM, recorded] as const;
+  return await recordCalls(recorded, ['env', 'UV_THREADPOOL_SIZE=1', ...program]);
+}
+
+test('the power is cut at any call to the disk, and every answered record is there, in a chain that goes on [X2] [X4]', async (t) => {
+  const folder = await makeFolder(t);
+  const calls = await recordProgram(folder);
   assert.equal(promised(calls).length, RECORDS, 'the program came to its end');
   const random = makeRandom(seed);
   const points = Array.from({ length: calls.length + 1 }, (_, count) => count).filter(
@@ -134,18 +131,7 @@ test('the power is cut at any call to the disk, and every answered record is the
 
 test('the recording tells a disk that keeps nothing: without its flushes answered records are lost [X4]', async (t) => {
   const folder = await makeFolder(t);
-  const recorded = join(folder, 'recorded');
-  await mkdir(recorded, { mode: 0o700 });
-  const argv = [
-    'env',
-    'UV_THREADPOOL_SIZE=1',
-    process.execPath,
-    '--input-type=module',
-    '-e',
-    PROGRAM,
-    recorded,
-  ] as const;
-  const calls = (await recordCalls(recorded, [...argv])).filter(({ kind }) => kind !== 'sync');
+  const calls = (await recordProgram(folder)).filter(({ kind }) => kind !== 'sync');
   const target = join(folder, 'after');
   await replayCalls(calls, { count: calls.length, ending: 'cut', random: makeRandom(seed), target });
   assert.match(String(await troubleAfter(target, promised(calls)).catch(String)), /is gone|key|database/);
