@@ -128,14 +128,14 @@ test('guests read on over each transport while the daemon and their exports are 
   await vms.file.hear(/the process that served its drive .* started again/);
 
   // As much again with nothing in the way: what was opened anew is read, too.
-  await systemClock.sleep(2_000);
+  await systemClock.sleep(6_000);
   await Promise.all(all.map((vm) => vm.order('done')));
   for (const vm of all) {
     assert.equal(await vm.settle(), 'connected', (await house.service.whyVm(vm.vm)).reason);
     await assertConnected(vm, '1.1.0');
     const { digests, errors } = await readsOf(vm);
     t.diagnostic(`${vm.vm}: ${digests.length} passes, ${errors} read errors`);
-    assert(digests.length > 0, `${vm.vm} read its drive to its end`);
+    assert(digests.length > 1, `${vm.vm} read its drive`);
     assert.deepEqual([...new Set(digests)], [expected[vm.vm]], `${vm.vm} read what the host shows`);
     if (vm !== vms.file) assert.equal(errors, 0, `${vm.vm} noticed nothing`);
   }
