@@ -185,6 +185,16 @@ describe('what an image carries [A4]', () => {
     });
   });
 
+  test('an empty folder as the last thing of an image is read by xorriso, however long the image is', async () => {
+    for (let depth = 1; depth <= 20; depth += 1) {
+      const entries: IsoEntry[] = [{ kind: 'folder', path: '/a'.repeat(depth) }];
+      assert.deepEqual(
+        contents(await extract('xorriso-joliet', await writeImage(entries))),
+        contents(expected(entries)),
+      );
+    }
+  });
+
   test('three thousand files in one folder and in many are all found', async () => {
     const entries = Array.from({ length: 3000 }, (_, index) => {
       const folder = index % 2 === 0 ? '/flat' : `/many/${index % 97}/${index % 7}`;

@@ -1,6 +1,6 @@
 // Gives everything its sector and writes the metadata.
 //
-//   0–15 empty │ descriptors │ path tables, folders (Rock Ridge) │ path tables, folders (Joliet) │ inline files ║ blobs, smallest first
+//   0–15 empty │ descriptors │ path tables, folders (Rock Ridge) │ path tables, folders (Joliet) │ one empty │ inline files ║ blobs, smallest first
 import type { Digest } from '../../base/digest-text.ts';
 import { DRIVE_METADATA_BYTES_MAX } from '../../base/limits.ts';
 import { DriveError } from '../drive-error.ts';
@@ -23,6 +23,8 @@ import { type BlobSource, type IsoExtent, type IsoImage, SECTOR_BYTES, sectorsOf
 
 /** libarchive looks at eight descriptors before it believes in an image, whether it has them or not. */
 const METADATA_SECTORS_MIN = FIRST_DESCRIPTOR_SECTOR + 8;
+/** libisofs reads the sector behind an empty folder too, and refuses the whole image if the image ends before it. */
+const SECTORS_BEHIND_FOLDERS = 1;
 
 type LayoutOptions = { readonly label: string; readonly joliet: boolean; readonly createdAtMs: number };
 
@@ -80,7 +82,7 @@ function placeHierarchy(plan: Hierarchy, startSector: number): PlacedHierarchy {
 /** Inline files follow the folders, then each distinct blob once, smallest first so that a prefix of them can be packed. */
 function placeFiles(tree: Tree, startSector: number): PlacedFiles {
   const startSectors = new Float64Array(tree.files.length);
-  let sector = startSector;
+  let sector = startSector + SECTORS_BEHIND_FOLDERS;
   for (const file of tree.files) {
     if (file.source.kind === 'blob' || file.sizeBytes === 0) continue;
     startSectors[file.index] = sector;
