@@ -4,11 +4,12 @@ import { OFFERS_MAX, REBOOTS_MAX, SESSIONS_PER_RUN_MAX } from '../base/limits.ts
 import type { HostBody } from '../guest/messages.ts';
 import type { RunId } from '../model/ids.ts';
 import type { Policy } from '../model/policy.ts';
-import type { QuarantineReason, Trouble } from '../model/quarantine.ts';
+import type { Trouble } from '../model/quarantine.ts';
 import { failOrDoubt, mend } from './doubt.ts';
 import { type Effect, START } from './effect.ts';
 import type { GuestEvent, RunEvent } from './event.ts';
-import { newRun } from './new-run.ts';
+import { askInventory, nextRun } from './new-run.ts';
+import { onAdmit, onRetry, onStart, onStop, onUpdate } from './operator-moves.ts';
 import { amended, denied, ignored, moved, type Outcome, send } from './outcome.ts';
 import {
   bootsAgain,
@@ -33,12 +34,15 @@ import {
   type Session,
   sessionOf,
 } from './state.ts';
-
-/** A new run of a VM that goes on running. The wish to stop outlives the run it was made in: a guest may reset instead. So does a trial. */
-function nextRun(state: RunState, options: { readonly run: RunId; readonly atMs: number }): Run {
-  const before = runOf(state);
-  return { ...newRun(options), isStopping: before?.isStopping === true, isOnTrial: before?.isOnTrial === true };
-}
+import {
+  goesOnWithAgent,
+  onDeadline,
+  onDiskFull,
+  onEffectFailed,
+  onMisbehaved,
+  onMonitorLost,
+  onRunDeadline,
+} from './trouble-moves.ts';
 
 /** The next state of a run. Total: every state answers every event. */
 export function transition(journaled: Journaled, event: RunEvent, policy: Policy): Outcome {
@@ -100,73 +104,6 @@ export function transition(journaled: Journaled, event: RunEvent, policy: Policy
   }
 }
 
-// ---- The operator -------------------------------------------------------------------------------------------------
-
-function onStart(state: RunState, event: { readonly run: RunId; readonly atMs: number }): Outcome {
-  if (hasVm(state)) return denied('already-running', `the VM is ${state.kind} already`);
-  return moved({ kind: 'booting', run: newRun(event) }, ...START);
-}
-
-function onStop(state: RunState, force: boolean): Outcome {
-  if (!hasVm(state)) return denied('not-running', 'the VM is off');
-  const run = runOf(state);
-  if (run === null || !('run' in state)) throw new Error('assertion failed: a VM that runs has a run');
-  return amended({ ...state, run: { ...run, isStopping: true } }, { kind: 'stop-vm', graceful: !force });
-}
-
-function onRetry(state: RunState, event: { readonly run: RunId; readonly atMs: number }): Outcome {
-  if (state.kind !== 'quarantined')
-    return denied('unexpected', `only a quarantined VM can be retried; this one is ${state.kind}`);
-  const forget: Effect = { kind: 'forget-failed' };
-  if (!state.isRunning) return moved({ kind: 'booting', run: newRun(event) }, forget, ...START);
-  const run = nextRun(state, event);
-  const close: Effect = { kind: 'close-gate', reason: 'retry' };
-  const takeOver: readonly Effect[] = [
-    forget,
-    { kind: 'hold-vm' },
-    close,
-    { kind: 'open-channel' },
-    // It may stand still since a reset whose closing failed half-way, whatever session it had.
-    { kind: 'resume-vm', afterReset: true },
-  ];
-  if (state.session !== null) return askInventory(run, state.session, takeOver);
-  return moved({ kind: 'booting', run }, ...takeOver);
-}
-
-function onAdmit(state: RunState, event: { readonly reason: string; readonly actor: string }): Outcome {
-  if (!hasVm(state)) return denied('not-running', 'a VM that is off cannot be plugged in; start it first');
-  const run = runOf(state);
-  if (state.kind === 'connected' || run === null || run.liveGrant !== null)
-    return denied('already-connected', 'the VM is plugged in');
-  if (state.kind === 'rolling-back') return denied('under-way', 'a failed update is being rolled back; wait for it');
-  const grant: Grant = { kind: 'override', reason: event.reason, actor: event.actor };
-  // It may be out of our hands, or stand still: after a reset that failed half-way, or for rebooting too often.
-  const first: readonly Effect[] = [
-    { kind: 'hold-vm' },
-    { kind: 'open-channel' },
-    { kind: 'resume-vm', afterReset: true },
-  ];
-  // The guest may hold the drive: it goes first, by surprise if need be, so that drive and network are never there together.
-  return moved({ kind: 'opening', run, session: sessionOf(state), phase: 'detaching', grant }, ...first, {
-    kind: 'detach-drive',
-  });
-}
-
-function onUpdate(state: RunState, event: { readonly run: RunId; readonly atMs: number }, policy: Policy): Outcome {
-  if (state.kind === 'quarantined') return onRetry(state, event);
-  if (isUnderWay(state)) return denied('under-way', `a run is under way (${state.kind})`);
-  if (state.kind !== 'connected')
-    return denied('not-running', 'the VM is off; its updates are staged and installed when it starts');
-  if (state.session === null) return denied('no-agent', 'the agent of this VM is not on the channel');
-  if (policy.overlay) {
-    // What it wrote since it was plugged in would be thrown away with an update that fails.
-    const because = 'its policy wants updates on a disk overlay, which a VM that is plugged in cannot have';
-    return denied('overlay', `${because}; restart the guest to update it, or take \`overlay\` out of its policy`);
-  }
-  const run: Run = { ...nextRun(state, event), liveGrant: state.grant };
-  return askInventory(run, state.session, []);
-}
-
 // ---- The hypervisor -----------------------------------------------------------------------------------------------
 
 function onReset(
@@ -195,21 +132,6 @@ function onFenceChanged(state: RunState, event: { readonly run: RunId; readonly 
   const session = sessionOf(state);
   if (session !== null) return askInventory(run, session, [close]);
   return moved({ kind: 'booting', run }, close, { kind: 'open-channel' });
-}
-
-/** Whatever is known of this VM is doubtful, its session too. */
-function onMonitorLost(state: RunState, detail: string): Outcome {
-  const run = runOf(state);
-  if (run === null || !hasVm(state)) return ignored('the VM is off');
-  return hold(run, null, { kind: 'host-failure', step: 'monitor', detail }, []);
-}
-
-/** On a trial it may have been the update that filled the disk; otherwise somebody has to make space, and the VM goes on from there. */
-function onDiskFull(state: RunState): Outcome {
-  const run = runOf(state);
-  if (run === null || !run.isOnTrial || !isUnderWay(state)) return ignored('it stands still until there is space');
-  const detail = 'the disk overlay found no space on its file system';
-  return quarantine(state, { kind: 'host-failure', step: 'disk-full', detail });
 }
 
 /** The run of a state under way, one reboot later, no longer live: whatever rebooted is gated again. */
@@ -290,28 +212,6 @@ function onAgentOpened(
 /** The boot whose confirmation opened the gate: known also after a restart of the daemon, which ends the session. */
 function judgedBoot(state: RunState): string | null {
   return state.kind === 'connected' && state.grant.kind === 'evidence' ? state.grant.evidence.boot : null;
-}
-
-function askInventory(run: Run, session: Session, first: readonly Effect[]): Outcome {
-  return moved({ kind: 'reporting', run, session }, ...first, send({ type: 'ask-inventory' }));
-}
-
-/** Whether a quarantine ends by itself when the agent comes back: it was about silence, not about content. */
-function goesOnWithAgent(reason: QuarantineReason): boolean {
-  return reason.kind === 'agent-silent' || (reason.kind === 'deadline' && reason.state !== WHOLE_RUN);
-}
-
-function onMisbehaved(state: RunState, event: { readonly code: string; readonly detail: string }): Outcome {
-  const run = runOf(state);
-  if (run === null || !hasVm(state)) return ignored('the VM is off');
-  if (state.kind === 'rolling-back') return ignored('the VM is being ended');
-  // The channel is cut: there is no session any more, and nothing can be asked of the agent until a channel is opened.
-  const reason: Trouble = { kind: 'guest-misbehaved', code: event.code, detail: event.detail };
-  const grant = state.kind === 'connected' ? state.grant : run.liveGrant;
-  if (grant !== null)
-    return moved({ kind: 'connected', run: { ...run, liveGrant: null }, session: null, grant, trouble: reason });
-  if (state.kind === 'quarantined') return amended({ ...state, session: null });
-  return quarantineRun(run, null, reason, []);
 }
 
 type MessageEvent = Extract<GuestEvent, { kind: 'inventory' | 'drive' | 'installed' | 'confirm' }>;
@@ -539,56 +439,4 @@ function onOpened(state: RunState): Outcome {
   const settled: Run = { ...run, liveGrant: null };
   const after: readonly Effect[] = [{ kind: 'commit-overlay' }, { kind: 'clean-up' }];
   return moved({ kind: 'connected', run: settled, session, grant, trouble: null }, ...tell, ...after);
-}
-
-// ---- What goes wrong ----------------------------------------------------------------------------------------------
-
-function onDeadline(state: RunState, waitedMs: number): Outcome {
-  if (!isUnderWay(state)) return ignored('no run is under way');
-  if (state.kind === 'booting' || state.kind === 'reporting')
-    return fail(state, { kind: 'agent-silent', waitedMs, state: state.kind });
-  if (state.kind === 'opening' && state.phase === 'releasing') {
-    // A guest that will not let go of the drive loses it by surprise.
-    return moved({ ...state, phase: 'detaching' }, { kind: 'detach-drive', isUnanswered: true });
-  }
-  if (state.kind === 'offering' && state.phase === 'withdrawing') return mend(state);
-  return fail(state, { kind: 'deadline', state: state.kind, waitedMs });
-}
-
-/** How `deadline` names a run that took too long as a whole. */
-const WHOLE_RUN = 'run';
-
-function onRunDeadline(state: RunState, event: { readonly run: RunId; readonly waitedMs: number }): Outcome {
-  if (!isUnderWay(state) || state.kind === 'rolling-back' || runOf(state)?.run !== event.run)
-    return ignored('that run is not under way');
-  return fail(state, { kind: 'deadline', state: WHOLE_RUN, waitedMs: event.waitedMs });
-}
-
-function onEffectFailed(
-  state: RunState,
-  event: Pick<Extract<RunEvent, { kind: 'effect-failed' }>, 'effect' | 'detail' | 'trouble' | 'isRunning'>,
-): Outcome {
-  if (state.kind === 'quarantined' && state.isRunning && !event.isRunning && event.effect === 'start-vm')
-    return amended({ ...state, isRunning: false }, { kind: 'close-gate', reason: 'it could not be started' });
-  if (!isUnderWay(state)) return ignored('no run is under way');
-  // Whatever else fails on the way: the VM ends, and boots as before.
-  if (state.kind === 'rolling-back' && event.effect !== 'stop-vm') return ignored('the VM is being ended');
-  const reason: Trouble = event.trouble ?? { kind: 'host-failure', step: event.effect, detail: event.detail };
-  // What could not be begun has nothing to throw away.
-  if (event.isRunning && event.effect === 'begin-overlay' && state.kind === 'offering')
-    return quarantine({ ...state, run: { ...state.run, isOnTrial: false } }, reason);
-  // What could not be accepted is still on trial.
-  if (event.isRunning && event.effect === 'accept-overlay' && state.kind === 'opening')
-    return quarantine({ ...state, run: { ...state.run, isOnTrial: true } }, reason);
-  // A gate that could not be opened is closed again, also one that stood open for a live update.
-  if (event.isRunning && event.effect === 'open-gate') return quarantine(state, reason);
-  if (event.isRunning) return fail(state, reason);
-  const run = runOf(state);
-  if (run === null) return ignored('no run');
-  return moved(
-    { kind: 'quarantined', run: forgetTrial({ ...run, liveGrant: null }), session: null, reason, isRunning: false },
-    { kind: 'close-gate', reason: `quarantined: ${reason.kind}` },
-    { kind: 'record-quarantine', reason },
-    { kind: 'settle-overlay' },
-  );
 }
