@@ -484,3 +484,15 @@ export const SCRUB_ASK_MS = 500;
 export const ENDING_TIMEOUT_MS = 60_000;
 /** Milliseconds that requests under way have to be answered when the daemon ends; then the rooms they wait for are closed. */
 export const API_DRAIN_MS = 2_000;
+
+/** Configuration items of one VM, bytes of one of them as JSON, and characters of one file in it. */
+export const CONFIG_ITEMS_MAX = 500;
+export const CONFIG_ITEM_BYTES_MAX = 2 * 1024 * 1024;
+export const CONFIG_FILE_CHARS_MAX = 1024 * 1024;
+
+/** Characters of a license's id, of a code of a license server, and bytes of a token. */
+export const LICENSE_ID_CHARS_MAX = 64;
+export const LICENSE_CODE_CHARS_MAX = 64;
+export const LICENSE_TOKEN_BYTES_MAX = 8 * 1024;
+/** Bytes of one answer of a license server. */
+export const LICENSE_ANSWER_BYTES_MAX = 256 * 1024;

@@ -1,0 +1,21 @@
+// How a license server is spoken to: one origin, the token attached by the vault, no redirect followed, answers bounded.
+
+export type LicenseHttpRequest = {
+  readonly method: 'GET' | 'POST' | 'PATCH' | 'DELETE';
+  /** Path and query below the license's server URL: `/v1/leases`. */
+  readonly path: string;
+  readonly headers?: Readonly<Record<string, string>>;
+  /** Sent as JSON. */
+  readonly body?: unknown;
+  readonly signal?: AbortSignal;
+};
+
+export type LicenseHttpAnswer = {
+  readonly status: number;
+  /** Names in lower case. */
+  readonly headers: Readonly<Record<string, string>>;
+  readonly body: Uint8Array;
+};
+
+/** Any status is an answer, redirects too; throws LicenseError `vendor-ill/license-server` when there is none, or it is too large or too slow. */
+export type LicenseTransport = (request: LicenseHttpRequest) => Promise<LicenseHttpAnswer>;
