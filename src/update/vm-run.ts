@@ -1,34 +1,30 @@
 // One VM with all it holds while it runs: hypervisor handle, channel, drive, plan, evidence. Carries out the effects of its runner.
-import { trustedNowMs } from '../base/clock.ts';
-import { JOURNAL_RETRY_MS, PLAN_SUMMARY_ITEMS_MAX } from '../base/limits.ts';
-import { counted, printable } from '../base/printable.ts';
-import type { JudgeInput } from '../confirm/judge.ts';
+import { printable } from '../base/printable.ts';
 import type { GuestEvent as ChannelEvent, GuestChannel } from '../guest/session.ts';
 import type { RunningVm, VmEvent } from '../hypervisor/hypervisor.ts';
 import type { VmSpec } from '../hypervisor/vm-spec.ts';
-import type { Evidence } from '../model/evidence.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
-import { type Plan, planDigest, planSizeBytes } from '../model/plan.ts';
+import { type Plan, planSizeBytes } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
-import type { FailedVersion, QuarantineReason, Trouble } from '../model/quarantine.ts';
+import type { Trouble } from '../model/quarantine.ts';
 import { postReport } from './agent-report.ts';
 import { dryRun } from './dry-run.ts';
 import type { Effect } from './effect.ts';
 import { withHealthChecks } from './health-checks.ts';
 import type { RunRecord } from './journal.ts';
 import { newRunId } from './new-run-id.ts';
-import { comparisonOf, makePlan } from './planner.ts';
 import { type Found, recover } from './recover.ts';
-import { oldMetadataText, planNotes } from './remarks.ts';
+import { oldMetadataText } from './remarks.ts';
 import { type Answer, makeRunner, RunError, type Runner } from './runner.ts';
 import { type Inspection, Staging } from './staging.ts';
-import { isUnderWay, type PlanSummary, type Run, type RunState, runOf, sessionOf } from './state.ts';
+import { isUnderWay, type Run, type RunState, runOf } from './state.ts';
 import { namespaceOf, tapNamesOf } from './taps.ts';
 import { VmDrive } from './vm-drive.ts';
+import { VmJudge } from './vm-judge.ts';
 import { VmOverlay } from './vm-overlay.ts';
+import { VmPlan } from './vm-plan.ts';
 import type { VmRunDeps } from './vm-run-deps.ts';
-import { weigh } from './weigh.ts';
 import { explainQuarantine } from './why.ts';
 
 /** One VM of this host and its run. */
@@ -45,6 +41,8 @@ export class VmRun {
   readonly #drive: VmDrive;
   readonly #staging: Staging;
   readonly #overlay: VmOverlay;
+  readonly #plan: VmPlan;
+  readonly #judge: VmJudge;
   readonly #ending = new AbortController();
   #running: RunningVm | null = null;
   #untold: (() => void)[] | null = null;
@@ -54,11 +52,7 @@ export class VmRun {
   #isDoubtful = false;
   #channel: GuestChannel | null = null;
   #agentVersion: string | null = null;
-  #plan: Plan | null = null;
   #reported: Inventory | null = null;
-  /** What the guest had when the run was planned; a daemon that started since does not know it any more. */
-  #before: { readonly run: RunId; readonly inventory: Inventory } | null = null;
-  #evidence: Evidence | null = null;
 
   constructor(deps: VmRunDeps, record: RunRecord) {
     this.#deps = deps;
@@ -89,6 +83,10 @@ export class VmRun {
     const onLost = (reason: Trouble) => this.runner.post({ kind: 'drive-lost', reason });
     this.#drive = new VmDrive(deps, { vm, spec, uid, note, policy, running, onLost });
     this.#overlay = new VmOverlay(deps, { spec, note, running });
+    const policyTrouble = () => this.policyTrouble;
+    this.#plan = new VmPlan(deps, { vm, note, policy, policyTrouble, ending: this.#ending.signal });
+    const onBelieved = (inventory: Inventory) => this.#keepInventory(inventory, 'confirm');
+    this.#judge = new VmJudge(deps, { vm, note, policy, plan: this.#plan, onBelieved });
   }
 
   get running(): RunningVm | null {
@@ -101,7 +99,7 @@ export class VmRun {
 
   /** After a start of the daemon: looks for the VM, and goes on or closes, whatever is sure (architecture.md). */
   async recover(): Promise<void> {
-    const { journal, clock } = this.#deps;
+    const { clock } = this.#deps;
     const state = this.runner.state();
     // What the VM tells meanwhile is about the state that comes out of this: nobody else writes it before.
     this.#untold = [];
@@ -111,8 +109,7 @@ export class VmRun {
       throw error;
     });
     if (found.kind === 'none') await this.#drive.forgetAttached();
-    const run = runOf(state);
-    this.#plan = run === null ? null : journal.loadPlan(run.run);
+    this.#plan.load(runOf(state));
     const fresh = { run: newRunId(), atMs: clock.nowMs(), planAgeMaxMs: this.policy.metadataAgeMaxMs };
     const recovery = recover(state, found, fresh);
     await this.runner.resume(recovery.state, recovery.effects).finally(() => this.#tellUntold());
@@ -257,11 +254,11 @@ export class VmRun {
       case 'stage':
         return await this.#stage(signal);
       case 'make-plan':
-        return await this.#makePlan(state, signal);
+        return await this.#plan.make(this.#requireRun(state), this.#requireReport(), signal);
       case 'fetch-plan':
         return await this.#fetchPlan(state, signal);
       case 'begin-overlay':
-        await this.#overlay.begin(this.#require('begin-overlay'), this.#requirePlan(this.#requireRun(state)), signal);
+        await this.#overlay.begin(this.#require('begin-overlay'), this.#plan.of(this.#requireRun(state)), signal);
         return null;
       case 'accept-overlay':
         await this.#overlay.accept(this.#require('accept-overlay'));
@@ -273,7 +270,7 @@ export class VmRun {
         await this.#overlay.settle();
         return null;
       case 'remember-failed':
-        await this.#rememberFailed(effect.reason);
+        await this.#plan.rememberFailed(effect.reason);
         return null;
       case 'forget-failed':
         await this.#deps.journal.forgetFailed(this.vm);
@@ -284,7 +281,7 @@ export class VmRun {
         await this.#drive.detach(this.#running, effect.isUnanswered);
         return { kind: 'drive-detached' };
       case 'judge':
-        return await this.#judge(effect, state, signal);
+        return await this.#judge.judge(effect, this.#requireRun(state), state, signal);
       case 'open-gate':
         return await this.#openGate(effect, state, signal);
       case 'record-quarantine': {
@@ -299,7 +296,7 @@ export class VmRun {
         return null;
       }
       case 'verify-blobs':
-        await this.#drive.verifyBlobs(this.#plan);
+        await this.#drive.verifyBlobs(this.#plan.current);
         return null;
       case 'clean-up':
         return await this.#cleanUp(state);
@@ -327,25 +324,6 @@ export class VmRun {
   async #startAnew(): Promise<RunningVm> {
     await this.#overlay.settle();
     return await this.#deps.driver.start(this.spec);
-  }
-
-  /** The whole plan where nobody in particular is to blame; the state names only its first versions. */
-  async #rememberFailed({ versions, cause }: Extract<QuarantineReason, { kind: 'rolled-back' }>): Promise<void> {
-    const isWholePlan = versions.length > 1 && this.#plan !== null;
-    const failed = isWholePlan ? versionsOf(this.#plan) : versions;
-    const { reason } = explainQuarantine(this.vm, cause, true);
-    const { clock, journal } = this.#deps;
-    const atMs = clock.nowMs();
-    const lines = failed.map((each) => ({ ...each, atMs, cause: reason }));
-    // The VM does not boot again before this is on disk: what failed would be tried once more.
-    for (;;) {
-      try {
-        return await journal.rememberFailed(this.vm, lines);
-      } catch (error) {
-        this.#deps.log.error({ vm: this.vm, err: error }, 'what failed could not be written down; it is tried again');
-        await clock.sleep(JOURNAL_RETRY_MS, this.#ending.signal);
-      }
-    }
   }
 
   async #takeHold(): Promise<null> {
@@ -428,33 +406,6 @@ export class VmRun {
     return null;
   }
 
-  async #makePlan(state: RunState, signal: AbortSignal): Promise<Answer> {
-    const run = this.#requireRun(state);
-    const inventory = this.#reported;
-    if (inventory === null) throw new RunError('internal/no-inventory', `${this.vm} is planned before it reported`);
-    const answer = await this.#askForPlan(run.run, inventory, signal);
-    if (answer.kind === 'refused') return { kind: 'plan-failed', reason: answer.reason };
-    const { plan } = answer;
-    await this.#deps.journal.savePlan(plan);
-    this.#plan = plan;
-    this.#before = { run: run.run, inventory };
-    const sizeBytes = planSizeBytes(plan);
-    if (plan.items.length > 0) this.runner.note('state', `missing: ${counted(plan.items.length, 'update')}`);
-    for (const { kind, text } of planNotes(plan)) this.runner.note(kind, text);
-    const versions = versionsOf(plan).slice(0, PLAN_SUMMARY_ITEMS_MAX);
-    const summary: PlanSummary = { digest: planDigest(plan), itemCount: plan.items.length, sizeBytes, versions };
-    return { kind: 'planned', plan: summary, rebootRequired: inventory.rebootRequired };
-  }
-
-  #askForPlan(run: RunId, inventory: Inventory, signal: AbortSignal) {
-    const { clock, checkLicense, journal } = this.#deps;
-    const { vm, policy, policyTrouble } = this;
-    const failedBefore = journal.failedUpdates(vm);
-    const vendors = this.#deps.vendors();
-    const asked = { vm, run, inventory, policy, policyTrouble, failedBefore, vendors, clock, signal };
-    return makePlan(checkLicense === undefined ? asked : { ...asked, checkLicense });
-  }
-
   /** How the disk of a VM that had never run differed from its agent's first report; null where it did not. */
   get diskRemark(): string | null {
     return this.#staging.remark;
@@ -469,13 +420,13 @@ export class VmRun {
   async dryRun(signal: AbortSignal): Promise<Plan> {
     const known = this.#deps.inventories.last(this.vm);
     return await dryRun(this.vm, known?.inventory ?? null, (inventory) =>
-      this.#askForPlan(newRunId(), inventory, signal),
+      this.#plan.ask(newRunId(), inventory, signal),
     );
   }
 
   async #fetchPlan(state: RunState, signal: AbortSignal): Promise<Answer> {
     const run = this.#requireRun(state);
-    const trouble = await this.#drive.fetch(this.#requirePlan(run), 'run', signal);
+    const trouble = await this.#drive.fetch(this.#plan.of(run), 'run', signal);
     return trouble === null ? { kind: 'fetched' } : { kind: 'plan-failed', reason: trouble };
   }
 
@@ -483,7 +434,7 @@ export class VmRun {
   async #stage(signal: AbortSignal): Promise<Answer | null> {
     const known = await this.#staging.inventory(signal);
     if (known === null) return null;
-    const answer = await this.#askForPlan(newRunId(), known, signal);
+    const answer = await this.#plan.ask(newRunId(), known, signal);
     if (answer.kind === 'refused') return null;
     const trouble = await this.#drive.fetch(answer.plan, 'stage', signal);
     if (trouble !== null) return null;
@@ -493,36 +444,8 @@ export class VmRun {
   async #attachDrive(state: RunState, signal: AbortSignal): Promise<Answer> {
     const run = this.#requireRun(state);
     const guest = { running: this.#require('attach-drive'), reported: this.#reported };
-    const manifestDigest = await this.#drive.attach(run, this.#requirePlan(run), guest, signal);
+    const manifestDigest = await this.#drive.attach(run, this.#plan.of(run), guest, signal);
     return { kind: 'drive-attached', manifestDigest };
-  }
-
-  async #judge(effect: Extract<Effect, { kind: 'judge' }>, state: RunState, signal: AbortSignal): Promise<Answer> {
-    const run = this.#requireRun(state);
-    const plan = this.#requirePlan(run);
-    const { clock, audit, vendors } = this.#deps;
-    const input: JudgeInput = {
-      vm: this.vm,
-      run: run.run,
-      plan,
-      planDigest: run.plan?.digest ?? planDigest(plan),
-      session: sessionOf(state),
-      confirmation: effect.confirm,
-      manifestDigests: run.manifests,
-      reported: this.#before?.run === run.run ? this.#before.inventory : null,
-      compareVersions: comparisonOf(vendors()),
-      policy: this.policy,
-      nowMs: trustedNowMs(clock),
-    };
-    const verdict = await weigh(input, () => this.#askForPlan(run.run, effect.confirm.inventory, signal));
-    if (verdict.kind === 'evidence') {
-      this.#evidence = verdict.evidence;
-      this.#keepInventory(effect.confirm.inventory, 'confirm');
-      this.runner.note('guest', 'the confirmation is believed');
-      return { kind: 'judged', evidence: verdict.evidence };
-    }
-    await audit.append({ kind: 'refusal', vm: this.vm, run: run.run, code: verdict.code, detail: verdict.detail });
-    return { kind: 'judged-refused', code: verdict.code, detail: verdict.detail };
   }
 
   async #openGate(
@@ -548,9 +471,7 @@ export class VmRun {
     if (grant.kind === 'override') {
       await this.#deps.gate.open(running, { kind: 'override', run: run.run, reason: grant.reason, actor: grant.actor });
     } else {
-      const evidence = this.#evidence;
-      if (evidence === null || evidence.run !== run.run || evidence.nonce !== grant.evidence.nonce)
-        throw new RunError('internal/no-evidence', `${this.vm} has no evidence of this run in memory`);
+      const evidence = this.#judge.evidenceOf(run, grant);
       // The session that confirmed is over: the next one is asked again. Until it comes, the state waits for its deadline.
       const isCurrent = () => this.#channel?.session()?.nonce === evidence.nonce;
       if (!isCurrent()) return null;
@@ -561,7 +482,7 @@ export class VmRun {
         return null;
       }
     }
-    this.#evidence = null;
+    this.#judge.forget();
     const old = grant.kind === 'evidence' ? oldMetadataText(grant.evidence) : null;
     const by =
       grant.kind === 'override' ? `open by override: ${printable(grant.reason)}` : 'open: the cable is plugged in';
@@ -580,20 +501,14 @@ export class VmRun {
     return null;
   }
 
+  #requireReport(): Inventory {
+    if (this.#reported !== null) return this.#reported;
+    throw new RunError('internal/no-inventory', `${this.vm} is planned before it reported`);
+  }
+
   #requireRun(state: RunState): Run {
     const run = runOf(state);
     if (run === null) throw new RunError('internal/no-run', `${this.vm} has no run`);
     return run;
   }
-
-  #requirePlan(run: Run): Plan {
-    if (this.#plan?.run !== run.run) this.#plan = this.#deps.journal.loadPlan(run.run);
-    if (this.#plan === null)
-      throw new RunError('internal/no-plan', `the plan of run ${run.run} of ${this.vm} is not in the journal`);
-    return this.#plan;
-  }
-}
-
-function versionsOf(plan: Plan | null): readonly FailedVersion[] {
-  return plan?.items.map(({ id, release }) => ({ item: id, version: release.version })) ?? [];
 }
