@@ -18,6 +18,8 @@ const START_TIMEOUT_MS = 30_000;
 export type DemoDaemon = {
   readonly service: Service;
   readonly logPath: string;
+  /** The process that runs now; null when none was started, or it was ended. */
+  readonly pid: () => number | null;
   /** kill -9, as a crash would; the VM goes on. */
   readonly kill: () => Promise<void>;
   readonly start: () => Promise<void>;
@@ -30,8 +32,10 @@ export async function makeDemoDaemon(options: {
   readonly runFolder: string;
   readonly configuration: Record<string, unknown>;
   readonly clock: Clock;
+  /** Words for Node before the program. */
+  readonly nodeFlags?: readonly string[];
 }): Promise<DemoDaemon> {
-  const { folder, runFolder, clock } = options;
+  const { folder, runFolder, clock, nodeFlags = [] } = options;
   const configPath = join(folder, 'pratique.toml');
   const logPath = join(folder, 'daemon.log');
   await mkdir(runFolder, { recursive: true, mode: 0o711 });
@@ -52,10 +56,11 @@ export async function makeDemoDaemon(options: {
   return {
     service,
     logPath,
+    pid: () => child?.pid ?? null,
     start: async () => {
       const log = openSync(logPath, 'a');
       // In a process group of its own: Ctrl-C is for the demonstration, which then stops VMs and daemon in order.
-      const argv = [MAIN, 'serve', '--config', configPath];
+      const argv = [...nodeFlags, MAIN, 'serve', '--config', configPath];
       const started = spawn(process.execPath, argv, { stdio: ['ignore', log, log], detached: true });
       child = started;
       const isUp = await waitUntil(

@@ -57,6 +57,16 @@ export type Release = {
   readonly installLines?: string;
 };
 
+/** What a house is to be otherwise. */
+export type HouseWishes = {
+  /** Keys of the daemon's configuration besides the usual ones. */
+  readonly configuration?: Readonly<Record<string, unknown>>;
+  /** Words for Node before the daemon's program. */
+  readonly nodeFlags?: readonly string[];
+  /** Done in the house's folder before the daemon starts; returns what undoes it, after the daemon has ended. */
+  readonly prepare?: (folder: string) => Promise<() => Promise<void>>;
+};
+
 export type VmOptions = {
   readonly hasAgent?: boolean;
   readonly policy?: Partial<Policy>;
@@ -117,7 +127,11 @@ async function tinyImage(kernelFlavour: KernelFlavour): Promise<GuestImage> {
 }
 
 /** Makes the host with its first release published and its daemon running; nothing is left of it when that fails. */
-export async function makeHouse(release: Release, kernelFlavour: KernelFlavour = 'cloud'): Promise<House> {
+export async function makeHouse(
+  release: Release,
+  kernelFlavour: KernelFlavour = 'cloud',
+  wishes: HouseWishes = {},
+): Promise<House> {
   const building = built.get(kernelFlavour) ?? tinyImage(kernelFlavour);
   built.set(kernelFlavour, building);
   houses += 1;
@@ -132,7 +146,7 @@ export async function makeHouse(release: Release, kernelFlavour: KernelFlavour =
     for (let end = endings.pop(); end !== undefined; end = endings.pop()) await end();
   };
   try {
-    return await furnish({ release, image, folder, runFolder, endings, close });
+    return await furnish({ release, image, folder, runFolder, endings, close, wishes });
   } catch (error) {
     await close();
     throw error;
@@ -147,9 +161,10 @@ type Ground = {
   /** What ends each part, in the order of making. */
   readonly endings: (() => Promise<void>)[];
   readonly close: () => Promise<void>;
+  readonly wishes: HouseWishes;
 };
 
-async function furnish({ release, image, folder, runFolder, endings, close }: Ground): Promise<House> {
+async function furnish({ release, image, folder, runFolder, endings, close, wishes }: Ground): Promise<House> {
   for (const each of [folder, runFolder]) await chmod(each, 0o711);
   const vendor = await makeVendor(folder, release);
   endings.push(vendor.server.close);
@@ -158,8 +173,11 @@ async function furnish({ release, image, folder, runFolder, endings, close }: Gr
   const configuration = {
     vendors: [vendor.config],
     diskRoots: [folder, dirname(image.kernel), defaultCacheFolder()],
+    ...wishes.configuration,
   };
-  const daemon = await makeDemoDaemon({ folder, runFolder, configuration, clock: systemClock });
+  if (wishes.prepare !== undefined) endings.push(await wishes.prepare(folder));
+  const { nodeFlags = [] } = wishes;
+  const daemon = await makeDemoDaemon({ folder, runFolder, configuration, clock: systemClock, nodeFlags });
   const { service } = daemon;
   const vms: TestVm[] = [];
   endings.push(async () => {

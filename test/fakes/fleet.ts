@@ -67,7 +67,10 @@ export async function startFleet(options: FleetOptions): Promise<Fleet> {
   const barrier = makeBarrier(options.holdsRelease === true);
   const vms: FleetVm[] = [];
   try {
-    await makeTaps(net, options.count);
+    await makeTaps(
+      net,
+      Array.from({ length: options.count }, (_, index) => tapOf(index)),
+    );
     for (let index = 0; index < options.count; index += 1) vms.push(await startVm(index, options, net, barrier.wait));
   } catch (error) {
     await net.close();
@@ -95,8 +98,8 @@ export async function startFleet(options: FleetOptions): Promise<Fleet> {
 /** Names of somebody else's choice, as attached VMs have them: the standing rules do not cover them, they are guarded one by one. */
 const tapOf = (index: number): string => `vmtap${index}`;
 
-async function makeTaps(net: TestNamespace, count: number): Promise<void> {
-  const taps = Array.from({ length: count }, (_, index) => tapOf(index));
+/** Makes the bridge and these taps on it. */
+export async function makeTaps(net: TestNamespace, taps: readonly string[]): Promise<void> {
   await net.ip(
     `link add ${BRIDGE} type bridge forward_delay 0 mcast_snooping 0`,
     `link set ${BRIDGE} up`,
@@ -218,7 +221,8 @@ async function readManifest(qemu: FakeQemu, offer: HostMessageOf<'offer'>): Prom
   return text;
 }
 
-function inventoryWith(version: string): Inventory {
+/** What a VM that has this version of the product `hello` reports. */
+export function inventoryWith(version: string): Inventory {
   return {
     os: { id: 'tiny', versionId: '1', arch: 'amd64', kernel: '6.1.0' },
     products: [{ ecosystem: 'bundle', product: 'hello', version, state: 'installed' }],
@@ -231,7 +235,8 @@ function inventoryWith(version: string): Inventory {
   };
 }
 
-async function readAdmitted(net: TestNamespace): Promise<ReadonlySet<string>> {
+/** Taps in the kernel's set of admitted ones. */
+export async function readAdmitted(net: TestNamespace): Promise<ReadonlySet<string>> {
   const text = await net.run('nft', '-j', 'list', 'set', 'bridge', 'pratique', 'admitted');
   // The cast holds: libnftables-json(5).
   const { nftables } = JSON.parse(text) as { nftables: readonly { set?: { elem?: readonly string[] } }[] };
