@@ -112,9 +112,9 @@ async function readConfigFile(path: string): Promise<ConfigFile> {
 /** Parses one file's text. Throws ConfigError naming file, line, key and the nearest known key. */
 export async function parseConfigText(text: string, path: string): Promise<ConfigFile> {
   // Loaded here because most commands run without any configuration file, and the schema library takes 100 ms to load.
-  const { parseTomlAs } = await import('./toml-file.ts');
+  const { parseTomlAs } = await import('../src/base/toml-file.ts');
   const { ConfigFileSchema } = await import('./config-schema.ts');
-  const { lineOfKey } = await import('./toml-lines.ts');
+  const { lineOfKey } = await import('../src/base/toml-lines.ts');
   // The cast holds: parseTomlAs has checked the value against this very schema.
   const file = parseTomlAs(ConfigFileSchema, text, path, ConfigError) as ConfigFile;
   for (const { place, table } of policiesOf(file)) {

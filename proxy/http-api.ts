@@ -8,6 +8,7 @@ import type { Clock } from '../src/base/clock.ts';
 import { classifyError, PratiqueError } from '../src/base/errors.ts';
 import { API_BODY_BYTES_MAX } from '../src/base/limits.ts';
 import type { Log } from '../src/base/log.ts';
+import { makeCheck, misfitText } from '../src/base/schema-check.ts';
 import { VmSpecSchema } from '../src/hypervisor/vm-spec.ts';
 import { VM_ID_PATTERN } from '../src/model/ids.ts';
 import { PlanSchema } from '../src/model/plan.ts';
@@ -40,7 +41,6 @@ import {
 } from './config-schema.ts';
 import { serveEvents } from './event-stream.ts';
 import { ApiError, problemOf } from './problem.ts';
-import { makeCheck, misfitText } from './schema-check.ts';
 import { ScrubViewSchema } from './scrubbing.ts';
 import type { Service } from './service.ts';
 

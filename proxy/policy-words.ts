@@ -1,9 +1,9 @@
 // A policy as people write it, in files and on the command line, and as the model has it: durations in words, lists with commas.
 import { PratiqueError } from '../src/base/errors.ts';
+import { nearestWord } from '../src/base/nearest-word.ts';
 import { isPolicyKey, type Policy, PolicySchema } from '../src/model/policy.ts';
 import type { FilePolicy } from './config-schema.ts';
 import { durationMs, shortDuration } from './duration.ts';
-import { nearestWord } from './nearest-word.ts';
 
 /** The keys that have another name where people write them, because their value has a unit there. */
 const DURATION_KEYS = {

@@ -4,10 +4,10 @@ import { resolve } from 'node:path';
 import { PratiqueError } from '../src/base/errors.ts';
 import { CONFIG_FILE_BYTES_MAX } from '../src/base/limits.ts';
 import { parseJson } from '../src/base/parse.ts';
+import { makeCheck, misfitText } from '../src/base/schema-check.ts';
+import { parseToml } from '../src/base/toml-file.ts';
+import { lineOfKey } from '../src/base/toml-lines.ts';
 import { type VmSpec, VmSpecSchema } from '../src/hypervisor/vm-spec.ts';
-import { makeCheck, misfitText } from './schema-check.ts';
-import { parseToml } from './toml-file.ts';
-import { lineOfKey } from './toml-lines.ts';
 
 export class SpecError extends PratiqueError {}
 

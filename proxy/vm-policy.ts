@@ -1,12 +1,12 @@
 // Which policy holds for a VM: its own keys, its group's, the host's default; and what is wrong or worth knowing about it. Pure.
 import { PratiqueError } from '../src/base/errors.ts';
+import { nearestWord } from '../src/base/nearest-word.ts';
 import { printable } from '../src/base/printable.ts';
 import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
 import type { Inventory } from '../src/model/inventory.ts';
 import { faultOfPolicy, matchesProduct, type Policy, type ResolvedPolicy, resolvePolicy } from '../src/model/policy.ts';
 import type { StoredVm } from '../src/update/journal.ts';
 import type { Config, Groups } from './config.ts';
-import { nearestWord } from './nearest-word.ts';
 import { fileOfPolicy, type PolicyChange, wordOfKey } from './policy-words.ts';
 
 /** What an operator decided for one VM alone. */

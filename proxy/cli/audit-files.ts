@@ -4,8 +4,8 @@ import { type PublicKey, readPublicKeys } from '../../src/audit/host-key.ts';
 import { type ErrorCode, PratiqueError } from '../../src/base/errors.ts';
 import { AUDIT_KEYS_FILE_BYTES_MAX, CHECKPOINT_FILE_BYTES_MAX } from '../../src/base/limits.ts';
 import { parseJson } from '../../src/base/parse.ts';
+import { makeCheck, misfitText } from '../../src/base/schema-check.ts';
 import { AuditCheckpointSchema } from '../api-schemas.ts';
-import { makeCheck, misfitText } from '../schema-check.ts';
 import type { AuditCheckpoint } from '../service.ts';
 
 type SmallFile = { readonly code: ErrorCode; readonly bytesMax: number; readonly next: string };

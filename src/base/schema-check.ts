@@ -1,8 +1,8 @@
 // Checks operator input against a typebox schema and explains the first misfit in words: where, what, and the nearest known key.
 import type { TSchema } from 'typebox';
 import { Compile } from 'typebox/compile';
-import { printable } from '../src/base/printable.ts';
 import { nearestWord } from './nearest-word.ts';
+import { printable } from './printable.ts';
 
 export type Misfit = {
   /** Keys and indices from the document's root to the place. */

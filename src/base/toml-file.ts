@@ -1,8 +1,8 @@
 // Parses a TOML document against a schema; errors name the file, the line and the key.
 import { parse, TomlError } from 'smol-toml';
 import type { Static, TSchema } from 'typebox';
-import type { ErrorCode, ErrorOptions, PratiqueError } from '../src/base/errors.ts';
-import { printable } from '../src/base/printable.ts';
+import type { ErrorCode, ErrorOptions, PratiqueError } from './errors.ts';
+import { printable } from './printable.ts';
 import { makeCheck, misfitText } from './schema-check.ts';
 import { lineOfKey } from './toml-lines.ts';
 
