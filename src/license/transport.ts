@@ -7,6 +7,13 @@ export type LicenseHttpRequest = {
   readonly headers?: Readonly<Record<string, string>>;
   /** Sent as JSON. */
   readonly body?: unknown;
+  /**
+   * Where the transport puts the token; absent: `Authorization: Bearer`. Keygen's license keys have a scheme of their own, and its
+   * `validate-key` takes the key in the body, at these field names from the outside in.
+   */
+  readonly token?:
+    | { readonly kind: 'header'; readonly scheme: 'Bearer' | 'License' }
+    | { readonly kind: 'body'; readonly field: readonly string[] };
   readonly signal?: AbortSignal;
 };
 
