@@ -4,6 +4,7 @@
 import { type Static, Type } from 'typebox';
 import { digestOf } from '../base/digest.ts';
 import { canonicalJson } from '../base/digest-text.ts';
+import { preAuthentication as encode } from '../base/dsse.ts';
 import { makeParser, parseJson } from '../base/parse.ts';
 import { AuditError } from './error.ts';
 import type { ChainRecord } from './record.ts';
@@ -13,7 +14,6 @@ export const PREDICATE_TYPE = 'urn:pratique:audit:2';
 const STATEMENT_TYPE = 'https://in-toto.io/Statement/v1';
 const FIRST_FORMAT = 'pratique.audit/1';
 const DAMAGED = 'host-fault/audit-damaged';
-const TYPE_BYTES = Buffer.byteLength(PAYLOAD_TYPE);
 
 /** `keyid` is null in the first format, which had one key only. */
 export type Signature = { readonly keyid: string | null; readonly sig: string };
@@ -82,8 +82,7 @@ function subjectOf(record: ChainRecord): readonly Resource[] {
 
 /** DSSE's pre-authentication encoding of a payload of our type. */
 export function preAuthentication(payload: Uint8Array): Buffer {
-  const head = `DSSEv1 ${TYPE_BYTES} ${PAYLOAD_TYPE} ${payload.length} `;
-  return Buffer.concat([Buffer.from(head), payload]);
+  return encode(PAYLOAD_TYPE, payload);
 }
 
 /** The signatures of an envelope as canonical JSON. */

@@ -2,28 +2,17 @@
 //
 //   rotation:  audit-key.next.pem durable ─► record that names it, signed by both keys ─► renamed to audit-key.pem ─► public files
 //   at start:  the chain's last record says which of the two is the key; the other one is finished or thrown away
-import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject, sign, verify } from 'node:crypto';
+import { createPrivateKey, createPublicKey, type KeyObject } from 'node:crypto';
 import { readFile, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { digestOf } from '../base/digest.ts';
+import { makePrivatePem, type SigningKey, signingKeyOf, type VerifyKey, verifyKeyOf } from '../base/dsse.ts';
 import { syncFolder, writeDurably } from '../base/durable-file.ts';
 import { AUDIT_KEYS_MAX } from '../base/limits.ts';
 import { AuditError } from './error.ts';
 import type { NamedKey } from './record.ts';
 
-/** What verifies. */
-export type PublicKey = NamedKey & {
-  /** PEM (SPKI), for whoever verifies elsewhere. */
-  readonly publicPem: string;
-  /** Whether the signature (base64) is this key's; one in another spelling of base64 is not. */
-  readonly isSigned: (content: Uint8Array | string, signature: string) => boolean;
-};
-
-/** What signs. */
-export type HostKey = PublicKey & {
-  /** Base64 signature of the bytes, or of the text as UTF-8. */
-  readonly sign: (content: Uint8Array | string) => string;
-};
+export type PublicKey = VerifyKey;
+export type HostKey = SigningKey;
 
 const PRIVATE_FILE = 'audit-key.pem';
 const NEXT_FILE = 'audit-key.next.pem';
@@ -68,9 +57,9 @@ export async function makeNextKey(folder: string, inForce: PublicKey): Promise<H
       });
     });
   }
-  const { privateKey } = generateKeyPairSync('ed25519');
-  await writeDurably(path, pemOf(privateKey), 0o600);
-  return hostKey(privateKey);
+  const pem = makePrivatePem();
+  await writeDurably(path, pem, 0o600);
+  return hostKey(createPrivateKey(pem));
 }
 
 /** Puts the key that a record named into its place; may be broken off anywhere, then the next start goes on. */
@@ -156,9 +145,9 @@ async function ownKey(folder: string, { mayMake, isCurrent }: OpenKeyOptions): P
       next: 'restore it from the backup, or move the old audit folder away and keep it',
     });
   }
-  const { privateKey } = generateKeyPairSync('ed25519');
-  await writeDurably(path, pemOf(privateKey), 0o600);
-  return hostKey(privateKey);
+  const pem = makePrivatePem();
+  await writeDurably(path, pem, 0o600);
+  return hostKey(createPrivateKey(pem));
 }
 
 /** Brings the public files to this key. They are copies for people: the chain itself says which keys it had. */
@@ -215,31 +204,14 @@ function isMissing(cause: unknown): boolean {
   return cause instanceof Error && 'code' in cause && cause.code === 'ENOENT';
 }
 
-function pemOf(privateKey: KeyObject): string {
-  return privateKey.export({ type: 'pkcs8', format: 'pem' }).toString();
-}
-
 function hostKey(privateKey: KeyObject): HostKey {
-  return {
-    ...publicKeyOf(createPublicKey(privateKey)),
-    sign: (content) => sign(null, bytesOf(content), privateKey).toString('base64'),
-  };
+  const key = signingKeyOf(privateKey);
+  if (key === null) throw noKeys('a key that is not ed25519');
+  return key;
 }
 
 function publicKeyOf(key: KeyObject): PublicKey {
-  if (key.asymmetricKeyType !== 'ed25519') throw noKeys('a key that is not ed25519');
-  const der = key.export({ type: 'spki', format: 'der' });
-  return {
-    keyid: digestOf(der),
-    publicKey: der.toString('base64'),
-    publicPem: key.export({ type: 'spki', format: 'pem' }).toString(),
-    isSigned: (content, signature) => {
-      const bytes = Buffer.from(signature, 'base64');
-      return bytes.toString('base64') === signature && verify(null, bytesOf(content), key, bytes);
-    },
-  };
-}
-
-function bytesOf(content: Uint8Array | string): Uint8Array {
-  return typeof content === 'string' ? Buffer.from(content) : content;
+  const found = verifyKeyOf(key);
+  if (found === null) throw noKeys('a key that is not ed25519');
+  return found;
 }

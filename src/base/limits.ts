@@ -489,6 +489,14 @@ export const API_DRAIN_MS = 2_000;
 export const CONFIG_ITEMS_MAX = 500;
 export const CONFIG_ITEM_BYTES_MAX = 2 * 1024 * 1024;
 export const CONFIG_FILE_CHARS_MAX = 1024 * 1024;
+/** Bytes of the whole configuration of one VM, rendered: what the host holds in memory while it plans. */
+export const GUEST_CONFIG_BYTES_MAX = 32 * 1024 * 1024;
+/** Named values of one layer. */
+export const GUEST_CONFIG_VALUES_MAX = 1_000;
+/** Files in the folder of guest configuration: a group or a VM each, and what editors leave. */
+export const GUEST_CONFIG_FILES_MAX = 20_000;
+/** Bytes of one secret: a keystore with its chain has some ten thousand. */
+export const GUEST_SECRET_BYTES_MAX = 256 * 1024;
 
 /** Characters of a license's id, of a code of a license server, and bytes of a token. */
 export const LICENSE_ID_CHARS_MAX = 64;
@@ -496,3 +504,11 @@ export const LICENSE_CODE_CHARS_MAX = 64;
 export const LICENSE_TOKEN_BYTES_MAX = 8 * 1024;
 /** Bytes of one answer of a license server. */
 export const LICENSE_ANSWER_BYTES_MAX = 256 * 1024;
+/** Signatures of one signed envelope: a key and the one that follows it, and some. */
+export const DSSE_SIGNATURES_MAX = 8;
+/** Milliseconds a license server's answer may claim to be believed for, and by which its clock may differ from ours. */
+export const LICENSE_ANSWER_LIFE_MAX_MS = 60 * 60_000;
+export const LICENSE_CLOCK_SKEW_MAX_MS = 10 * 60_000;
+/** Revocations in one answer of a license server, and answers read one after another: 50,000 in all, the rest the next time. */
+export const LICENSE_REVOCATIONS_PAGE_MAX = 500;
+export const LICENSE_REVOCATION_PAGES_MAX = 100;
