@@ -1,8 +1,13 @@
-// The contract of a license server, as the host's leases use it. Adapters: pratique/ (our documented HTTP API), keygen/.
+// The contract of a license server, as the host's leases use it. Adapters: pratique-server (our documented HTTP API), keygen-server.
 import type { Lease, Verdict } from '../model/license.ts';
 
 export type LeaseAnswer =
-  | { readonly kind: 'granted'; readonly lease: Lease }
+  | {
+      readonly kind: 'granted';
+      readonly lease: Lease;
+      /** The server's signed words, to keep: they prove the lease without the server. Absent where a server signs no leases. */
+      readonly proof?: string;
+    }
   /** The server's explicit word. */
   | { readonly kind: 'refused'; readonly verdict: Verdict };
 
