@@ -512,3 +512,19 @@ export const LICENSE_CLOCK_SKEW_MAX_MS = 10 * 60_000;
 /** Revocations in one answer of a license server, and answers read one after another: 50,000 in all, the rest the next time. */
 export const LICENSE_REVOCATIONS_PAGE_MAX = 500;
 export const LICENSE_REVOCATION_PAGES_MAX = 100;
+/** The share of a lease's life after which it is renewed, and by how much of that earlier or later. */
+export const LEASE_RENEW_SHARE = 1 / 3;
+export const LEASE_JITTER = 0.1;
+/** Questions to license servers at the same time; further ones wait. */
+export const LICENSE_ASKS_AT_ONCE_MAX = 20;
+/** Milliseconds for which a license server that did not answer is not asked again by others, and until a lease is tried again. */
+export const LICENSE_AWAY_MS = 15_000;
+export const LICENSE_RETRY_MS = 60_000;
+/** Ids of revoked leases that are remembered for answers that were under way: a page of revocations is a few hundred. */
+export const LICENSE_REVOKED_KEPT_MAX = 10_000;
+/** Milliseconds for which the use of licenses is kept for bills: a year and a month. */
+export const LICENSE_USE_KEPT_MS = 400 * 24 * 60 * 60_000;
+/** Licenses of one host, origins of one license, tenants of one license. */
+export const LICENSES_MAX = 1_000;
+export const LICENSE_ORIGINS_MAX = 16;
+export const LICENSE_TENANTS_MAX = 1_000;
