@@ -7,19 +7,19 @@
 //
 // Blobs may be hard-linked elsewhere (a drive does), so a blob is only ever renamed or unlinked, never written again.
 import { statSync } from 'node:fs';
-import { chmod, mkdir, readdir, rename, stat, unlink } from 'node:fs/promises';
-import { join } from 'node:path';
+import { chmod, open, readdir, rename, stat, unlink } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { type Digest, digestOfFile, isDigest } from '../base/digest.ts';
-import { syncFolder } from '../base/durable-file.ts';
+import { makeFolderDurably, syncFolder } from '../base/durable-file.ts';
 import { DOWNLOADS_AT_ONCE_MAX, PARTIAL_AGE_MAX_MS } from '../base/limits.ts';
 import type { Log } from '../base/log.ts';
+import { makeSlots, type Slots } from '../base/slots.ts';
 import { type Catalog, openCatalog } from './catalog.ts';
 import { type Disk, downloadBlob, realDisk, type Source } from './download.ts';
 import { diskError, ignoreMissing, StoreError } from './errors.ts';
 import { chooseExpendable } from './retention.ts';
 import { type BlobHealth, examineBlob, type RottenBlob, type ScrubOptions, type ScrubReport } from './scrub.ts';
-import { makeSlots, type Slots } from './slots.ts';
 
 export { StoreError };
 
@@ -312,16 +312,30 @@ function stats(store: Store): StoreStats {
   };
 }
 
+/** Takes a whole blob into the catalog: nothing says that whoever put it there came to flush it, or its name. */
+async function adopt(store: Store, digest: Digest): Promise<void> {
+  const path = blobPath(store.options.folder, digest);
+  const file = await open(path, 'r');
+  try {
+    await store.disk.syncFile(file);
+  } finally {
+    await file.close();
+  }
+  await store.disk.syncFolder(dirname(path));
+  await store.disk.syncFolder(dirname(dirname(path)));
+  store.catalog.add(digest, (await stat(path)).size, store.options.clock.nowMs());
+}
+
 /** Files under blobs/ that the catalog does not know: a crash came between the rename and the entry. */
 async function adoptOrphans(store: Store): Promise<void> {
-  const { folder, clock, log } = store.options;
+  const { folder, log } = store.options;
   for (const prefix of await readdir(join(folder, 'blobs'))) {
     if (!/^[0-9a-f]{2}$/.test(prefix)) continue;
     for (const name of await readdir(join(folder, 'blobs', prefix))) {
       if (!isDigest(name) || !name.startsWith(prefix) || store.catalog.find(name) !== undefined) continue;
       const path = blobPath(folder, name);
       // Hashed, not believed: nothing says who put it there.
-      if ((await digestOfFile(path)) === name) store.catalog.add(name, (await stat(path)).size, clock.nowMs());
+      if ((await digestOfFile(path)) === name) await adopt(store, name);
       else await quarantine(store, name, 'altered');
       log.warn({ digest: name }, 'found a blob that the catalog did not know');
     }
@@ -346,8 +360,8 @@ async function closeStore(store: Store): Promise<void> {
 
 async function prepareFolders(folder: string): Promise<void> {
   try {
-    for (const name of ['blobs', 'partial', 'quarantine'])
-      await mkdir(join(folder, name), { recursive: true, mode: 0o700 });
+    await makeFolderDurably(folder, 0o700);
+    for (const name of ['blobs', 'partial', 'quarantine']) await makeFolderDurably(join(folder, name), 0o700);
     await chmod(folder, 0o700);
   } catch (error) {
     throw diskError(error, 'making the store', folder);
