@@ -83,7 +83,16 @@ function explainUnion(variants: readonly Schema[], value: unknown, path: Path): 
     return misfit([...path, key], value[key] === undefined ? `is missing: ${oneOf(known)}` : `must be ${oneOf(known)}`);
   }
   const found = variants.map((variant) => explain(variant, value, path));
-  return found.includes(null) ? null : (found[0] ?? null);
+  return found.includes(null) ? null : (found[likeliestOf(variants, value)] ?? null);
+}
+
+/** The variant that the value was meant to be: the one that knows most of its keys. */
+function likeliestOf(variants: readonly Schema[], value: unknown): number {
+  if (!isTable(value)) return 0;
+  const known = variants.map(({ type, properties = {} }) =>
+    type === 'object' ? 1 + Object.keys(value).filter((key) => Object.hasOwn(properties, key)).length : 0,
+  );
+  return known.indexOf(Math.max(...known));
 }
 
 /** The property whose literal differs in every variant of a union of objects: `kind`, `action`. */

@@ -19,12 +19,17 @@ export function parseTomlAs<S extends TSchema>(schema: S, text: string, path: st
 }
 
 /** The document as plain values. Throws the given error class with file and line when it is no TOML. */
-export function parseToml(text: string, path: string, Failure: ErrorClass): Record<string, unknown> {
+export function parseToml(
+  text: string,
+  path: string,
+  Failure: ErrorClass,
+  code: ErrorCode = 'usage/config',
+): Record<string, unknown> {
   try {
     return parse(text);
   } catch (cause) {
     if (!(cause instanceof TomlError)) throw cause;
     const problem = printable(cause.message.split('\n')[0] ?? 'not TOML');
-    throw new Failure('usage/config', `${path}:${cause.line}: ${problem}`, { next: 'correct the file' });
+    throw new Failure(code, `${path}:${cause.line}: ${problem}`, { next: 'correct the file' });
   }
 }

@@ -123,7 +123,7 @@ export const PlanConfigSchema = Type.Object(
     version: name,
     /** The applied version, null when the item is new to the VM. */
     fromVersion: Type.Union([name, Type.Null()]),
-    kind: Type.Union(['hostname', 'network', 'file', 'ssh-keys', 'product'].map((kind) => Type.Literal(kind))),
+    kind: Type.Enum(['hostname', 'network', 'file', 'ssh-keys', 'product']),
     reboot: Type.Boolean(),
   },
   strict,
@@ -142,6 +142,13 @@ export const ManifestConfigSchema = Type.Object(
   strict,
 );
 export type ManifestConfig = Static<typeof ManifestConfigSchema>;
+
+/** Applied items that are configured no longer: what Pratique made for them is taken away again. */
+export const PlanConfigRemovedSchema = Type.Array(Type.Object({ item: word, version: name }, strict), {
+  maxItems: 2 * CONFIG_ITEMS_MAX,
+});
+/** In a manifest their names are enough: the agent knows what it made. */
+export const ManifestConfigRemovedSchema = Type.Array(word, { maxItems: 2 * CONFIG_ITEMS_MAX });
 
 export const ManifestConfigsSchema = Type.Array(ManifestConfigSchema, { maxItems: CONFIG_ITEMS_MAX });
 export const PlanConfigsSchema = Type.Array(PlanConfigSchema, { maxItems: CONFIG_ITEMS_MAX });
@@ -192,3 +199,25 @@ export type GuestConfigOf = (vm: string) => Promise<ResolvedGuestConfig | null>;
 
 /** For people: what `config show` prints in the place of a secret. */
 export const BLANKED = '(secret)';
+
+/** Folders of the guest that no item writes: the kernel's, what is gone at the next boot, the agent's own records and dpkg's. */
+const PROTECTED_GUEST_FOLDERS = [
+  '/proc',
+  '/sys',
+  '/dev',
+  '/run',
+  '/var/run',
+  '/var/lib/pratique',
+  '/var/lib/dpkg',
+] as const;
+/** The agent itself. */
+const PROTECTED_GUEST_FILES = ['/usr/sbin/pratique-agent', '/sbin/pratique-agent'] as const;
+
+/** Whether a file of an item may not be at this absolute path. The agent asks again, once it has followed the guest's links. */
+export function isProtectedGuestPath(path: string): boolean {
+  const plain = path.replace(/\/+/g, '/');
+  return (
+    PROTECTED_GUEST_FOLDERS.some((folder) => plain === folder || plain.startsWith(`${folder}/`)) ||
+    PROTECTED_GUEST_FILES.some((file) => plain === file)
+  );
+}
