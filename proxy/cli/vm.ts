@@ -23,6 +23,7 @@ type AddOptions = {
   readonly leftOut?: Policy['leftOut'];
   readonly apt?: Policy['apt'];
   readonly overlay?: boolean;
+  readonly configChange?: Policy['configChange'];
   readonly inspectDisk: boolean;
   readonly health?: readonly string[];
   readonly healthTimeout?: string;
@@ -56,7 +57,7 @@ function addAdd(vm: Command, build: Build): void {
     .argument('<spec-or-name>', 'spec file (TOML or JSON), or the name of a running VM')
     .optionsGroup('Policy of this VM alone; the rest comes from its group and the default (docs/policy.md):')
     .option('--group <name>', 'group of the configuration')
-    .addOption(new Option('--install <which>', 'what a run installs').choices(['all', 'security', 'listed']))
+    .addOption(new Option('--install <which>', 'what a run installs').choices(['all', 'security', 'listed', 'none']))
     .option('--package <name...>', 'with --install listed: products, or beginnings such as linux-image-*')
     .option('--hold <name...>', 'products that stay at their version')
     .option('--no-reboot', 'never reboot the guest for an update')
@@ -69,6 +70,9 @@ function addAdd(vm: Command, build: Build): void {
       new Option('--apt <trust>', 'how Debian packages are trusted in the guest').choices(['fast', 'vendor-verified']),
     )
     .option('--overlay', 'install on a disk overlay that is thrown away if the update fails')
+    .addOption(
+      new Option('--config-change <how>', 'when a plugged-in VM gets another configuration').choices(['live', 'gate']),
+    )
     .option('--no-inspect-disk', 'never look into the disk of the VM')
     .option('--health <check...>', 'what must work before it is plugged in: service:UNIT, port:NUMBER, bundle:PRODUCT')
     .option('--health-timeout <duration>', 'how long a health check is tried again: 30s')
@@ -114,6 +118,7 @@ function settingsOf(options: AddOptions): readonly string[] {
     leftOut: options.leftOut,
     apt: options.apt,
     overlay: options.overlay === true ? 'true' : undefined,
+    configChange: options.configChange,
     inspectDisk: options.inspectDisk ? undefined : 'false',
     health: options.health?.join(','),
     healthTimeout: options.healthTimeout,

@@ -78,6 +78,12 @@ export const OVERLAY_LOOK_MS = 50;
 /** Milliseconds before a merge that failed is tried again, doubling from the first to the second: a full file system needs somebody. */
 export const OVERLAY_RETRY_MS = 60_000;
 export const OVERLAY_RETRY_MAX_MS = 60 * 60_000;
+/** Bytes kept of what a guest overwrites while its disk is read beside it: seconds of a guest that installs. */
+export const VIEW_OLD_BYTES_MAX = 512 * 1024 * 1024;
+/** Seconds that one write of the guest may wait for the copy of what it overwrites; then the view breaks. */
+export const VIEW_COPY_TIMEOUT_S = 10;
+/** Readers of one view: one of the whole disk, one of a partition, and one that has not noticed its end. */
+export const VIEW_CONNECTIONS_MAX = 4;
 /** Versions named in a run's state; the plan has them all. */
 export const PLAN_SUMMARY_ITEMS_MAX = 20;
 /** Milliseconds for which a KVM that did not work is not tried again by the next daemon. */
@@ -295,6 +301,8 @@ export const JOURNAL_RETRY_MS = 1_000;
 export const SESSIONS_PER_RUN_MAX = 50;
 /** Offers within one run: an agent that dies while it installs gets another chance, not endless ones. */
 export const OFFERS_MAX = 5;
+/** Times that a run is planned anew because what is configured changed before its drive was made: a source that changes all the time is for somebody to look at. */
+export const REPLANS_MAX = 5;
 /** Times within one run that a guest's word makes the host look at its copies and show a drive made anew: a second look may find what the first one fetched gone bad, a third would only serve a guest that lies. */
 export const DRIVE_DOUBTS_MAX = 2;
 /** Milliseconds a run may stay in each state. A systemd guest under TCG needs 33 s to its agent; installs may be long. */
@@ -449,6 +457,19 @@ export const INSPECT_LINK_HOPS_MAX = 8;
 export const INSPECT_PARTITIONS_MAX = 128;
 /** Disks of one VM that are searched for its system. */
 export const INSPECT_DISKS_MAX = 4;
+/** Milliseconds, and seconds of processor time for each program, to check a running VM's disk against what its guest claims. */
+export const VERIFY_TIMEOUT_MS = 90_000;
+export const VERIFY_CPU_SECONDS_MAX = 60;
+/** Bytes that replaying a journal may write aside; a journal of ext4 has at most 1 GiB, little of it not yet in its place. */
+export const VERIFY_JOURNAL_BYTES_MAX = 512 * 1024 * 1024;
+/** Files of installed updates that are looked for on a disk; a kernel has 5,000. */
+export const VERIFY_FILES_MAX = 50_000;
+/** Bytes of them that are read and hashed, in one file and in all, and how many at a time. Of more, chance chooses. */
+export const VERIFY_FILE_BYTES_MAX = 32 * 1024 * 1024;
+export const VERIFY_READ_BYTES_MAX = 192 * 1024 * 1024;
+export const VERIFY_PART_BYTES_MAX = 8 * 1024 * 1024;
+/** Bytes of one package's list of digests: 50,000 files with long names. */
+export const VERIFY_LIST_BYTES_MAX = 8 * 1024 * 1024;
 /** Names of products told in one difference between disk and agent; the record has the counts of all. */
 export const INSPECT_NAMES_TOLD_MAX = 5;
 
@@ -512,6 +533,24 @@ export const LICENSE_CLOCK_SKEW_MAX_MS = 10 * 60_000;
 /** Revocations in one answer of a license server, and answers read one after another: 50,000 in all, the rest the next time. */
 export const LICENSE_REVOCATIONS_PAGE_MAX = 500;
 export const LICENSE_REVOCATION_PAGES_MAX = 100;
+/** Milliseconds for which an answer of our own license server may be believed: a host asks and reads it within seconds. */
+export const LICENSE_SERVER_ANSWER_LIFE_MS = 60_000;
+/** Milliseconds for which the license server remembers a lease that ran out, so that its VM gets the same one again: a day. */
+export const LICENSE_SERVER_LEASE_KEPT_MS = 24 * 60 * 60_000;
+/** Decisions in the license server's log. */
+export const LICENSE_SERVER_LOG_MAX = 100_000;
+/** Bytes of one request to the license server, and connections at once: a host has a few. */
+export const LICENSE_SERVER_BODY_BYTES_MAX = 16 * 1024;
+export const LICENSE_SERVER_CONNECTIONS_MAX = 1_024;
+/** Milliseconds a client of the license server has to send its whole request. */
+export const LICENSE_SERVER_REQUEST_TIMEOUT_MS = 15_000;
+/** Requests of one token and second, and as many at once as a burst of so many seconds: a host that starts a fleet. */
+export const LICENSE_SERVER_RATE_PER_SECOND = 100;
+export const LICENSE_SERVER_BURST_SECONDS = 10;
+/** The same for an address that comes with tokens nobody knows: nobody needs to be quick at that. */
+export const LICENSE_SERVER_UNKNOWN_PER_SECOND = 5;
+/** Tokens and addresses whose rate is remembered. */
+export const LICENSE_SERVER_BUCKETS_MAX = 10_000;
 /** The share of a lease's life after which it is renewed, and by how much of that earlier or later. */
 export const LEASE_RENEW_SHARE = 1 / 3;
 export const LEASE_JITTER = 0.1;

@@ -6,13 +6,15 @@ import { VENDOR_RECHECK_MS } from '../base/limits.ts';
 import { printable } from '../base/printable.ts';
 import { type CompareVersions, findInstalled, indexProducts, type ProductIndex } from '../inventory/drift.ts';
 import type { Evidence, EvidenceFacts } from '../model/evidence.ts';
+import { configItemId } from '../model/guest-config.ts';
 import type { HealthResult } from '../model/health.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import { type InstalledProduct, type Inventory, productKey } from '../model/inventory.ts';
-import { type Plan, type PlanItem, planDigest } from '../model/plan.ts';
+import { configIdsOf, type Plan, type PlanItem, planDigest, planStepCount } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
 import type { LeftOut } from '../model/release.ts';
 import type { ItemResult } from '../model/result.ts';
+import { findConfigFault } from './judge-config.ts';
 
 /** Why a confirmation is not believed, with what each code means. */
 export const JUDGE_CODES = {
@@ -33,6 +35,9 @@ export const JUDGE_CODES = {
   'product-missing': 'the fresh inventory does not show a product of the plan',
   'product-broken': 'a product of the plan is broken',
   'version-differs': 'the fresh inventory shows another version than the plan',
+  'config-missing': 'the fresh inventory does not show a configuration item that it should',
+  'config-differs': 'a configuration item is at another version, or was changed in the guest',
+  'config-left': 'a configuration item that is configured no longer was not taken back',
   'went-backwards': 'a product is older than before the install',
   'version-unreadable': 'a version that changed cannot be compared',
   'left-out': 'a security update that the policy asks for could not be planned, or a version failed on this VM before',
@@ -118,6 +123,7 @@ export function judge(input: JudgeInput): Judgement {
       version: item.release.version,
       checkPassed: passed.get(item.id) ?? null,
     })),
+    ...configFacts(plan),
     leftOut: plan.leftOut.map((entry) => ({
       item: productKey(entry),
       version: entry.version,
@@ -133,6 +139,20 @@ export function judge(input: JudgeInput): Judgement {
   const evidence = freezeDeep(facts) as Evidence;
   MADE.add(evidence);
   return { kind: 'evidence', evidence };
+}
+
+/** Names and versions: what an item says is nobody's business but the guest's. */
+function configFacts({ config, configRemoved }: Plan): Pick<EvidenceFacts, 'config' | 'configRemoved'> {
+  return {
+    ...(config === undefined
+      ? {}
+      : {
+          config: config.map(({ item, fromVersion, version }) => ({ item: configItemId(item), fromVersion, version })),
+        }),
+    ...(configRemoved === undefined
+      ? {}
+      : { configRemoved: configRemoved.map(({ item, version }) => ({ item: configItemId(item), version })) }),
+  };
 }
 
 /** Run, plan and session are the present ones. */
@@ -154,7 +174,7 @@ function checkBinding({ vm, run, plan, planDigest: digest, session, confirmation
 
 function checkManifest({ plan, manifestDigests, confirmation }: JudgeInput): JudgeRefusal | null {
   const last = manifestDigests.at(-1) ?? null;
-  if (last === null && plan.items.length > 0) return refused('wrong-manifest', 'no manifest was offered in this run');
+  if (last === null && planStepCount(plan) > 0) return refused('wrong-manifest', 'no manifest was offered in this run');
   if (confirmation.manifestDigest === last) return null;
   return refused(
     'wrong-manifest',
@@ -165,7 +185,8 @@ function checkManifest({ plan, manifestDigests, confirmation }: JudgeInput): Jud
 /** Exactly one result for each item, installed, with the checks it has. */
 function checkResults({ plan, confirmation }: JudgeInput): JudgeRefusal | null {
   const results = new Map<string, ItemResult>();
-  const known = new Set(plan.items.map((item) => item.id));
+  const configIds = configIdsOf(plan);
+  const known = new Set([...plan.items.map((item) => item.id), ...configIds]);
   for (const result of confirmation.results) {
     if (!known.has(result.item)) return refused('result-unknown', `${result.item} is not in the plan`);
     if (results.has(result.item)) return refused('result-repeated', `${result.item} has two results`);
@@ -177,13 +198,20 @@ function checkResults({ plan, confirmation }: JudgeInput): JudgeRefusal | null {
     const refusal = checkResult(item, result);
     if (refusal !== null) return refusal;
   }
+  for (const id of configIds) {
+    const result = results.get(id);
+    if (result === undefined) return refused('result-missing', `${id} has no result`);
+    if (result.outcome !== 'installed') return refused('not-installed', notInstalledText(id, result));
+  }
   return null;
 }
 
+function notInstalledText(id: string, { outcome, code }: ItemResult): string {
+  return `${id} was ${outcome}${code ? ` (${code})` : ''}`;
+}
+
 function checkResult(item: PlanItem, result: ItemResult): JudgeRefusal | null {
-  if (result.outcome !== 'installed') {
-    return refused('not-installed', `${item.id} was ${result.outcome}${result.code ? ` (${result.code})` : ''}`);
-  }
+  if (result.outcome !== 'installed') return refused('not-installed', notInstalledText(item.id, result));
   if (result.checkPassed === false) return refused('check-failed', `${item.id} was installed but its check failed`);
   const { install } = item.release;
   const hasCheck = install.action === 'bundle' && install.check !== undefined;
@@ -207,6 +235,8 @@ function checkInventory({ plan, confirmation, reported }: JudgeInput): JudgeRefu
     const refusal = checkProduct(item, index);
     if (refusal !== null) return refusal;
   }
+  const fault = findConfigFault(plan, inventory, reported);
+  if (fault !== null) return refused(fault.code, fault.detail);
   return checkKernel(plan, inventory);
 }
 

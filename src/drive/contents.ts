@@ -1,9 +1,10 @@
 // What one VM gets to see: the manifest of a plan, and the files on the drive that it names.
 
 import { type Digest, digestOf } from '../base/digest.ts';
-import { writeCanonicalJson } from '../base/digest-text.ts';
+import { canonicalJson, writeCanonicalJson } from '../base/digest-text.ts';
 import { DRIVE_FILES_MAX, MANIFEST_BYTES_MAX } from '../base/limits.ts';
 import { makeParser } from '../base/parse.ts';
+import { type ConfigDriveFile, ConfigDriveFileSchema, type ManifestConfig } from '../model/guest-config.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import { MANIFEST_FORMAT, type Manifest, type ManifestItem, ManifestSchema } from '../model/manifest.ts';
 import type { Plan, PlanItem } from '../model/plan.ts';
@@ -40,13 +41,20 @@ export type ContentsOptions = {
   readonly extraFiles?: readonly ExtraFile[];
   /** Given: every Debian package of the plan is in one of them, and the guest's apt is to verify it. */
   readonly archives?: readonly DriveArchive[];
+  /** Complete, with its secrets: it goes into the drive's own metadata and into no blob. */
+  readonly config?: readonly ConfigDriveFile[];
+  /** Names of applied items that are to be taken back. */
+  readonly configRemoved?: readonly string[];
 };
 
+/** In the guest only root has business with configuration; it may hold a password. */
+const CONFIG_FILE_MODE = 0o400;
 const MANIFEST_PATH = '/manifest.json';
 /** Characters kept of an artifact's name; with its number it stays within every limit of the drive. */
 const ARTIFACT_NAME_CHARS_MAX = 80;
 
 const parseManifest = makeParser(ManifestSchema, 'usage/drive-manifest');
+const parseConfig = makeParser(ConfigDriveFileSchema, 'usage/drive-config');
 
 /**
  * The manifest and the entries of the drive for one run. Items stay in the plan's order, the agent's own update comes
@@ -60,7 +68,9 @@ export function makeContents(options: ContentsOptions): DriveContents {
   }
   const archives = options.archives ?? [];
   const extras = [...(options.extraFiles ?? []).map(describeExtra), ...archives.flatMap(describeSigned)];
-  if (plan.items.length + extras.length > DRIVE_FILES_MAX) {
+  const config = (options.config ?? []).map((file, index) => describeConfig(options, file, index));
+  const configRemoved = options.configRemoved ?? [];
+  if (plan.items.length + extras.length + config.length > DRIVE_FILES_MAX) {
     throw new DriveError('usage/drive-files', `the drive of ${vm} would have more than ${DRIVE_FILES_MAX} files`);
   }
   const manifest = parseManifest(
@@ -71,6 +81,8 @@ export function makeContents(options: ContentsOptions): DriveContents {
       planDigest,
       ...(archives.length === 0 ? {} : { apt: { archives: archives.map(describeArchive) } }),
       items: makeItems(plan.items, archives),
+      ...(config.length === 0 ? {} : { config: config.map(({ file }) => file) }),
+      ...(configRemoved.length === 0 ? {} : { configRemoved: [...configRemoved] }),
       extraFiles: extras.map(({ file }) => file),
     },
     `the manifest for ${vm}`,
@@ -87,6 +99,7 @@ export function makeContents(options: ContentsOptions): DriveContents {
     inlineEntry(MANIFEST_PATH, bytes),
     ...manifest.items.flatMap((item) => item.files).map(blobEntry),
     ...extras.map((extra) => extra.entry),
+    ...config.map((each) => each.entry),
   ];
   return { manifest, manifestDigest: digestOf(bytes), entries };
 }
@@ -163,6 +176,21 @@ function describeExtra(extra: ExtraFile): DescribedFile {
   const { path, bytes } = extra;
   const file = { digest: digestOf(bytes), path, sizeBytes: bytes.length };
   return { file, entry: inlineEntry(path, bytes) };
+}
+
+/** In the order in which they were configured, which is the order in which they are applied. */
+function describeConfig(
+  { vm, run }: ContentsOptions,
+  content: ConfigDriveFile,
+  index: number,
+): { readonly file: ManifestConfig; readonly entry: IsoEntry } {
+  const { item, version } = content.item;
+  if (content.vm !== vm || content.run !== run)
+    throw new DriveError('internal/drive-config', `the configuration ${item} is for run ${content.run} of ${content.vm}`);
+  const bytes = Buffer.from(canonicalJson(parseConfig(content, `the configuration ${item} of ${vm}`)));
+  const path = `/config/${String(index + 1).padStart(3, '0')}-${item.replace(/[^A-Za-z0-9._-]/g, '_')}.json`;
+  const entry: IsoEntry = { path, mode: CONFIG_FILE_MODE, sizeBytes: bytes.length, source: { kind: 'inline', bytes } };
+  return { file: { item, version, path, digest: digestOf(bytes), sizeBytes: bytes.length }, entry };
 }
 
 function describeSigned({ files }: DriveArchive, index: number): DescribedFile[] {

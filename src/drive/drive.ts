@@ -4,6 +4,7 @@
 import { readdir, rmdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Digest, digestOf } from '../base/digest.ts';
+import type { ConfigDriveFile } from '../model/guest-config.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import { DRIVE_LABEL, type Manifest } from '../model/manifest.ts';
 import type { Plan } from '../model/plan.ts';
@@ -40,6 +41,8 @@ export type DriveOptions = {
   readonly extraFiles?: readonly ExtraFile[];
   /** The vendors' signed archives, from which the guest's own apt verifies the Debian packages. */
   readonly archives?: readonly DriveArchive[];
+  readonly config?: readonly ConfigDriveFile[];
+  readonly configRemoved?: readonly string[];
 };
 
 export type BuiltDrive = {

@@ -91,7 +91,8 @@ export async function readSystem(files: ExtFiles, osRelease: string, freeBytes: 
     config: [],
     agent: { version: agent?.version ?? NO_AGENT, digest: agent?.digest ?? null },
     // Which drivers the guest loads is known only once it runs.
-    abilities: { drives: [], compressions: ['none', ...(await findCompressions(files))] },
+    // What its agent knows it tells itself; until then nothing is refused for it.
+    abilities: { drives: [], compressions: ['none', ...(await findCompressions(files))], config: true },
     freeBytes,
     rebootRequired: false,
     lastShutdown: await readLastShutdown(files),

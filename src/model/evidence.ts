@@ -26,6 +26,9 @@ export type EvidenceFacts = {
   /** Digest of the canonical JSON of the fresh inventory. */
   readonly inventoryDigest: Digest;
   readonly items: readonly EvidenceItem[];
+  /** Configuration that the run applied, and what it took back; absent where there was none. */
+  readonly config?: readonly Omit<EvidenceItem, 'checkPassed'>[];
+  readonly configRemoved?: readonly Pick<EvidenceItem, 'item' | 'version'>[];
   /** Absent in records of the first version. */
   readonly leftOut?: readonly EvidenceLeftOut[];
   /** The checks of the policy, all of them passed; absent in records of the first versions. */

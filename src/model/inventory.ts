@@ -46,12 +46,23 @@ export const OsSchema = Type.Object(
 );
 export type Os = Static<typeof OsSchema>;
 
+export const AppliedConfigSchema = Type.Object(
+  {
+    item: name,
+    version: name,
+    /** Somebody changed in the guest what the item had set; absent: it is as it was applied. */
+    state: Type.Optional(Type.Literal('changed')),
+  },
+  { additionalProperties: false },
+);
+export type AppliedConfig = Static<typeof AppliedConfigSchema>;
+
 export const InventorySchema = Type.Object(
   {
     os: OsSchema,
     products: Type.Array(InstalledProductSchema, { maxItems: INVENTORY_PRODUCTS_MAX }),
     /** Applied configuration items and their versions. */
-    config: Type.Array(Type.Object({ item: name, version: name }, { additionalProperties: false }), { maxItems: 1000 }),
+    config: Type.Array(AppliedConfigSchema, { maxItems: 1000 }),
     agent: Type.Object(
       { version: name, digest: Type.Union([DigestSchema, Type.Null()]) },
       { additionalProperties: false },
@@ -65,6 +76,8 @@ export const InventorySchema = Type.Object(
         }),
         /** Whether this agent knows `health` in `ask-confirm`; absent: it does not. */
         healthChecks: Type.Optional(Type.Boolean()),
+        /** Whether this agent knows `config` in a manifest; absent: it does not. */
+        config: Type.Optional(Type.Boolean()),
       },
       { additionalProperties: false },
     ),
@@ -79,6 +92,8 @@ export const InventorySchema = Type.Object(
           boot: BootIdSchema,
           wallTimeMs: Type.Integer({ minimum: 0 }),
           products: Type.Array(InstalledProductSchema, { maxItems: INVENTORY_PRODUCTS_MAX }),
+          /** Configuration applied then; absent from agents that know none. */
+          config: Type.Optional(Type.Array(AppliedConfigSchema, { maxItems: 1000 })),
         },
         { additionalProperties: false },
       ),

@@ -2,6 +2,7 @@
 import { type Static, Type } from 'typebox';
 import { ARTIFACT_BYTES_MAX, DRIVE_FILES_MAX, NAME_CHARS_MAX, PLAN_ITEMS_MAX } from '../base/limits.ts';
 import { DigestSchema } from './digest-schema.ts';
+import { ManifestConfigRemovedSchema, ManifestConfigsSchema } from './guest-config.ts';
 import { RunIdSchema, VmIdSchema } from './ids.ts';
 import { EcosystemSchema } from './inventory.ts';
 import { InstallActionSchema } from './release.ts';
@@ -68,7 +69,11 @@ export const ManifestSchema = Type.Object(
     ),
     /** In the order of installation. */
     items: Type.Array(ManifestItemSchema, { maxItems: PLAN_ITEMS_MAX }),
-    /** Files that belong to no item (Debian's signed indices, configuration). */
+    /** Configuration, applied after the items as one set: all of it or nothing. Only agents whose inventory says that they know it get any. */
+    config: Type.Optional(ManifestConfigsSchema),
+    /** Applied configuration that is taken back in the same set. */
+    configRemoved: Type.Optional(ManifestConfigRemovedSchema),
+    /** Files that belong to no item (Debian's signed indices). */
     extraFiles: Type.Array(ManifestFileSchema, { maxItems: DRIVE_FILES_MAX }),
   },
   { additionalProperties: false },

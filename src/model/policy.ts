@@ -13,8 +13,9 @@ const products = (description: string) =>
 
 export const PolicySchema = Type.Object(
   {
-    install: Type.Union([Type.Literal('all'), Type.Literal('security'), Type.Literal('listed')], {
-      description: 'Which missing updates a run installs before it opens the gate; "listed": those of `packages`',
+    install: Type.Union([Type.Literal('all'), Type.Literal('security'), Type.Literal('listed'), Type.Literal('none')], {
+      description:
+        'Which missing updates a run installs before it opens the gate; "listed": those of `packages`; "none": no software, only configuration',
     }),
     packages: products('With `install = "listed"`: the products that are kept up to date, and what they need'),
     holds: products('Products that stay at their version, also against a security update; recorded with each opening'),
@@ -44,6 +45,10 @@ export const PolicySchema = Type.Object(
     }),
     overlay: Type.Boolean({
       description: 'Install on a disk overlay that is thrown away if the update fails; managed VMs',
+    }),
+    configChange: Type.Union([Type.Literal('live'), Type.Literal('gate')], {
+      description:
+        'A VM that is plugged in gets another configuration: apply it while it stays plugged in, or close its gate first',
     }),
     inspectDisk: Type.Boolean({
       description:
@@ -81,6 +86,7 @@ export const DEFAULT_POLICY: Policy = {
   leftOut: 'gate',
   apt: 'fast',
   overlay: false,
+  configChange: 'live',
   inspectDisk: true,
   health: [],
   healthTimeoutMs: 30_000,

@@ -58,6 +58,8 @@ export type AnswerEvent =
   | { readonly kind: 'fetched'; readonly step: number }
   | { readonly kind: 'staged'; readonly step: number; readonly itemCount: number; readonly sizeBytes: number }
   | { readonly kind: 'drive-attached'; readonly step: number; readonly manifestDigest: Digest }
+  /** What is configured is not what was planned; `run` is that of the plan to come. */
+  | { readonly kind: 'config-changed'; readonly step: number; readonly run: RunId; readonly atMs: number }
   | { readonly kind: 'drive-detached'; readonly step: number }
   | { readonly kind: 'judged'; readonly step: number; readonly evidence: EvidenceFacts }
   | { readonly kind: 'judged-refused'; readonly step: number; readonly code: string; readonly detail: string }

@@ -89,6 +89,8 @@ export function isAskedFor(policy: Policy, { kind, product }: Pick<Release, 'kin
       return kind === 'security';
     case 'listed':
       return matchesProduct(policy.packages, product);
+    case 'none':
+      return false;
     default:
       return policy.install satisfies never;
   }

@@ -4,6 +4,7 @@ import { type Clock, trustedNowMs } from '../base/clock.ts';
 import { describeError, PratiqueError } from '../base/errors.ts';
 import { PLAN_ATTEMPTS_MAX, PLAN_ITEMS_MAX, PLAN_RETRY_DELAY_MS, VENDOR_RECHECK_MS } from '../base/limits.ts';
 import type { CompareVersions } from '../inventory/drift.ts';
+import type { ResolvedGuestConfig } from '../model/guest-config.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import { type Ecosystem, type InstalledProduct, type Inventory, productKey } from '../model/inventory.ts';
 import { type LicenseCheck, NO_LICENSES } from '../model/license-check.ts';
@@ -12,6 +13,7 @@ import { faultOfPolicy, matchesProduct, type Policy } from '../model/policy.ts';
 import type { QuarantineReason } from '../model/quarantine.ts';
 import type { LeftOut } from '../model/release.ts';
 import type { Vendor } from '../vendor/vendor.ts';
+import { selectConfig } from './planner-config.ts';
 import { findHeldBack, gatherOffers, type Offers } from './planner-offers.ts';
 import { type FailedBefore, isAskedFor, selectItems } from './planner-select.ts';
 
@@ -25,6 +27,8 @@ export type PlanRequest = {
   /** Versions that are not tried again by themselves. */
   readonly failedBefore?: readonly FailedBefore[];
   readonly vendors: readonly Vendor[];
+  /** What this VM is to be configured with; null or absent: this host says nothing about it. */
+  readonly configuration?: ResolvedGuestConfig | null;
   /** Absent: this host has no licenses. */
   readonly checkLicense?: LicenseCheck;
   readonly clock: Clock;
@@ -40,9 +44,14 @@ export type Refusal = Exclude<QuarantineReason, { readonly kind: 'rolled-back' }
 
 /** Makes the plan, asking each vendor that matters for this VM. Vendor trouble and policy refusals are answers; bugs throw. */
 export async function makePlan(request: PlanRequest): Promise<PlanAnswer> {
-  const { vm, run, inventory, policy, failedBefore = [] } = request;
+  const { vm, run, inventory, policy, failedBefore = [], configuration = null } = request;
   const unmeant = refusePolicy(request);
   if (unmeant !== null) return { kind: 'refused', reason: unmeant };
+  const config = selectConfig({ configuration, inventory, policy, failedBefore });
+  if (config.kind === 'refused') return config;
+  // Only configuration: what the vendors have is not asked, and nothing is said about it.
+  if (policy.install === 'none')
+    return { kind: 'plan', plan: { vm, run, items: [], ...config.parts, leftOut: [], vendors: [] } };
   const chosen = chooseVendors(request);
   if (chosen.kind === 'refused') return chosen;
   const checks = await Promise.all(chosen.vendors.map((vendor) => checkVendor(vendor, request)));
@@ -61,7 +70,7 @@ export async function makePlan(request: PlanRequest): Promise<PlanAnswer> {
   items.sort(inOrderOfInstallation);
   const leftOut = gatherLeftOut({ offers, blocked: selection.blocked, inventory, policy, compare });
   const vendors = checks.flatMap((check) => (check.kind === 'believed' ? [check.entry] : []));
-  return { kind: 'plan', plan: { vm, run, items, leftOut: [...leftOut], vendors } };
+  return { kind: 'plan', plan: { vm, run, items, ...config.parts, leftOut: [...leftOut], vendors } };
 }
 
 /** A policy that was not resolved, or that says nothing about this VM, must not make it look up to date. */

@@ -21,6 +21,8 @@ export type Run = {
   readonly offersSent: number;
   /** Times that this run's guest read something else than was announced and the host looked at its copies; absent: none. */
   readonly doubts?: number;
+  /** Times that it was planned anew because what is configured had changed; absent: none. */
+  readonly replans?: number;
   readonly plan: PlanSummary | null;
   /** Digest of every manifest offered in any boot of this run, the last one last. */
   readonly manifests: readonly Digest[];
@@ -33,6 +35,8 @@ export type Run = {
 export type PlanSummary = {
   readonly digest: Digest;
   readonly itemCount: number;
+  /** How many of them are configuration; absent: none. */
+  readonly configCount?: number;
   readonly sizeBytes: number;
   /** The first of its versions, by the ids of their items. */
   readonly versions: readonly FailedVersion[];

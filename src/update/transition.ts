@@ -8,7 +8,7 @@ import type { Trouble } from '../model/quarantine.ts';
 import { failOrDoubt, mend } from './doubt.ts';
 import { type Effect, START } from './effect.ts';
 import type { GuestEvent, RunEvent } from './event.ts';
-import { askInventory, nextRun } from './new-run.ts';
+import { askInventory, nextRun, planAnew } from './new-run.ts';
 import { onAdmit, onRetry, onStart, onStop, onUpdate } from './operator-moves.ts';
 import { amended, denied, ignored, moved, type Outcome, send } from './outcome.ts';
 import {
@@ -94,6 +94,7 @@ export function transition(journaled: Journaled, event: RunEvent, policy: Policy
     case 'fetched':
     case 'staged':
     case 'drive-attached':
+    case 'config-changed':
     case 'drive-detached':
     case 'judged':
     case 'judged-refused':
@@ -318,6 +319,7 @@ type Answer = Extract<
       | 'fetched'
       | 'staged'
       | 'drive-attached'
+      | 'config-changed'
       | 'drive-detached'
       | 'judged'
       | 'judged-refused'
@@ -334,9 +336,7 @@ function onAnswer(state: RunState, event: Answer, policy: Policy): Outcome {
       return moved({ kind: 'staged', itemCount: event.itemCount, sizeBytes: event.sizeBytes });
     case 'planned': {
       if (state.kind !== 'planning') return ignored('nothing is planned now');
-      const run: Run = { ...state.run, plan: event.plan };
-      if (event.plan.itemCount === 0) return finish(run, state.session, event.rebootRequired, policy);
-      return moved({ kind: 'planning', run, session: state.session, phase: 'fetching' }, { kind: 'fetch-plan' });
+      return onPlanned(state, event, policy);
     }
     case 'plan-failed':
       if (state.kind !== 'planning') return ignored('nothing is planned now');
@@ -348,6 +348,10 @@ function onAnswer(state: RunState, event: Answer, policy: Policy): Outcome {
       return state.kind === 'offering'
         ? onDriveAttached(state, event.manifestDigest)
         : ignored('no drive is offered now');
+    case 'config-changed':
+      return state.kind === 'offering' && state.phase === 'attaching'
+        ? planAnew(state, event)
+        : ignored('no drive is made now');
     case 'drive-detached':
       return onDriveDetached(state);
     case 'judged':
@@ -377,6 +381,21 @@ function onRefused(
   if (!state.run.isOnTrial || !isWell) return fail(state, reason);
   const keep: readonly Effect[] = [{ kind: 'accept-overlay' }, { kind: 'commit-overlay' }];
   return hold({ ...state.run, isOnTrial: false }, state.session, reason, keep);
+}
+
+function onPlanned(
+  state: Extract<RunState, { kind: 'planning' }>,
+  { plan, rebootRequired }: Extract<Answer, { kind: 'planned' }>,
+  policy: Policy,
+): Outcome {
+  const run: Run = { ...state.run, plan };
+  if (plan.itemCount === 0) return finish(run, state.session, rebootRequired, policy);
+  const planning: RunState = { kind: 'planning', run, session: state.session, phase: 'fetching' };
+  const isGatedForConfig = run.liveGrant !== null && policy.configChange === 'gate' && (plan.configCount ?? 0) > 0;
+  if (!isGatedForConfig) return moved(planning, { kind: 'fetch-plan' });
+  // From here on it is a run like that of a VM that has just started: it is plugged in again by its own evidence.
+  const close: Effect = { kind: 'close-gate', reason: 'its configuration changes' };
+  return moved({ ...planning, run: { ...run, liveGrant: null } }, close, { kind: 'fetch-plan' });
 }
 
 function onPlanFailed(state: Extract<RunState, { kind: 'planning' }>, reason: Trouble, policy: Policy): Outcome {

@@ -10,9 +10,10 @@ import type { VmSpec } from '../hypervisor/vm-spec.ts';
 import type { DriveFrontEnd, DriveSource } from '../model/drive.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
-import { type Plan, planDigest } from '../model/plan.ts';
+import { configIdsOf, type Plan, planDigest } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
 import type { Trouble } from '../model/quarantine.ts';
+import { configForDrive } from './drive-config.ts';
 import { chooseFrontEnd } from './drive-front-end.ts';
 import { fetchPlan } from './fetch-plan.ts';
 import { RunError, type Runner } from './runner.ts';
@@ -176,7 +177,7 @@ export class VmDrive {
     const way = frontEnd === null ? this.#export.transport : `${this.#export.transport}, ${frontEnd}`;
     this.#owner.note(
       'state',
-      `a drive with ${counted(plan.items.length, 'update')} is attached (${way})${isLive ? ' to a VM that is plugged in' : ''}`,
+      `a drive with ${driveText(plan)} is attached (${way})${isLive ? ' to a VM that is plugged in' : ''}`,
     );
     return manifestDigest;
   }
@@ -274,6 +275,7 @@ export class VmDrive {
     const { vm, spec, uid } = this.#owner;
     this.#export.checkLicenses(licensesOf(plan));
     const archives = await this.#archivesOf(plan, signal);
+    const config = await configForDrive(plan, this.#deps);
     // Directly to somebody else's QEMU, the drive is shown to whoever we are; what exports it is a process of the VM's own user.
     const isReadByOwn = spec.kind === 'managed' || this.#export.transport !== 'direct';
     const owner = isReadByOwn && process.getuid?.() === 0 ? { uid, gid: uid } : undefined;
@@ -286,6 +288,7 @@ export class VmDrive {
       folder: join(this.#folder(), run),
       ...(owner === undefined ? {} : { owner }),
       ...(archives.length === 0 ? {} : { archives }),
+      ...config,
     });
   }
 
@@ -306,4 +309,12 @@ export class VmDrive {
     this.#owner.note('warning', `damaged on this host and taken out of its store, to be fetched anew: ${names}`);
     return true;
   }
+}
+
+/** What is on a drive, for the timeline. */
+function driveText(plan: Plan): string {
+  const config = configIdsOf(plan).length;
+  if (config === 0) return counted(plan.items.length, 'update');
+  const configured = counted(config, 'configuration item');
+  return plan.items.length === 0 ? configured : `${counted(plan.items.length, 'update')} and ${configured}`;
 }

@@ -1,9 +1,10 @@
 // The plan of one VM's run: asked of the planner, kept in the journal, and what of it failed remembered there.
 import { JOURNAL_RETRY_MS, PLAN_SUMMARY_ITEMS_MAX } from '../base/limits.ts';
 import { counted } from '../base/printable.ts';
+import { configItemId } from '../model/guest-config.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
-import { type Plan, planDigest, planSizeBytes } from '../model/plan.ts';
+import { configIdsOf, type Plan, planDigest, planSizeBytes, planStepCount } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
 import type { FailedVersion, QuarantineReason } from '../model/quarantine.ts';
 import { makePlan, type PlanAnswer } from './planner.ts';
@@ -13,7 +14,7 @@ import type { PlanSummary, Run } from './state.ts';
 import type { VmRunDeps } from './vm-run-deps.ts';
 import { explainQuarantine } from './why.ts';
 
-type PlanDeps = Pick<VmRunDeps, 'journal' | 'clock' | 'log' | 'checkLicense' | 'vendors'>;
+type PlanDeps = Pick<VmRunDeps, 'journal' | 'clock' | 'log' | 'checkLicense' | 'vendors' | 'guestConfig'>;
 
 export type PlanOwner = {
   readonly vm: VmId;
@@ -71,20 +72,23 @@ export class VmPlan {
     this.#plan = plan;
     this.#before = { run: run.run, inventory };
     if (plan.items.length > 0) note('state', `missing: ${counted(plan.items.length, 'update')}`);
+    const configured = configIdsOf(plan).length;
+    if (configured > 0) note('state', `to be configured: ${counted(configured, 'item')}`);
     for (const { kind, text } of planNotes(plan)) note(kind, text);
     return { kind: 'planned', plan: summaryOf(plan), rebootRequired: inventory.rebootRequired };
   }
 
   /** What the vendors and the policy say to an inventory; kept by nobody. */
-  ask(run: RunId, inventory: Inventory, signal: AbortSignal): Promise<PlanAnswer> {
-    const { clock, checkLicense, journal } = this.#deps;
+  async ask(run: RunId, inventory: Inventory, signal: AbortSignal): Promise<PlanAnswer> {
+    const { clock, checkLicense, journal, guestConfig } = this.#deps;
     const { vm } = this.#owner;
     const policy = this.#owner.policy();
     const policyTrouble = this.#owner.policyTrouble();
     const failedBefore = journal.failedUpdates(vm);
     const vendors = this.#deps.vendors();
-    const asked = { vm, run, inventory, policy, policyTrouble, failedBefore, vendors, clock, signal };
-    return makePlan(checkLicense === undefined ? asked : { ...asked, checkLicense });
+    const configuration = (await guestConfig?.(vm)) ?? null;
+    const asked = { vm, run, inventory, policy, policyTrouble, failedBefore, vendors, configuration, clock, signal };
+    return await makePlan(checkLicense === undefined ? asked : { ...asked, checkLicense });
   }
 
   /** The whole plan where nobody in particular is to blame; the state names only its first versions. */
@@ -110,9 +114,19 @@ export class VmPlan {
 
 function summaryOf(plan: Plan): PlanSummary {
   const versions = versionsOf(plan).slice(0, PLAN_SUMMARY_ITEMS_MAX);
-  return { digest: planDigest(plan), itemCount: plan.items.length, sizeBytes: planSizeBytes(plan), versions };
+  const configCount = configIdsOf(plan).length;
+  return {
+    digest: planDigest(plan),
+    itemCount: planStepCount(plan),
+    ...(configCount === 0 ? {} : { configCount }),
+    sizeBytes: planSizeBytes(plan),
+    versions,
+  };
 }
 
 function versionsOf(plan: Plan | null): readonly FailedVersion[] {
-  return plan?.items.map(({ id, release }) => ({ item: id, version: release.version })) ?? [];
+  if (plan === null) return [];
+  const updates = plan.items.map(({ id, release }) => ({ item: id, version: release.version }));
+  const config = plan.config?.map(({ item, version }) => ({ item: configItemId(item), version })) ?? [];
+  return [...updates, ...config];
 }

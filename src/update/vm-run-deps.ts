@@ -8,9 +8,11 @@ import type { openGuestChannel } from '../guest/session.ts';
 import type { HypervisorDriver } from '../hypervisor/hypervisor.ts';
 import type { Inspector } from '../inspect/inspector.ts';
 import type { InventoryStore } from '../inventory/inventory-store.ts';
+import type { GuestConfigOf } from '../model/guest-config.ts';
 import type { LicenseCheck } from '../model/license-check.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Vendor } from '../vendor/vendor.ts';
+import type { ConfigSalt } from './config-salt.ts';
 import type { Inspections } from './fetch-plan.ts';
 import type { Journal } from './journal.ts';
 import type { RunState } from './state.ts';
@@ -35,6 +37,10 @@ export type VmRunDeps = {
   readonly exports?: DriveExports;
   /** Asked when a plan is made, when its drive is built, and whenever that is shown; absent: this host has no licenses. */
   readonly checkLicense?: LicenseCheck;
+  /** What each VM is to be configured with; absent: this host configures no guest. */
+  readonly guestConfig?: GuestConfigOf;
+  /** Salts of the configuration on drives; a host that configures guests has them. */
+  readonly configSalt?: ConfigSalt;
   /** Folder of the drives: one folder a VM, one below it a run. */
   readonly drivesFolder: string;
   readonly deadlinesMs?: Readonly<Partial<Record<RunState['kind'], number>>>;

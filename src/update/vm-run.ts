@@ -5,10 +5,11 @@ import type { RunningVm, VmEvent } from '../hypervisor/hypervisor.ts';
 import type { VmSpec } from '../hypervisor/vm-spec.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
-import { type Plan, planSizeBytes } from '../model/plan.ts';
+import { type Plan, planSizeBytes, planStepCount } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
 import type { Trouble } from '../model/quarantine.ts';
 import { postReport } from './agent-report.ts';
+import { CONFIG_CHANGED } from './drive-config.ts';
 import { dryRun } from './dry-run.ts';
 import type { Effect } from './effect.ts';
 import { withHealthChecks } from './health-checks.ts';
@@ -438,14 +439,20 @@ export class VmRun {
     if (answer.kind === 'refused') return null;
     const trouble = await this.#drive.fetch(answer.plan, 'stage', signal);
     if (trouble !== null) return null;
-    return { kind: 'staged', itemCount: answer.plan.items.length, sizeBytes: planSizeBytes(answer.plan) };
+    return { kind: 'staged', itemCount: planStepCount(answer.plan), sizeBytes: planSizeBytes(answer.plan) };
   }
 
   async #attachDrive(state: RunState, signal: AbortSignal): Promise<Answer> {
     const run = this.#requireRun(state);
     const guest = { running: this.#require('attach-drive'), reported: this.#reported };
-    const manifestDigest = await this.#drive.attach(run, this.#plan.of(run), guest, signal);
-    return { kind: 'drive-attached', manifestDigest };
+    try {
+      const manifestDigest = await this.#drive.attach(run, this.#plan.of(run), guest, signal);
+      return { kind: 'drive-attached', manifestDigest };
+    } catch (error) {
+      if (!(error instanceof RunError) || error.code !== CONFIG_CHANGED) throw error;
+      this.runner.note('state', error.message);
+      return { kind: 'config-changed', run: newRunId(), atMs: this.#deps.clock.nowMs() };
+    }
   }
 
   async #openGate(

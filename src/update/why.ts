@@ -165,6 +165,18 @@ export function explainQuarantine(vm: VmId, reason: QuarantineReason, isRunning:
         next: `Check it: pratique vendor check ${printable(reason.vendor)}; then: ${retry}`,
       };
     case 'plan-refused':
+      if (reason.code === 'guest-config') {
+        return {
+          reason: `What is configured for it cannot be applied: ${printable(reason.detail, 400)}.`,
+          next: `Look at pratique config show ${vm} and mend what it names, then: ${retry}`,
+        };
+      }
+      if (reason.code === 'old-agent') {
+        return {
+          reason: `Configuration waits for it, but ${printable(reason.detail)}.`,
+          next: `Give it a newer pratique-agent (docs/guest-config.md), then: ${retry}`,
+        };
+      }
       return {
         reason: `No plan could be made (${printable(reason.code)}): ${printable(reason.detail)}.`,
         next: `Change the VM's policy or the vendor's offer, then: ${retry}`,
