@@ -523,6 +523,23 @@ export const GUEST_SECRET_BYTES_MAX = 256 * 1024;
 export const LICENSE_ID_CHARS_MAX = 64;
 export const LICENSE_CODE_CHARS_MAX = 64;
 export const LICENSE_TOKEN_BYTES_MAX = 8 * 1024;
+/** Characters a token has at least: a shorter one could not be told from other text, and so not be kept out of logs. */
+export const LICENSE_TOKEN_CHARS_MIN = 8;
+/** Characters from which a token's last four are shown: of a shorter one they would tell too much. */
+export const LICENSE_TOKEN_TAIL_CHARS_MIN = 16;
+/** Licenses of one vault, and bytes of the file of one: two sealed tokens, a third larger in base64, with room for the seal. */
+export const VAULT_LICENSES_MAX = 1_000;
+export const VAULT_FILE_BYTES_MAX = 64 * 1024;
+/** Milliseconds for which an opened token serves further requests: a fleet that starts asks at once, and opening takes a process. */
+export const VAULT_OPEN_MS = 2_000;
+/** Milliseconds after its last use for which a token is looked for in logs and answers: what a server says of it comes within seconds. */
+export const VAULT_REDACT_MS = 60_000;
+/** Milliseconds for systemd-creds to seal or open one token; it takes some ten. */
+export const VAULT_SEAL_TIMEOUT_MS = 10_000;
+/** Milliseconds for a license server to answer, connection and body included. */
+export const LICENSE_ANSWER_TIMEOUT_MS = 15_000;
+/** Origins one license's token may go to. */
+export const LICENSE_ORIGINS_MAX = 16;
 /** Bytes of one answer of a license server. */
 export const LICENSE_ANSWER_BYTES_MAX = 256 * 1024;
 /** Signatures of one signed envelope: a key and the one that follows it, and some. */
