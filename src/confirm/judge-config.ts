@@ -23,7 +23,8 @@ export function findConfigFault(
     if (fault !== null) return fault;
   }
   for (const { item } of removed) {
-    if (found.has(item)) return { code: 'config-left', detail: `${configItemId(item)} was to be taken back and is there` };
+    if (found.has(item))
+      return { code: 'config-left', detail: `${configItemId(item)} was to be taken back and is there` };
   }
   const settled = new Set([...planned, ...removed].map(({ item }) => item));
   // An update may have written over what was configured before it: the report said that it was right.
@@ -39,7 +40,8 @@ function faultOf(item: string, version: string, found: readonly AppliedConfig[])
   const id = configItemId(item);
   if (found.length === 0) return { code: 'config-missing', detail: `${id} is not in the fresh inventory` };
   const other = found.find((each) => each.version !== version);
-  if (other !== undefined) return { code: 'config-differs', detail: `${id} is at ${other.version} instead of ${version}` };
+  if (other !== undefined)
+    return { code: 'config-differs', detail: `${id} is at ${other.version} instead of ${version}` };
   const changed = found.find(({ state }) => state !== undefined);
   if (changed === undefined) return null;
   return { code: 'config-differs', detail: `${id} is at ${version}, but was changed since it was applied` };

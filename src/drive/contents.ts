@@ -186,7 +186,10 @@ function describeConfig(
 ): { readonly file: ManifestConfig; readonly entry: IsoEntry } {
   const { item, version } = content.item;
   if (content.vm !== vm || content.run !== run)
-    throw new DriveError('internal/drive-config', `the configuration ${item} is for run ${content.run} of ${content.vm}`);
+    throw new DriveError(
+      'internal/drive-config',
+      `the configuration ${item} is for run ${content.run} of ${content.vm}`,
+    );
   const bytes = Buffer.from(canonicalJson(parseConfig(content, `the configuration ${item} of ${vm}`)));
   const path = `/config/${String(index + 1).padStart(3, '0')}-${item.replace(/[^A-Za-z0-9._-]/g, '_')}.json`;
   const entry: IsoEntry = { path, mode: CONFIG_FILE_MODE, sizeBytes: bytes.length, source: { kind: 'inline', bytes } };

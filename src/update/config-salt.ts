@@ -28,5 +28,8 @@ export async function openConfigSalt(folder: string): Promise<ConfigSalt> {
 /** Salts by a given key. */
 export function saltsBy(key: Uint8Array): ConfigSalt {
   // The cast holds: 64 lower-case hex digits are the form of a digest.
-  return (vm, run, item) => createHmac('sha256', key).update(JSON.stringify([vm, run, item])).digest('hex') as Digest;
+  return (vm, run, item) =>
+    createHmac('sha256', key)
+      .update(JSON.stringify([vm, run, item]))
+      .digest('hex') as Digest;
 }
