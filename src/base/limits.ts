@@ -580,7 +580,5 @@ export const LICENSE_RETRY_MS = 60_000;
 export const LICENSE_REVOKED_KEPT_MAX = 10_000;
 /** Milliseconds for which the use of licenses is kept for bills: a year and a month. */
 export const LICENSE_USE_KEPT_MS = 400 * 24 * 60 * 60_000;
-/** Licenses of one host, origins of one license, tenants of one license. */
-export const LICENSES_MAX = 1_000;
-export const LICENSE_ORIGINS_MAX = 16;
+/** Tenants that one license is for. */
 export const LICENSE_TENANTS_MAX = 1_000;
