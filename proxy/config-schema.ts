@@ -168,6 +168,44 @@ const GroupSchema = Type.Object(
 /** A key of the policy, as the API takes it. */
 export const PolicyKeySchema = Type.Unsafe<keyof Policy>(Type.Union(POLICY_KEYS.map((key) => Type.Literal(key))));
 
+/** A configuration server: over TLS only, for documents may hold secrets. */
+const GuestConfigServerSchema = Type.Object(
+  {
+    url: Type.String({
+      ...httpUrl,
+      pattern: '^https://[^\\s/?#@]+(/[^\\s?#]*)?$',
+      description: 'Documents are at URL/v1/vms/NAME',
+    }),
+    publicKeys: Type.Array(Type.String({ minLength: 40, maxLength: 200, pattern: '^[A-Za-z0-9+/]+={0,2}$' }), {
+      minItems: 1,
+      maxItems: 8,
+      description:
+        'Ed25519 keys (SPKI in base64, as `pratique config sign` prints them); one of them signs each document',
+    }),
+    grace: Type.Optional(
+      Type.String({
+        pattern: DURATION_PATTERN,
+        description:
+          'How long a document counts after it expired while the server has no newer one; absent: not at all',
+      }),
+    ),
+    isRequired: Type.Optional(
+      Type.Boolean({ description: 'A VM for which the server has no document gets no plan; false by default' }),
+    ),
+    caPath: Type.Optional(
+      Type.String({
+        ...absolutePath,
+        description: 'Certificates (PEM) that vouch for the server, instead of the public ones',
+      }),
+    ),
+    certificatePath: Type.Optional(
+      Type.String({ ...absolutePath, description: 'Certificate (PEM) by which the server knows this host' }),
+    ),
+    keyPath: Type.Optional(Type.String({ ...absolutePath, description: 'Its private key (PEM), mode 0600' })),
+  },
+  { ...strict, description: 'Where signed configuration of VMs is fetched' },
+);
+
 export const ConfigFileSchema = Type.Object(
   {
     dataFolder: Type.Optional(Type.String({ ...absolutePath, description: 'Database, blobs, images, audit records' })),
@@ -237,6 +275,13 @@ export const ConfigFileSchema = Type.Object(
       ),
     ),
     vendors: Type.Optional(Type.Array(VendorConfigSchema, { maxItems: 100 })),
+    guestConfigFolder: Type.Optional(
+      Type.String({
+        ...absolutePath,
+        description: 'What guests are to be configured with; `guests` beside the configuration file by default',
+      }),
+    ),
+    guestConfigServer: Type.Optional(GuestConfigServerSchema),
   },
   { ...strict, title: 'pratique.toml', description: 'Configuration of Pratique on one host; every key is optional' },
 );

@@ -7,6 +7,7 @@ import { CONFIG_FILE_BYTES_MAX, SOCKET_PATH_BYTES_MAX } from '../src/base/limits
 import { printable } from '../src/base/printable.ts';
 import { DEFAULT_POLICY, type Policy } from '../src/model/policy.ts';
 import type { ConfigFile, FilePolicy } from './config-schema.ts';
+import { durationMs } from './duration.ts';
 import { policyOfFile } from './policy-words.ts';
 import type { VendorConfig } from './service.ts';
 
@@ -30,6 +31,15 @@ export type Config = {
   readonly deadlines: NonNullable<ConfigFile['deadlines']>;
   /** User ids for managed QEMUs: `first` to `first + count - 1`. */
   readonly uids: { readonly first: number; readonly count: number };
+  /** Files of guest configuration; the folder need not exist. */
+  readonly guestConfigFolder: string;
+  readonly guestConfigServer?: GuestConfigServer;
+};
+
+/** Where signed configuration of VMs is fetched, and whose word counts. */
+export type GuestConfigServer = Omit<NonNullable<ConfigFile['guestConfigServer']>, 'grace' | 'isRequired'> & {
+  readonly graceMs: number;
+  readonly isRequired: boolean;
 };
 
 /** A policy for several VMs: those that were added to it, and those whose names match. */
@@ -64,7 +74,8 @@ export async function loadConfig(sources: ConfigSources): Promise<LoadedConfig> 
   const paths = [...(await mainFile(mainPath, sources.path !== undefined)), ...(await partFiles(mainPath))];
   const read = await Promise.all(paths.map(readConfigFile));
   const merged = mergeFiles(read.map((file, index) => ({ file, path: paths[index] ?? '' })));
-  return { config: completeConfig(merged, folders, sources.env), files: paths };
+  const guests = join(dirname(mainPath), 'guests');
+  return { config: completeConfig(merged, { ...folders, guests }, sources.env), files: paths };
 }
 
 function defaultFolders({ env, uid }: ConfigSources): { config: string; data: string; run: string } {
@@ -207,7 +218,9 @@ function completeGroups(groups: FileGroups): Groups {
   return Object.fromEntries(complete);
 }
 
-function completeConfig(file: ConfigFile, folders: { data: string; run: string }, env: NodeJS.ProcessEnv): Config {
+type Folders = { readonly data: string; readonly run: string; readonly guests: string };
+
+function completeConfig(file: ConfigFile, folders: Folders, env: NodeJS.ProcessEnv): Config {
   const dataFolder = resolve(env.PRATIQUE_DATA ?? file.dataFolder ?? folders.data);
   const runFolder = resolve(env.PRATIQUE_RUN ?? file.runFolder ?? folders.run);
   if (Buffer.byteLength(socketPathOf(runFolder)) > SOCKET_PATH_BYTES_MAX) {
@@ -229,5 +242,19 @@ function completeConfig(file: ConfigFile, folders: { data: string; run: string }
     network: { bridge: file.network?.bridge ?? BRIDGE_DEFAULT },
     deadlines: file.deadlines ?? {},
     uids: file.uids ?? UIDS_DEFAULT,
+    guestConfigFolder: file.guestConfigFolder ?? folders.guests,
+    ...guestConfigServerOf(file.guestConfigServer),
   };
+}
+
+function guestConfigServerOf(given: ConfigFile['guestConfigServer']): Pick<Config, 'guestConfigServer'> {
+  if (given === undefined) return {};
+  const { grace, isRequired = false, ...rest } = given;
+  if ((rest.certificatePath === undefined) !== (rest.keyPath === undefined)) {
+    throw new ConfigError('usage/config', 'guestConfigServer: `certificatePath` and `keyPath` belong together', {
+      next: 'give both or none',
+    });
+  }
+  const graceMs = grace === undefined ? 0 : (durationMs(grace) ?? 0);
+  return { guestConfigServer: { ...rest, graceMs, isRequired } };
 }

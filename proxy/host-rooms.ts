@@ -4,6 +4,7 @@ import type { Clock } from '../src/base/clock.ts';
 import type { Log } from '../src/base/log.ts';
 import type { TrustTime } from '../src/base/trust-time.ts';
 import type { Gate } from '../src/gate/gate.ts';
+import type { GuestConfig } from '../src/guest-config/guest-config.ts';
 import type { Fence } from '../src/hypervisor/fence.ts';
 import type { Namespace, VmSpec } from '../src/hypervisor/vm-spec.ts';
 import type { InventoryStore } from '../src/inventory/inventory-store.ts';
@@ -28,6 +29,8 @@ export type HostRooms = {
   readonly scrubbing?: Scrubbing;
   readonly trustTime?: TrustTime;
   readonly gate: Gate;
+  /** Absent where no guest is configured: in the simulator. */
+  readonly guestConfig?: GuestConfig;
   readonly vendors: VendorBook;
   readonly fenceFor: (namespace: Namespace) => Promise<Fence>;
   readonly runs: Map<VmId, VmRun>;

@@ -26,6 +26,7 @@ import { makeInventoryStore } from '../src/inventory/inventory-store.ts';
 import type { VmId } from '../src/model/ids.ts';
 import { NO_LICENSES } from '../src/model/license-check.ts';
 import { openBlobStore } from '../src/store/blob-store.ts';
+import { openConfigSalt } from '../src/update/config-salt.ts';
 import { openJournal, type StoredVm } from '../src/update/journal.ts';
 import { hasVm } from '../src/update/state.ts';
 import { namespaceOf, tapNamesOf } from '../src/update/taps.ts';
@@ -34,6 +35,7 @@ import type { VmRunDeps } from '../src/update/vm-run-deps.ts';
 import { beginAfterRestore } from './after-restore.ts';
 import type { Config } from './config.ts';
 import { HOST_DATABASE, HOST_MIGRATIONS } from './databases.ts';
+import { GUEST_CONFIG_STATE, openHostGuestConfig } from './guest-config.ts';
 import type { HostRooms } from './host-rooms.ts';
 import { makeService } from './host-service.ts';
 import { startMaintenance } from './maintenance.ts';
@@ -72,6 +74,8 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
   const fences = makeFences(timed);
   const gate = makeGate({ fenceFor: fences.fenceFor, audit: (record) => audit.append(record), isEvidence, log });
   const runs = new Map<VmId, VmRun>();
+  const ownPolicies = new Map<VmId, OwnPolicy>();
+  const guestConfig = await openHostGuestConfig({ config, runs, ownPolicies });
   const diskRoots = [...config.diskRoots, dataFolder];
   // Only root may give a QEMU a user of its own; for anybody else it runs as they do.
   const uidFor = async (vm: VmId) => (process.getuid?.() === 0 ? (runs.get(vm)?.uid ?? null) : null);
@@ -89,9 +93,14 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     clock,
     uidFor,
     prepare: (vm, disk, uid) => prepareImage(vm, disk, uid, diskRoots),
+    scratchFolder: join(dataFolder, 'looks'),
   });
   const exports = makeDriveExports({ runFolder, clock, log });
-  const deps = makeRunDeps(timed, { journal, inventories, audit, store, vendors, gate, driver, inspector, exports });
+  const configSalt = await openConfigSalt(join(dataFolder, GUEST_CONFIG_STATE));
+  const deps = makeRunDeps(timed, {
+    ...{ journal, inventories, audit, store, vendors, gate, driver, inspector, exports, configSalt },
+    guestConfig: guestConfig.resolve,
+  });
   const rooms: HostRooms = {
     config,
     clock,
@@ -106,7 +115,8 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     vendors,
     runs,
     fenceFor: fences.fenceFor,
-    ownPolicies: new Map(),
+    guestConfig,
+    ownPolicies,
     addRun: (spec, given) => addRun(rooms, deps, spec, given),
     removeRun: (run, record) => removeRun(rooms, deps, run, record),
   };
@@ -137,7 +147,16 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
 
 type Parts = Pick<
   VmRunDeps,
-  'journal' | 'inventories' | 'audit' | 'store' | 'gate' | 'driver' | 'inspector' | 'exports'
+  | 'journal'
+  | 'inventories'
+  | 'audit'
+  | 'store'
+  | 'gate'
+  | 'driver'
+  | 'inspector'
+  | 'exports'
+  | 'guestConfig'
+  | 'configSalt'
 > & {
   readonly vendors: VendorBook;
 };

@@ -166,7 +166,7 @@ test('a secret that is missing, open to others or in another place than a file i
   await chmod(path, 0o640);
   assert.match(await trouble(), /is open to others; chmod 600/);
   await chmod(path, 0o600);
-  const inName = '[values]\nname = { secret = "key.bin" }\n[items.h]\nkind = "hostname"\nhostname = "${name}"\n';
+  const inName = `[values]\nname = { secret = "key.bin" }\n[items.h]\nkind = "hostname"\nhostname = "\${name}"\n`;
   await write({ 'default.toml': inName });
   assert.match(await trouble(), /default.toml:5: `items.h.hostname` holds a secret; only the content of a file may/);
   await write({ 'default.toml': inName.replace('key.bin', '../x') });
@@ -184,12 +184,12 @@ const MISTAKES: readonly (readonly [string, string, RegExp])[] = [
   ['vm-web1.toml', 'x = \n', /vm-web1.toml:1: /],
   [
     'vm-web1.toml',
-    '[items.x]\nkind = "hostname"\nhostname = "${dmain}"\n',
+    `[items.x]\nkind = "hostname"\nhostname = "\${dmain}"\n`,
     /:3: `items.x.hostname` names `\$\{dmain\}`, which is no known value; the nearest known value is `domain`/,
   ],
   ['vm-web1.toml', '[items.x]\nkind = "hostname"\nhostname = "a${b"\n', /:3: .* names `\$\{b`/],
   ['vm-web1.toml', '[values]\nvm = "x"\n', /:2: `values.vm` is a value that every VM has already/],
-  ['vm-web1.toml', '[values]\nx = "${vm}"\n', /:2: `values.x` refers to another value/],
+  ['vm-web1.toml', `[values]\nx = "\${vm}"\n`, /:2: `values.x` refers to another value/],
   ['vm-web1.toml', '[values]\nx = { secretText = "y" }\n', /:2: `values.x` holds a secret itself/],
   ['vm-web1.toml', '[items.mtod]\nremove = true\n', /:1: there is no inherited item `mtod`.*`motd`/],
   ['vm-web1.toml', '[items.x]\nkind = "hostname"\nhostname = "A_B"\n', /:3: `items.x.hostname` must match/],
