@@ -1,9 +1,9 @@
 // The chain of signed records of every decision to plug in or not (X2). Appends are durable before they are answered.
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { digestOf } from '../base/digest.ts';
 import { canonicalJson } from '../base/digest-text.ts';
+import { makeFolderDurably } from '../base/durable-file.ts';
 import { makeGathering } from '../base/gather.ts';
 import { AUDIT_BATCH_MAX, AUDIT_QUEUE_MAX, AUDIT_RECORD_BYTES_MAX } from '../base/limits.ts';
 import type { Log } from '../base/log.ts';
@@ -54,7 +54,7 @@ export type AuditOptions = { readonly folder: string; readonly clock: Clock; rea
 
 /** Opens the chain of a folder (made if missing). Throws AuditError when its key is missing, another one or open to others. */
 export async function openAudit(options: AuditOptions): Promise<Audit> {
-  await mkdir(options.folder, { recursive: true, mode: 0o700 });
+  await makeFolderDurably(options.folder, 0o700);
   const db = openDatabase(join(options.folder, 'audit.db'), AUDIT_MIGRATIONS);
   try {
     const last = readLast(db);

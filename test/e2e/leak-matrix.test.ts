@@ -13,6 +13,7 @@ import { enterPrefix } from '../../src/hypervisor/namespace.ts';
 import { parseJobs } from '../../src/hypervisor/qmp/answers.ts';
 import { connectQmp, type QmpClient } from '../../src/hypervisor/qmp/qmp-client.ts';
 import { NIC_MODELS } from '../../src/hypervisor/vm-spec.ts';
+import { printTable } from '../fakes/result-table.ts';
 import { type GateHouse, gateHouse, gateOf, MAC, makeDriver, watch } from './gate-house.ts';
 
 // Debian's cloud kernel knows virtio only: the emulated cards need the generic one, a larger download, and so the full run.
@@ -28,11 +29,26 @@ const hasFence = (layers: Layers) => layers === 'both' || layers === 'fence alon
 /** What was counted in one cell: at the peer, and dropped by the fence before it. */
 type Cell = { readonly event: string; readonly layers: Layers; readonly atPeer: number; readonly atFence: number };
 
+const HEADINGS = ['fault', 'card model', 'layer', 'result', 'frames', 'held by the fence', 'control frames'] as const;
+
 /** Counts what arrives while something happens, and says what it must have been. */
 function recorder(t: TestContext, { framesAtPeer, fence }: GateHouse, taps: readonly string[], model: string) {
   const cells: Cell[] = [];
+  const lineOf = ({ event, layers, atPeer, atFence }: Cell) => {
+    const control = cells.find((each) => each.event === event && each.layers === 'neither');
+    return {
+      ...{ fault: event, 'card model': model, layer: layers, result: atPeer === 0 ? 'gated, 0 frames' : 'leaks alone' },
+      ...{ frames: String(atPeer), 'held by the fence': hasFence(layers) ? String(atFence) : '-' },
+      'control frames': control === undefined ? '-' : String(control.atPeer),
+    };
+  };
   t.after(() => {
-    for (const event of new Set(cells.map((cell) => cell.event))) t.diagnostic(row(model, event, cells));
+    printTable(
+      t,
+      `what the layers held, ${model}`,
+      HEADINGS,
+      cells.filter(({ layers }) => layers !== 'neither').map(lineOf),
+    );
   });
   return async (event: string, layers: Layers, happen: () => Promise<unknown>) => {
     const dropped = async () => (hasFence(layers) ? (await fence.counters(taps)).fromGuest : 0);
@@ -55,16 +71,6 @@ function recorder(t: TestContext, { framesAtPeer, fence }: GateHouse, taps: read
     if (layers === 'fence alone') assert.ok(cell.atFence > 0, `${where}: the fence had something to hold`);
     return cell;
   };
-}
-
-function row(model: string, event: string, cells: readonly Cell[]): string {
-  const words = LAYERS.flatMap((layers) => {
-    const cell = cells.find((each) => each.event === event && each.layers === layers);
-    if (cell === undefined) return [];
-    const held = cell.atFence > 0 ? `, the fence held ${cell.atFence}` : '';
-    return [`${layers}: ${cell.atPeer} frames${held}`];
-  });
-  return `${model} | ${event} | ${words.join(' | ')}`;
 }
 
 /** Takes the fence away, as somebody who is root would. */

@@ -2,7 +2,6 @@
 // A seeded sample of the calls by default; every call with PRATIQUE_TEST_FULL=1.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { randomInt } from 'node:crypto';
 import { once } from 'node:events';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -18,22 +17,11 @@ import type { Fence } from '../../src/hypervisor/fence.ts';
 import type { RunningVm } from '../../src/hypervisor/hypervisor.ts';
 import type { Evidence } from '../../src/model/evidence.ts';
 import { CLOSED, makeAuditFolder, openTestAudit, RUN, VM } from '../fakes/audit-chain.ts';
-import { type DiskCall, type Ending, recordCalls, replayCalls } from './recorded-disk.ts';
+import { isFull, makeRandom, sample, seed } from './chance.ts';
+import { type DiskCall, ENDINGS, recordCalls, replayCalls } from './recorded-disk.ts';
 
-const isFull = process.env.PRATIQUE_TEST_FULL === '1';
-const seed = Number(process.env.PRATIQUE_TEST_SEED ?? randomInt(1, 2 ** 31));
 /** Calls at which the power is cut in a run that is not full. */
 const SAMPLE_SIZE = 25;
-const ENDINGS: readonly Ending[] = ['killed', 'cut', 'torn'];
-
-/** A linear congruential generator (Numerical Recipes). */
-function makeRandom(from: number): () => number {
-  let state = from >>> 0;
-  return () => {
-    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-    return state / 2 ** 32;
-  };
-}
 
 const module = (path: string): string => JSON.stringify(new URL(`../../src/${path}`, import.meta.url).href);
 const PRELUDE = `
@@ -110,10 +98,8 @@ test('the power is cut at any call to the disk, and every answered record is the
   const folder = await makeFolder(t);
   const calls = await recordProgram(folder);
   assert.equal(promised(calls).length, RECORDS, 'the program came to its end');
-  const random = makeRandom(seed);
-  const points = Array.from({ length: calls.length + 1 }, (_, count) => count).filter(
-    () => isFull || random() < SAMPLE_SIZE / calls.length,
-  );
+  const random = makeRandom();
+  const points = sample([...calls.keys(), calls.length], SAMPLE_SIZE, random);
   const target = join(folder, 'after');
   const broken: string[] = [];
   for (const count of points) {
@@ -133,7 +119,7 @@ test('the recording tells a disk that keeps nothing: without its flushes answere
   const folder = await makeFolder(t);
   const calls = (await recordProgram(folder)).filter(({ kind }) => kind !== 'sync');
   const target = join(folder, 'after');
-  await replayCalls(calls, { count: calls.length, ending: 'cut', random: makeRandom(seed), target });
+  await replayCalls(calls, { count: calls.length, ending: 'cut', random: makeRandom(), target });
   assert.match(String(await troubleAfter(target, promised(calls)).catch(String)), /is gone|key|database/);
 });
 
@@ -147,7 +133,7 @@ test('a log whose tail is cut or spoilt at any page loses nothing that was answe
     answered.push({ written, logBytes: (await readFile(wal)).length });
   }
   const whole = await readFile(wal);
-  const random = makeRandom(seed);
+  const random = makeRandom();
   const frame = 24 + 4096;
   const cuts = Array.from({ length: Math.floor((whole.length - 32) / frame) + 1 }, (_, index) => 32 + index * frame);
   const target = join(await makeFolder(t), 'after');
@@ -171,7 +157,7 @@ test('a log whose tail is cut or spoilt at any page loses nothing that was answe
 
 test('kill -9 at any moment, rotations among the records, leaves a whole chain with every answered record [X2] [X4]', async (t) => {
   const folder = await makeFolder(t);
-  const random = makeRandom(seed);
+  const random = makeRandom();
   const rounds = isFull ? 40 : 4;
   const program = `${PRELUDE}
     const audit = await open();

@@ -1,7 +1,6 @@
 // Every state of a run × everything that may fall over in it, on real VMs: afterwards each VM is as before or updated, plugged in for
 // evidence only, and its run went on by itself. A seeded sample by default; every cell with PRATIQUE_TEST_FULL=1.
 import assert from 'node:assert/strict';
-import { randomInt } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
@@ -10,6 +9,8 @@ import type { RunStateName } from '../../proxy/service.ts';
 import { systemClock } from '../../src/base/clock.ts';
 import { isAlive, type ProcessId } from '../../src/base/process-id.ts';
 import { crash, type House, makeHouse, type TestVm } from '../e2e/harness.ts';
+import { printTable } from '../fakes/result-table.ts';
+import { isFull, makeRandom, seed } from './chance.ts';
 
 /** Every state that a run passes on its way from off to plugged in, in order. */
 const STATES = [
@@ -45,16 +46,10 @@ const CELLS: readonly Cell[] = [
   { state: 'rolling-back', fault: 'both killed', disk: 'overlay' },
 ];
 const SAMPLE_SIZE = 4;
-const isFull = process.env.PRATIQUE_TEST_FULL === '1';
-const seed = Number(process.env.PRATIQUE_TEST_SEED ?? randomInt(1, 2 ** 31));
 
-/** Distinct cells, one of each fault, chosen by the seed (a linear congruential generator, Numerical Recipes). */
-function sample(): readonly Cell[] {
-  let random = seed >>> 0;
-  const next = (): number => {
-    random = (Math.imul(random, 1_664_525) + 1_013_904_223) >>> 0;
-    return random / 2 ** 32;
-  };
+/** Distinct cells, one of each fault, chosen by the seed. */
+function sampleCells(): readonly Cell[] {
+  const next = makeRandom();
   return FAULTS.slice(0, SAMPLE_SIZE).map((fault) => {
     const cells = CELLS.filter((cell) => cell.fault === fault);
     const chosen = cells[Math.floor(next() * cells.length)];
@@ -181,18 +176,16 @@ async function assertSame(vm: TestVm, before: ProcessId, fault: Fault): Promise<
   assert(await isAlive(before));
 }
 
-function drawTable(rows: readonly Row[]): string {
-  const lines = [['aimed at', 'on', 'fault', 'hit', 'ended', 'stray frames'], ...rows.map(cellsOf)];
-  const widths = [0, 1, 2, 3, 4, 5].map((column) => Math.max(...lines.map((line) => line[column]?.length ?? 0)));
-  return lines.map((line) => line.map((word, column) => word.padEnd(widths[column] ?? 0)).join('  ')).join('\n');
-}
-const cellsOf = ({ state, disk, fault, hit, end, frames }: Row): string[] => {
-  return [state, disk, fault, hit, end, `0 of ${frames}`];
-};
+/** `frames`: those that arrived in all, and every one of them after the gate was opened, or the cell has failed. */
+const lineOf = ({ state, disk, fault, hit, end, frames }: Row) => ({
+  ...{ state, 'installed on': disk, fault, 'hit in': hit },
+  result: `${end}, 0 frames before`,
+  'frames after': String(frames),
+});
 
 describe('state × fault [A2] [A11] [X4] [X5]', () => {
   const rows: Row[] = [];
-  const cells = isFull ? CELLS : sample();
+  const cells = isFull ? CELLS : sampleCells();
   const houses: { plain?: House; rebooting?: House; failing?: House } = {};
   before(async () => {
     houses.plain = await makeHouse({ version: VERSION, installSeconds: 2 });
@@ -224,8 +217,8 @@ describe('state × fault [A2] [A11] [X4] [X5]', () => {
   }
 
   test('the table', (t) => {
-    t.diagnostic(isFull ? `all ${cells.length} cells` : `seed ${seed}, ${cells.length} of ${CELLS.length} cells`);
-    t.diagnostic(drawTable(rows));
+    const title = isFull ? `all ${cells.length} cells` : `seed ${seed}, ${cells.length} of ${CELLS.length} cells`;
+    printTable(t, title, ['state', 'installed on', 'fault', 'hit in', 'result', 'frames after'], rows.map(lineOf));
     assert.equal(rows.length, cells.length, 'cells that did not come to an end have failed above');
   });
 });
