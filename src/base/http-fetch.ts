@@ -2,7 +2,7 @@
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
-import { type Dispatcher, EnvHttpProxyAgent, request } from 'undici';
+import { Agent, type Dispatcher, EnvHttpProxyAgent, request } from 'undici';
 import type { Clock } from './clock.ts';
 import { type ErrorCode, type ErrorOptions, PratiqueError } from './errors.ts';
 import {
@@ -23,7 +23,12 @@ export type HttpHeaders = Readonly<Record<string, string>>;
  * follows a redirect, so a token cannot travel further than the origin it was given for.
  */
 export type RequestInterceptor = (
-  request: { readonly origin: string; readonly url: string },
+  request: {
+    readonly origin: string;
+    readonly url: string;
+    /** The license that what is fetched is under; null for all that is under none, a vendor's metadata among it. */
+    readonly license: string | null;
+  },
   headers: HttpHeaders,
 ) => HttpHeaders | Promise<HttpHeaders>;
 
@@ -47,6 +52,8 @@ export type OpenOptions = {
   readonly ifRangeEtag?: string;
   /** Largest size of the whole file, the bytes before the offset included. */
   readonly sizeBytesMax: number;
+  /** The license that the file is under, for the interceptor. */
+  readonly license?: string;
   readonly headersTimeoutMs?: number;
   readonly signal?: AbortSignal;
 };
@@ -157,8 +164,10 @@ export function makeHttpFetch(deps: HttpFetchDeps): HttpFetch {
   // Without a value of its own undici would read no_proxy again at every request.
   const noProxy = process.env.no_proxy ?? process.env.NO_PROXY ?? '';
   const proxies = proxyUrl === undefined ? { noProxy } : { httpProxy: proxyUrl, httpsProxy: proxyUrl, noProxy: '' };
-  const dispatcher = new EnvHttpProxyAgent({ headersTimeout: 0, bodyTimeout: 0, ...proxies });
-  const wire: Wire = { ...deps, bounds, dispatcher };
+  const limits = { headersTimeout: 0, bodyTimeout: 0 };
+  const dispatcher = new EnvHttpProxyAgent({ ...limits, connect: VERIFIED, requestTls: VERIFIED, ...proxies });
+  const direct = new Agent(limits);
+  const wire: Wire = { ...deps, bounds, dispatcher, direct };
   return {
     open: async (url, options) => {
       const parsed = parseUrl(url);
@@ -170,11 +179,19 @@ export function makeHttpFetch(deps: HttpFetchDeps): HttpFetch {
       if (parsed.protocol === 'file:') return await fetchLocal(parsed, options);
       return await fetchRemote(wire, parsed, options);
     },
-    close: async () => await dispatcher.destroy(),
+    close: async () => void (await Promise.all([dispatcher.destroy(), direct.destroy()])),
   };
 }
 
-type Wire = HttpFetchDeps & { readonly bounds: Bounds; readonly dispatcher: Dispatcher };
+/** Also where the environment asks Node not to verify certificates. */
+const VERIFIED = { rejectUnauthorized: true };
+
+type Wire = HttpFetchDeps & {
+  readonly bounds: Bounds;
+  readonly dispatcher: Dispatcher;
+  /** Past every proxy. */
+  readonly direct: Dispatcher;
+};
 
 function parseUrl(url: string): URL {
   const parsed = URL.canParse(url) ? new URL(url) : null;
@@ -258,14 +275,24 @@ async function follow(
   wire: Wire,
   start: URL,
   extra: HttpHeaders,
-  options: { readonly headersTimeoutMs?: number; readonly signal?: AbortSignal },
+  options: { readonly license?: string; readonly headersTimeoutMs?: number; readonly signal?: AbortSignal },
 ): Promise<Answer> {
   const plain: HttpHeaders = { 'user-agent': 'pratique', 'accept-encoding': 'identity', ...extra };
   let headers = plain;
-  if (wire.intercept !== undefined) headers = await wire.intercept({ origin: start.origin, url: start.href }, plain);
+  const { license = null } = options;
+  if (wire.intercept !== undefined) {
+    headers = await wire.intercept({ origin: start.origin, url: start.href, license }, plain);
+  }
   let url = start;
   for (let redirects = 0; redirects <= HTTP_REDIRECTS_MAX; redirects += 1) {
-    const answer = await exchange(wire, url, headers, options);
+    // A proxy sees what plain http carries: what was added is for the origin alone.
+    const isForOriginAlone = headers !== plain && url.protocol === 'http:';
+    const answer = await exchange(
+      isForOriginAlone ? { ...wire, dispatcher: wire.direct } : wire,
+      url,
+      headers,
+      options,
+    );
     const target = redirectTarget(answer);
     if (target === null) return answer;
     wire.log?.debug({ from: nameOf(url), to: nameOf(target) }, 'redirected');

@@ -54,7 +54,7 @@ function makeProgress({ plan, clock, onProgress }: FetchRequest): Report {
 
 async function fetchItem(item: PlanItem, request: FetchRequest, report: Report): Promise<Trouble | null> {
   const { store, signal } = request;
-  const { artifact, vendor: name } = item.release;
+  const { artifact, vendor: name, license } = item.release;
   const vendor = request.vendors.find((each) => each.name === name);
   if (vendor === undefined)
     return { kind: 'vendor-unavailable', vendor: name, detail: 'it is not configured any more' };
@@ -62,7 +62,7 @@ async function fetchItem(item: PlanItem, request: FetchRequest, report: Report):
     const { path } = await store.ensure({
       digest: artifact.digest,
       sizeBytes: artifact.sizeBytes,
-      open: (offsetBytes, openSignal) => vendor.open(artifact, offsetBytes, openSignal),
+      open: (offsetBytes, openSignal) => vendor.open(artifact, offsetBytes, openSignal, license),
       signal,
       onProgress: (doneBytes) => report(artifact.digest, doneBytes),
     });

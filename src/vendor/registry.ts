@@ -199,7 +199,7 @@ function standIn(entry: Entry, tryOpen: (entry: Entry) => Promise<void>): Vendor
     latest: async (inventory) => await opened().latest(inventory),
     offers: async () => await opened().offers(),
     compareVersions: isDebian ? compareDebianVersions : compareSemver,
-    open: async (artifact, offsetBytes, signal) => await opened().open(artifact, offsetBytes, signal),
+    open: async (...asked) => await opened().open(...asked),
     inspect: async (release, path) => await opened().inspect(release, path),
     ...(isDebian ? { signedArchives: async (releases) => (await opened().signedArchives?.(releases)) ?? [] } : {}),
     close: async () => {},

@@ -15,6 +15,12 @@ export type VendorStatus = {
 };
 
 export type ByteStream = AsyncIterable<Uint8Array>;
+export type OpenArtifact = (
+  artifact: Artifact,
+  offsetBytes: number,
+  signal?: AbortSignal,
+  license?: string,
+) => Promise<ByteStream>;
 
 /** What a vendor has for one VM. */
 export type Offered = {
@@ -62,8 +68,11 @@ export type Vendor = {
   readonly offers: () => Promise<readonly Release[]>;
   /** Orders two version strings of this vendor's ecosystem: negative, zero, positive. Throws on a malformed version. */
   readonly compareVersions: (a: string, b: string) => number;
-  /** The artifact's bytes from an offset on, as the vendor's server sends them: bounded, but unverified. */
-  readonly open: (artifact: Artifact, offsetBytes: number, signal?: AbortSignal) => Promise<ByteStream>;
+  /**
+   * The artifact's bytes from an offset on, as the vendor's server sends them: bounded, but unverified. `license`: what its release
+   * names, for whoever attaches the token.
+   */
+  readonly open: OpenArtifact;
   /** Looks into a downloaded artifact whose digest already matched (a bundle's tar guards). Throws `vendor-ill/…`. */
   readonly inspect: (release: Release, path: string) => Promise<void>;
   /** The vendor's own signed files for these releases, where the guest can verify them itself (Debian's apt). */

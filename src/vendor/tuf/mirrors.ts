@@ -5,7 +5,7 @@ import { TUF_MIRROR_TURNS_MAX } from '../../base/limits.ts';
 import { printable } from '../../base/printable.ts';
 import type { Artifact } from '../../model/release.ts';
 import { VendorError } from '../errors.ts';
-import type { ByteStream } from '../vendor.ts';
+import type { OpenArtifact } from '../vendor.ts';
 
 /** One place of a repository. */
 export type TufMirror = {
@@ -24,7 +24,7 @@ export type MirrorsDeps = {
 
 export type Mirrors = {
   /** The artifact's bytes from an offset on: bounded, unverified. Throws VendorError or HttpError when no mirror has them. */
-  readonly open: (artifact: Artifact, offsetBytes: number, signal?: AbortSignal) => Promise<ByteStream>;
+  readonly open: OpenArtifact;
 };
 
 /** Makes them. Whoever asks for the same artifact again was not content with what came, so the next mirror has its turn. */
@@ -39,15 +39,16 @@ export function makeMirrors(deps: MirrorsDeps): Mirrors {
     return turn % deps.targetsUrls.length;
   };
   return {
-    open: async (artifact, offsetBytes, signal) => {
+    open: async (artifact, offsetBytes, signal, license) => {
       const first = takeTurn(artifact.digest);
       const inOrder = [...deps.targetsUrls.slice(first), ...deps.targetsUrls.slice(0, first)];
       const failures: { readonly url: string; readonly error: unknown }[] = [];
       for (const base of inOrder) {
         const url = artifactUrl(deps.vendor, base, artifact);
         try {
-          const limit = signal === undefined ? {} : { signal };
-          const download = await deps.http.open(url, { offsetBytes, sizeBytesMax: artifact.sizeBytes, ...limit });
+          const limit = { sizeBytesMax: artifact.sizeBytes, ...(signal === undefined ? {} : { signal }) };
+          const under = license === undefined ? {} : { license };
+          const download = await deps.http.open(url, { offsetBytes, ...limit, ...under });
           return bytesFrom(download, offsetBytes);
         } catch (error) {
           if (signal?.aborted === true) throw error;
