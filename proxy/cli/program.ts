@@ -2,6 +2,7 @@
 import { Command, CommanderError } from 'commander';
 import manifest from '../../package.json' with { type: 'json' };
 import { classifyError, EXIT_DONE, PratiqueError } from '../../src/base/errors.ts';
+import { addLicenseServerCommands } from '../license-server/commands.ts';
 import { addAuditCommands } from './audit.ts';
 import { addBackupCommands } from './backup.ts';
 import { addConfigCommands } from './config.ts';
@@ -14,7 +15,7 @@ import { addUpkeepCommands } from './upkeep.ts';
 import { addVendorCommands } from './vendor.ts';
 import { addVmCommands } from './vm.ts';
 
-const EXIT_CODES = `
+export const EXIT_CODES = `
 Exit codes: 0 done; 1 failed; 2 usage; 3 the host is not fit; 4 the VM was quarantined; 5 refused by policy, license or
 approval; 6 the vendor is ill; 7 the daemon is not running; 8 drift found (--fail-on).
 PRATIQUE_DATA and PRATIQUE_RUN name the data and the run folder, whatever the configuration says.`;
@@ -66,6 +67,7 @@ export function buildProgram(build: Build): Command {
   addBackupCommands(program, build);
   addUpkeepCommands(program, build);
   addConfigCommands(program, build);
+  addLicenseServerCommands(program, build);
   return program;
 }
 

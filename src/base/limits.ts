@@ -460,6 +460,8 @@ export const INSPECT_DISKS_MAX = 4;
 /** Milliseconds, and seconds of processor time for each program, to check a running VM's disk against what its guest claims. */
 export const VERIFY_TIMEOUT_MS = 90_000;
 export const VERIFY_CPU_SECONDS_MAX = 60;
+/** Running VMs whose disks are checked at the same time; further ones wait. */
+export const VERIFY_AT_ONCE_MAX = 4;
 /** Bytes that replaying a journal may write aside; a journal of ext4 has at most 1 GiB, little of it not yet in its place. */
 export const VERIFY_JOURNAL_BYTES_MAX = 512 * 1024 * 1024;
 /** Files of installed updates that are looked for on a disk; a kernel has 5,000. */
