@@ -122,7 +122,10 @@ test('a command without a daemon says how to start it', async () => {
 });
 
 const COMMANDS =
-  'audit checkpoint, audit export, audit rotate-key, audit show, audit verify, backup, clock accept, config check, config show, demo, doctor, drift, publish delegate, ' +
+  'audit checkpoint, audit export, audit rotate-key, audit show, audit verify, backup, clock accept, config check, config show, demo, doctor, drift, ' +
+  'license-server change, license-server create, license-server expire, license-server key, ' +
+  'license-server leases, license-server list, license-server log, license-server reinstate, license-server revoke, ' +
+  'license-server serve, license-server suspend, license-server token, publish delegate, ' +
   'publish init, publish refresh, publish request, publish revoke, publish rotate-key, publish show, restore, serve, store scrub, store show, ' +
   'vendor add, vendor check, vendor list, vendor publish, vm add, vm admit, vm events, vm inspect, vm list, ' +
   'vm plan, vm policy, vm remove, vm retry, vm set, vm show, vm start, vm stop, vm update, vm wait, vm why';
