@@ -76,7 +76,7 @@ const DETAILS: Readonly<Record<ServerCode, string>> = {
   NOT_FOUND: 'does not exist for this token',
   TOO_MANY_MACHINES: 'has no free seat',
   NO_MACHINE: 'does not know this lease',
-  LEASE_REVOKED: 'is revoked for this machine',
+  BANNED: 'may not be held by this machine',
   CHECKOUT_NOT_ALLOWED: 'may not be used without the server',
 };
 
@@ -263,7 +263,7 @@ export class LicenseStore {
       if (row === null) throw noLease(id, leaseId);
       this.#run('DELETE FROM leases WHERE id = ?', leaseId);
       this.#run('INSERT OR REPLACE INTO barred VALUES (?, ?, ?)', id, String(row.fingerprint), leaseId);
-      this.#tell(id, leaseId, 'LEASE_REVOKED');
+      this.#tell(id, leaseId, 'BANNED');
       this.#note('admin', 'revoke-lease', id, leaseId);
     });
   }
@@ -336,7 +336,7 @@ export class LicenseStore {
     if (license === null || standing !== 'VALID') return refused(standing);
     if (offline && license.checkoutMaxMs === 0) return refused('CHECKOUT_NOT_ALLOWED');
     if (this.#one('SELECT 1 FROM barred WHERE license = ? AND fingerprint = ?', license.id, fingerprint) !== null) {
-      return refused('LEASE_REVOKED');
+      return refused('BANNED');
     }
     const held = this.#heldBy(license.id, fingerprint);
     if (leaseId !== null && held?.id !== leaseId) return refused('NO_MACHINE');

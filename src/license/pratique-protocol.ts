@@ -75,9 +75,10 @@ export type AnswerKind = keyof typeof ANSWERS;
 export type Answer<K extends AnswerKind> = Static<(typeof ANSWERS)[K]>;
 export type AnyAnswer = { readonly [K in AnswerKind]: Answer<K> }[AnswerKind];
 
-/** The server's words. `VALID` is the only one that grants; those of ENDING_CODES speak of the whole license, the others of one seat or of time. */
+/** The server's words. `VALID` is the only one that grants. */
 export type ServerCode =
   | 'VALID'
+  /** The license ran out; a lease it gave never reaches beyond that. */
   | 'EXPIRED'
   | 'SUSPENDED'
   | 'REVOKED'
@@ -87,7 +88,7 @@ export type ServerCode =
   | 'TOO_MANY_MACHINES'
   /** A lease to renew that the server does not know, or that is another fingerprint's: take one anew. */
   | 'NO_MACHINE'
-  /** This VM's lease was revoked by the server's administrator; the license's other leases hold. */
-  | 'LEASE_REVOKED'
+  /** This machine's lease was revoked; the license and its other leases go on. */
+  | 'BANNED'
   /** The license may not be used without the server. */
   | 'CHECKOUT_NOT_ALLOWED';

@@ -76,6 +76,8 @@ class PratiqueServer {
     for (let page = 0; page < LICENSE_REVOCATION_PAGES_MAX; page += 1) {
       const { answer } = await this.#ask('revocations', '/v1/revocations', { since: serial }, signal);
       checkOrder(answer, serial);
+      // No list of its own has this word: the license or this token of it is gone as a whole.
+      if (answer.code === 'NOT_FOUND') return { serial, revoked: [{ serial, leaseId: null, code: answer.code }] };
       for (const { serial: at, leaseId, code } of answer.revoked) revoked.push({ serial: at, leaseId, code });
       serial = answer.serial;
       if (!answer.more) break;
