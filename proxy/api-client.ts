@@ -40,6 +40,7 @@ export function makeApiClient(options: ApiClientOptions): Service {
     },
     planVm: async (vm) => await ask({ method: 'GET', path: vmPath(vm, '/plan') }),
     updateVm: async (vm) => await ask({ method: 'POST', path: vmPath(vm, '/update') }),
+    vmConfig: async (vm) => await ask({ method: 'GET', path: vmPath(vm, '/config') }),
     whyVm: async (vm) => await ask({ method: 'GET', path: vmPath(vm, '/why') }),
     inspectVm: async (vm) => await ask({ method: 'POST', path: vmPath(vm, '/inspect') }),
     followEvents: (query) => followEvents(options, query),

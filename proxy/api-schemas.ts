@@ -2,6 +2,7 @@
 import { type Static, type TSchema, Type } from 'typebox';
 import { VmSpecSchema } from '../src/hypervisor/vm-spec.ts';
 import { DiskFormatSchema } from '../src/model/disk-image.ts';
+import { GuestConfigItemSchema } from '../src/model/guest-config.ts';
 import { RunIdSchema, VmIdSchema } from '../src/model/ids.ts';
 import { InstalledProductSchema, InventorySchema, OsSchema } from '../src/model/inventory.ts';
 import { POLICY_KEYS, POLICY_ORIGINS, type Policy, PolicySchema } from '../src/model/policy.ts';
@@ -21,6 +22,7 @@ import {
   type PolicyView,
   RUN_STATES,
   type Service,
+  type VmConfigView,
   type VmEventRecord,
   type VmView,
   type Why,
@@ -47,6 +49,39 @@ export const ProblemSchema = Type.Object({
   detail: Type.String(),
   next: nullable(Type.String({ description: 'What to do next' })),
 });
+
+const ConfigOriginSchema = Type.Object(
+  {
+    source: oneOf(['file', 'server']),
+    at: Type.String({ description: "Path and line, or the document's address and serial" }),
+    layer: Type.String({ description: '`default`, `group NAME`, `vm NAME`' }),
+  },
+  strict,
+);
+
+export const VmConfigSchema = Type.Object(
+  {
+    vm: VmIdSchema,
+    isConfigured: Type.Boolean({ description: 'False: nothing is configured for it' }),
+    items: Type.Array(
+      Type.Object(
+        {
+          ...GuestConfigItemSchema.properties,
+          origin: ConfigOriginSchema,
+          hasSecret: Type.Boolean({ description: 'Secrets in it are shown as `(secret)`' }),
+          values: Type.Array(
+            Type.Object({ name: Type.String(), value: Type.String(), origin: ConfigOriginSchema }, strict),
+            { description: 'Named values that went into it' },
+          ),
+        },
+        strict,
+      ),
+    ),
+    trouble: Type.Array(Type.String(), { description: 'Why the VM gets no plan' }),
+    remarks: Type.Array(Type.String()),
+  },
+  strict,
+);
 
 export const WhySchema = Type.Object(
   {
@@ -248,6 +283,7 @@ export const SCHEMAS_CARRY_THE_SERVICE: readonly [
   Carries<VmView, typeof VmViewSchema>,
   Carries<Answer<'showVm'>, typeof VmDetailSchema>,
   Carries<Why, typeof WhySchema>,
+  Carries<VmConfigView, typeof VmConfigSchema>,
   Carries<Inspection, typeof InspectionSchema>,
   Carries<VmEventRecord, typeof VmEventSchema>,
   Carries<Answer<'listVendors'>[number], typeof VendorListedSchema>,
@@ -263,4 +299,4 @@ export const SCHEMAS_CARRY_THE_SERVICE: readonly [
   Carries<AuditRotation, typeof AuditRotationSchema>,
   Carries<AuditEntry['record']['kind'], (typeof AuditEntrySchema)['properties']['record']['properties']['kind']>,
   Carries<Problem, typeof ProblemSchema>,
-] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true];
+] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true];

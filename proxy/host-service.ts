@@ -131,6 +131,11 @@ export function makeService(rooms: HostRooms): Service {
       await recordOperator(run, 'update');
       return await viewOf(rooms, run);
     },
+    vmConfig: async (vm) => {
+      const run = find(vm);
+      const shown = (await rooms.guestConfig?.show(run.vm)) ?? null;
+      return { vm: run.vm, isConfigured: shown !== null, ...(shown ?? { items: [], trouble: [], remarks: [] }) };
+    },
     whyVm: async (vm) => whyOf(rooms, find(vm)),
     inspectVm: async (vm) => await find(vm).inspectDisk(new AbortController().signal),
     pastEvents: async ({ vm, afterSeq, limit }) =>

@@ -85,6 +85,7 @@ test('every method of the service gives the same answer over the socket as besid
     (s) => s.addVm({ ...SAMPLE_SPEC, vm: vmId('db') }, { install: 'security' }),
     (s) => s.addVm({ ...SAMPLE_SPEC, vm: vmId('db2') }, {}, { group: 'web' }),
     (s) => s.vmPolicy(web),
+    (s) => s.vmConfig(web),
     (s) => s.setVmPolicy(web, { set: { holds: ['jq'] }, unset: ['overlay'], group: null, actor: 'ann' }),
     (s) => s.removeVm('db'),
     (s) =>
@@ -292,5 +293,5 @@ test('the shipped OpenAPI document is up to date and describes every route', asy
   const document = JSON.parse(shipped);
   assert.deepEqual(document, JSON.parse(await openApiText(api)), 'run: node proxy/generate.ts');
   assert.equal(document.openapi, '3.1.0');
-  assert.equal(Object.keys(document.paths).length, 24);
+  assert.equal(Object.keys(document.paths).length, 25);
 });

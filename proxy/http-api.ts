@@ -27,6 +27,7 @@ import {
   ProblemSchema,
   VendorListedSchema,
   VendorStatusSchema,
+  VmConfigSchema,
   VmDetailSchema,
   VmEventSchema,
   VmViewSchema,
@@ -190,6 +191,7 @@ const NAMED_SCHEMAS = {
   Vendor: VendorListedSchema,
   VendorStatus: VendorStatusSchema,
   Vm: VmViewSchema,
+  VmConfig: VmConfigSchema,
   VmDetail: VmDetailSchema,
   VmEvent: VmEventSchema,
   Why: WhySchema,
@@ -287,6 +289,17 @@ function addVmPolicyRoutes(app: Api, service: Service): void {
     '/v1/vms/:vm/policy',
     { schema: { summary: 'Change the policy of one VM (audited)', params: vmParams, body, response } },
     async ({ params, body: change }) => service.setVmPolicy(params.vm, change),
+  );
+  app.get(
+    '/v1/vms/:vm/config',
+    {
+      schema: {
+        summary: 'What a VM is to be configured with, secrets blanked',
+        params: vmParams,
+        response: answers(200, refTo('VmConfig'), 'The items, and where each value comes from'),
+      },
+    },
+    async ({ params }) => service.vmConfig(params.vm),
   );
 }
 

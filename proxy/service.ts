@@ -1,5 +1,6 @@
 // What the surfaces (HTTP API, CLI, demo) may ask of the running host. host.ts implements it over the rooms of src/.
 import type { Checkpoint as AuditCheckpoint } from '../src/audit/record.ts';
+import type { ShownGuestConfig } from '../src/guest-config/guest-config.ts';
 import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
 import type { InventorySource } from '../src/inventory/inventory-store.ts';
 import type { VmId } from '../src/model/ids.ts';
@@ -54,6 +55,13 @@ export type PolicyView = {
   readonly group: string | null;
   /** Why this is not what was meant; then the VM stays gated. */
   readonly trouble: string | null;
+};
+
+/** What a VM is to be configured with, secrets blanked, and where each value comes from. */
+export type VmConfigView = ShownGuestConfig & {
+  readonly vm: VmId;
+  /** False: nothing is configured for it. */
+  readonly isConfigured: boolean;
 };
 
 export type VmView = {
@@ -153,6 +161,8 @@ export type Service = {
   readonly planVm: (vm: string) => Promise<Plan>;
   /** Starts an update now; a connected VM stays plugged in. */
   readonly updateVm: (vm: string) => Promise<VmView>;
+  /** What it would be configured with now. */
+  readonly vmConfig: (vm: string) => Promise<VmConfigView>;
   readonly whyVm: (vm: string) => Promise<Why>;
   /** Looks into the disk of a VM that is off; changes nothing on it. */
   readonly inspectVm: (vm: string) => Promise<Inspection>;

@@ -1,34 +1,78 @@
-// pratique config …: the configuration of this host.
+// pratique config …: the configuration of this host, and what it configures its guests with.
 import type { Command } from 'commander';
-import { type Build, completeCommand } from './context.ts';
+import { ERROR_FAMILIES } from '../../src/base/errors.ts';
+import { printable } from '../../src/base/printable.ts';
+import type { CheckReport } from '../../src/guest-config/check.ts';
+import type { Config, LoadedConfig } from '../config.ts';
+import { type Build, type Context, completeCommand } from './context.ts';
 
 /** Adds `pratique config` and its verbs. */
 export function addConfigCommands(program: Command, build: Build): void {
-  const config = program.command('config').description("the host's configuration");
-  const show = config.command('show').description('the configuration in force, defaults included, as TOML');
-  completeCommand(show, build, 'pratique config show', async ({ output, loadConfig }) => {
-    const { config: inForce, files } = await loadConfig();
-    const { stringify } = await import('smol-toml');
-    const { fileOfPolicy } = await import('../policy-words.ts');
-    const from = files.length === 0 ? '# no file: defaults only' : files.map((file) => `# from ${file}`).join('\n');
-    // The text is a file that says the same; the document has what the program works with.
-    const { policy, policyOfFiles: _said, groups, ...rest } = inForce;
-    const asFile = {
-      ...rest,
-      policy: fileOfPolicy(policy),
-      groups: Object.fromEntries(
-        Object.entries(groups).map(([name, group]) => [name, { ...group, policy: fileOfPolicy(group.policy) }]),
-      ),
-    };
-    output.show({ files, config: inForce }, () => `${from}\n${stringify(asFile)}`.trimEnd());
+  const config = program.command('config').description("the host's configuration, and what guests are configured with");
+  const show = config
+    .command('show')
+    .description('the configuration in force, defaults included, as TOML; with a name, what that VM is configured with')
+    .argument('[vm]', 'what this VM will get, secrets blanked, and where each value comes from');
+  completeCommand(show, build, 'pratique config show web1', async (context, [vm]) => {
+    await (vm === undefined ? showHost(context) : showVm(context, vm));
     return undefined;
   });
-  const check = config.command('check').description('check the files without starting anything');
+  const check = config.command('check').description('check the files, those of guests too, without starting anything');
   completeCommand(check, build, 'pratique config check --config ./pratique.toml', async ({ output, loadConfig }) => {
-    const { files } = await loadConfig();
-    output.show({ ok: true, files }, () =>
-      files.length === 0 ? 'No files; the defaults hold.' : `Correct: ${files.join(', ')}`,
-    );
-    return undefined;
+    const loaded = await loadConfig();
+    const guests = await checkGuests(loaded.config);
+    const isOk = guests.trouble.length === 0;
+    output.show({ ok: isOk, files: loaded.files, guests }, () => checkText(loaded, guests));
+    return isOk ? undefined : ERROR_FAMILIES.usage.exitCode;
   });
+}
+
+async function showHost({ output, loadConfig }: Context): Promise<void> {
+  const { config: inForce, files } = await loadConfig();
+  const { stringify } = await import('smol-toml');
+  const { fileOfPolicy } = await import('../policy-words.ts');
+  const { shortDuration } = await import('../duration.ts');
+  const from = files.length === 0 ? '# no file: defaults only' : files.map((file) => `# from ${file}`).join('\n');
+  // The text is a file that says the same; the document has what the program works with.
+  const { policy, policyOfFiles: _said, groups, guestConfigServer, ...rest } = inForce;
+  const asFile = {
+    ...rest,
+    policy: fileOfPolicy(policy),
+    groups: Object.fromEntries(
+      Object.entries(groups).map(([name, group]) => [name, { ...group, policy: fileOfPolicy(group.policy) }]),
+    ),
+    ...(guestConfigServer === undefined ? {} : { guestConfigServer: serverAsFile(guestConfigServer, shortDuration) }),
+  };
+  output.show({ files, config: inForce }, () => `${from}\n${stringify(asFile)}`.trimEnd());
+}
+
+function serverAsFile(
+  { graceMs, ...rest }: NonNullable<Config['guestConfigServer']>,
+  shortDuration: (ms: number) => string,
+): Record<string, unknown> {
+  return { ...rest, ...(graceMs === 0 ? {} : { grace: shortDuration(graceMs) }) };
+}
+
+async function showVm({ output, connect }: Context, vm: string): Promise<void> {
+  const view = await (await connect()).vmConfig(vm);
+  const { guestConfigText } = await import('./guest-config-text.ts');
+  output.show(view, () => guestConfigText(view, output));
+}
+
+async function checkGuests(config: Config): Promise<CheckReport> {
+  const { checkGuestConfig } = await import('../../src/guest-config/check.ts');
+  const { groupByName } = await import('../vm-policy.ts');
+  return await checkGuestConfig({
+    folder: config.guestConfigFolder,
+    groups: Object.keys(config.groups),
+    groupOf: (vm) => groupByName(config.groups, vm),
+    hasServer: config.guestConfigServer !== undefined,
+  });
+}
+
+function checkText({ files }: LoadedConfig, { files: guestFiles, trouble, remarks }: CheckReport): string {
+  const all = [...files, ...guestFiles];
+  const verdict = all.length === 0 ? 'No files; the defaults hold.' : `Correct: ${all.join(', ')}`;
+  const notes = remarks.map((text) => `remark: ${printable(text, 1_000)}`);
+  return [...(trouble.length === 0 ? [verdict] : trouble.map((text) => printable(text, 1_000))), ...notes].join('\n');
 }

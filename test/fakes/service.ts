@@ -8,12 +8,14 @@ import type {
   PolicyView,
   RunStateName,
   Service,
+  VmConfigView,
   VmEventRecord,
   VmView,
 } from '../../proxy/service.ts';
 import { digestOf } from '../../src/base/digest.ts';
 import { PratiqueError } from '../../src/base/errors.ts';
 import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
+import { BLANKED } from '../../src/model/guest-config.ts';
 import { isVmId, type RunId, type VmId } from '../../src/model/ids.ts';
 import type { Plan } from '../../src/model/plan.ts';
 import { DEFAULT_POLICY, resolvePolicy } from '../../src/model/policy.ts';
@@ -164,6 +166,29 @@ function sampleView(vm: VmId, spec: VmSpec, state: RunStateName): VmView {
 }
 
 /** A policy of which one value comes from each place. */
+/** One file with a secret in it, and what an operator should know. */
+export function sampleVmConfig(vm: VmId): VmConfigView {
+  const origin = { source: 'file', at: '/etc/pratique/guests/default.toml:4', layer: 'default' } as const;
+  const file = { path: '/etc/app.conf', content: `password=${BLANKED}\n`, mode: '0600' };
+  return {
+    vm,
+    isConfigured: true,
+    items: [
+      {
+        item: 'app',
+        version: '3+0123456789abcdef',
+        setting: { kind: 'file', file },
+        apply: [{ restart: 'app.service' }],
+        origin,
+        hasSecret: true,
+        values: [{ name: 'password', value: BLANKED, origin }],
+      },
+    ],
+    trouble: [],
+    remarks: ["the VM's spec has no NIC 52:54:00:00:00:02"],
+  };
+}
+
 function samplePolicyView(vm: VmId): PolicyView {
   const own = { holds: ['nginx'] };
   const group = { install: 'security', overlay: true } as const;
@@ -250,6 +275,11 @@ export function makeFakeService(state: RunStateName = 'off'): FakeService {
       enter('vmPolicy', vm);
       find(vm);
       return samplePolicyView(vmId(vm));
+    },
+    vmConfig: async (vm) => {
+      enter('vmConfig', vm);
+      find(vm);
+      return sampleVmConfig(vmId(vm));
     },
     setVmPolicy: async (vm, change) => {
       enter('setVmPolicy', vm, change);

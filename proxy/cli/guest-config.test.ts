@@ -1,0 +1,89 @@
+// What the command line says of the configuration of guests: a VM's as it would get it, and the mistakes in its files.
+import assert from 'node:assert/strict';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { type FakeDaemon, startFakeDaemon } from '../../test/fakes/daemon.ts';
+import { runCommandLine } from './program.ts';
+
+let daemon: FakeDaemon;
+before(async () => {
+  daemon = await startFakeDaemon();
+});
+after(async () => await daemon.close());
+
+async function run(argv: readonly string[]): Promise<{ code: number; stdout: string; stderr: string }> {
+  const said = { stdout: '', stderr: '' };
+  const stream = (name: keyof typeof said) => ({ write: (text: string) => (said[name] += text), isTTY: false });
+  const code = await runCommandLine(argv, {
+    stdout: stream('stdout'),
+    stderr: stream('stderr'),
+    env: daemon.env,
+    uid: 1000,
+    interrupted: () => new AbortController().signal,
+  });
+  return { code, ...said };
+}
+
+test('config show with a name tells what a VM will get and from which line, with secrets blanked [A14]', async () => {
+  const { code, stdout } = await run(['config', 'show', 'web']);
+  assert.equal(code, 0);
+  assert.equal(
+    stdout,
+    [
+      '# web',
+      '',
+      '# from default, /etc/pratique/guests/default.toml:4; version 3+0123456789abcdef',
+      '# password = "(secret)"  from default, /etc/pratique/guests/default.toml:4',
+      '[items.app]',
+      'kind = "file"',
+      'path = "/etc/app.conf"',
+      'content = "password=(secret)\\n"',
+      'mode = "0600"',
+      '',
+      '[[items.app.apply]]',
+      'restart = "app.service"',
+      "# remark: the VM's spec has no NIC 52:54:00:00:00:02",
+      '',
+    ].join('\n'),
+  );
+  const asJson = JSON.parse((await run(['config', 'show', 'web', '--json'])).stdout);
+  assert.equal(asJson.items[0].origin.layer, 'default');
+  const nobody = await run(['config', 'show', 'nobody']);
+  assert.equal(nobody.code, 2);
+});
+
+const HOST = '[groups.web]\nvms = ["web-*"]\n';
+const BAD_FILES: readonly (readonly [string, string, RegExp])[] = [
+  ['default.toml', '[items.x]\nkind = "hostname"\nhostnam = "x"\n', /default.toml:3: `items.x.hostnam`.*`hostname`/],
+  ['default.toml', `[items.x]\nkind = "hostname"\nhostname = "\${vn}"\n`, /default.toml:1: item x names `vn`.*`vm`/],
+  ['group-wbe.toml', '', /group-wbe: the host's configuration has no such group; the nearest known group is web/],
+  ['web-1.toml', '', /web-1.toml: its name is not default, group-NAME or vm-NAME/],
+  ['vm-web-1.toml', '[items.x]\nremove = true\n', /VM web-1: .*vm-web-1.toml:1: there is no inherited item `x`/],
+];
+
+test('config check finds mistakes in the files of guests without a daemon, and exits with 2', async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), 'config-check-'));
+  t.after(() => rm(folder, { recursive: true }));
+  const path = join(folder, 'pratique.toml');
+  await writeFile(path, HOST);
+  const check = () => run(['config', 'check', '--config', path]);
+  assert.deepEqual(await check(), { code: 0, stdout: `Correct: ${path}\n`, stderr: '' });
+  const guests = join(folder, 'guests');
+  await mkdir(guests);
+  // A value that a VM's own file gives may be named by the layer that all VMs have.
+  await writeFile(join(guests, 'default.toml'), `[items.x]\nkind = "hostname"\nhostname = "\${name}"\n`);
+  await writeFile(join(guests, 'vm-web-2.toml'), '[values]\nname = "two"\n');
+  assert.equal((await check()).code, 0);
+  await rm(join(guests, 'default.toml'));
+  for (const [name, text, expected] of BAD_FILES) {
+    await writeFile(join(guests, name), text);
+    const { code, stdout } = await check();
+    assert.equal(code, 2, name);
+    assert.match(stdout, expected);
+    const asJson = JSON.parse((await run(['config', 'check', '--config', path, '--json'])).stdout);
+    assert.equal(asJson.ok, false);
+    await rm(join(guests, name));
+  }
+});
