@@ -2,6 +2,7 @@
 import type { Digest } from '../base/digest-text.ts';
 import type { EvidenceFacts } from '../model/evidence.ts';
 import type { RunId, VmId } from '../model/ids.ts';
+import type { LicenseDecision } from '../model/license-check.ts';
 import type { QuarantineReason } from '../model/quarantine.ts';
 
 export type AuditRecord =
@@ -48,6 +49,8 @@ export type AuditRecord =
       readonly run: RunId | null;
       readonly reason: QuarantineReason;
     }
+  /** What was decided about a VM's seat of a license: granted, refused, renewed, revoked, run out, given back. */
+  | ({ readonly kind: 'license' } & LicenseDecision)
   /** What an operator asked for: `vm-added`, `vendor-added`, `retry`, … */
   | {
       readonly kind: 'operator';

@@ -10,6 +10,7 @@ import { configItemId } from '../model/guest-config.ts';
 import type { HealthResult } from '../model/health.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import { type InstalledProduct, type Inventory, productKey } from '../model/inventory.ts';
+import type { LicenseFact } from '../model/license-check.ts';
 import { configIdsOf, type Plan, type PlanItem, planDigest, planStepCount } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
 import type { LeftOut } from '../model/release.ts';
@@ -79,6 +80,8 @@ export type JudgeInput = {
   /** The VM's policy as it is now. */
   readonly policy: JudgePolicy;
   readonly nowMs: number;
+  /** The license checks behind what was installed; absent: nothing of the plan names a license. */
+  readonly licenses?: readonly LicenseFact[];
 };
 
 /** What of the policy is for the judge to hold against a plan. */
@@ -117,6 +120,7 @@ export function judge(input: JudgeInput): Judgement {
     planDigest: input.planDigest,
     manifestDigests: [...input.manifestDigests],
     inventoryDigest: digestOf(canonicalJson(confirmation.inventory)),
+    ...(input.licenses === undefined || input.licenses.length === 0 ? {} : { licenses: input.licenses }),
     items: plan.items.map((item) => ({
       item: item.id,
       fromVersion: item.fromVersion,

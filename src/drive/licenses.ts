@@ -2,11 +2,11 @@
 import { printable } from '../base/printable.ts';
 import type { VmId } from '../model/ids.ts';
 import type { LicenseCheck } from '../model/license-check.ts';
-import type { Plan } from '../model/plan.ts';
+import type { PlanItem } from '../model/plan.ts';
 import { DriveError } from './drive-error.ts';
 
 /** The licenses that a plan's updates need, each once. */
-export function licensesOf(plan: Plan): readonly string[] {
+export function licensesOf(plan: { readonly items: readonly PlanItem[] }): readonly string[] {
   return [...new Set(plan.items.flatMap(({ release }) => (release.license === undefined ? [] : [release.license])))];
 }
 

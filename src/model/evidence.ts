@@ -1,6 +1,7 @@
 // What opens the gate. The type is here so that every room can carry it; only confirm/judge.ts can make one.
 import type { Digest } from '../base/digest-text.ts';
 import type { RunId, VmId } from './ids.ts';
+import type { LicenseFact } from './license-check.ts';
 import type { LeftOut } from './release.ts';
 
 export type EvidenceItem = {
@@ -33,6 +34,8 @@ export type EvidenceFacts = {
   readonly leftOut?: readonly EvidenceLeftOut[];
   /** The checks of the policy, all of them passed; absent in records of the first versions. */
   readonly health?: readonly string[];
+  /** The license checks behind what was installed; absent where nothing of it names a license. */
+  readonly licenses?: readonly LicenseFact[];
   /** `fresh: false`: the vendor was away, and the policy goes by what was verified last, at `checkedAtMs`. */
   readonly vendors: readonly { readonly vendor: string; readonly checkedAtMs: number; readonly fresh: boolean }[];
   readonly judgedAtMs: number;

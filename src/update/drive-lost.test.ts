@@ -7,7 +7,7 @@ import type { Trouble } from '../model/quarantine.ts';
 import type { RunEvent } from './event.ts';
 import { newRun } from './new-run.ts';
 import { RUN, SAMPLE_STEP, STATES, session } from './samples.ts';
-import type { RunState } from './state.ts';
+import { hasVm, isGateOpen, type RunState } from './state.ts';
 import { transition } from './transition.ts';
 import { explainQuarantine } from './why.ts';
 
@@ -46,6 +46,26 @@ test('a live update whose drive is lost leaves the VM plugged in, with the reaso
   const outcome = next(live, { kind: 'drive-lost', reason: REFUSED });
   assert.ok(outcome.kind === 'moved' && outcome.state.kind === 'connected');
   assert.deepEqual(outcome.state.trouble, REFUSED);
+});
+
+test('what a license guards is taken away at once when its seat ends, from whoever has it; nobody is unplugged by that [A15]', () => {
+  const ended: RunEvent = { kind: 'drive-lost', reason: REFUSED };
+  const needing = STATES.filter(
+    (state) => state.kind === 'installing' || (state.kind === 'offering' && state.phase !== 'withdrawing'),
+  );
+  assert.ok(needing.length >= 4);
+  for (const state of STATES) {
+    const outcome = next(state, ended);
+    if (!hasVm(state)) {
+      assert.equal(outcome.kind, 'ignored', state.kind);
+      continue;
+    }
+    assert.ok(outcome.kind === 'moved', state.kind);
+    const isEnded = outcome.effects.some(({ kind }) => kind === 'detach-drive' || kind === 'stop-vm');
+    assert.ok(isEnded, state.kind);
+    if (!needing.includes(state)) assert.deepEqual(outcome.state, state);
+    if (isGateOpen(state)) assert.ok(isGateOpen(outcome.state), 'an open gate is not touched');
+  }
 });
 
 test('a drive that no lease allows to show quarantines by the license, not as a failure of this host [A15]', () => {

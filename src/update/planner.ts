@@ -3,6 +3,7 @@
 import { type Clock, trustedNowMs } from '../base/clock.ts';
 import { describeError, PratiqueError } from '../base/errors.ts';
 import { PLAN_ATTEMPTS_MAX, PLAN_ITEMS_MAX, PLAN_RETRY_DELAY_MS, VENDOR_RECHECK_MS } from '../base/limits.ts';
+import { licensesOf } from '../drive/drive.ts';
 import type { CompareVersions } from '../inventory/drift.ts';
 import type { ResolvedGuestConfig } from '../model/guest-config.ts';
 import type { RunId, VmId } from '../model/ids.ts';
@@ -31,6 +32,8 @@ export type PlanRequest = {
   readonly configuration?: ResolvedGuestConfig | null;
   /** Absent: this host has no licenses. */
   readonly checkLicense?: LicenseCheck;
+  /** Takes the seats that a plan needs before it is decided; absent: only what the VM holds already counts. */
+  readonly takeSeats?: (licenses: readonly string[]) => Promise<void>;
   readonly clock: Clock;
   readonly signal?: AbortSignal;
 };
@@ -62,11 +65,14 @@ export async function makePlan(request: PlanRequest): Promise<PlanAnswer> {
   const { releases } = offers;
   const selection = selectItems({ inventory, releases, policy, compare, failedBefore });
   const items = [...selection.items];
-  const refusal =
+  const unfit =
     refuseUncovered(request, chosen.vendors, offers) ??
     refuseHeld(request, offers, compare) ??
     refuseItems(items, request);
-  if (refusal !== null) return { kind: 'refused', reason: refusal };
+  if (unfit !== null) return { kind: 'refused', reason: unfit };
+  // Last: a plan that comes to nothing anyway takes nobody's seat.
+  const uncovered = await refuseUnlicensed(items, request);
+  if (uncovered !== null) return { kind: 'refused', reason: uncovered };
   items.sort(inOrderOfInstallation);
   const leftOut = gatherLeftOut({ offers, blocked: selection.blocked, inventory, policy, compare });
   const vendors = checks.flatMap((check) => (check.kind === 'believed' ? [check.entry] : []));
@@ -264,10 +270,20 @@ function securityFirst(a: LeftOut, b: LeftOut): number {
   return rank(a) - rank(b) || (left < right ? -1 : left > right ? 1 : 0);
 }
 
-function refuseItems(
+async function refuseUnlicensed(
   items: readonly PlanItem[],
-  { vm, inventory, checkLicense = NO_LICENSES }: PlanRequest,
-): Refusal | null {
+  { vm, checkLicense = NO_LICENSES, takeSeats }: PlanRequest,
+): Promise<Refusal | null> {
+  const licenses = licensesOf({ items });
+  if (licenses.length > 0) await takeSeats?.(licenses);
+  for (const license of licenses) {
+    const code = checkLicense(vm, license);
+    if (code !== null) return { kind: 'license-refused', license, code };
+  }
+  return null;
+}
+
+function refuseItems(items: readonly PlanItem[], { inventory }: PlanRequest): Refusal | null {
   if (items.length > PLAN_ITEMS_MAX) {
     return {
       kind: 'plan-refused',
@@ -276,9 +292,6 @@ function refuseItems(
     };
   }
   for (const { id, release } of items) {
-    const { license } = release;
-    const code = license === undefined ? null : checkLicense(vm, license);
-    if (license !== undefined && code !== null) return { kind: 'license-refused', license, code };
     const { install } = release;
     if (install.action === 'bundle' && !inventory.abilities.compressions.includes(install.compression)) {
       return {

@@ -2,8 +2,8 @@
 // overlay (X5) is thrown away with the VM that ran on it. Pure.
 import type { QuarantineReason, Trouble } from '../model/quarantine.ts';
 import type { Effect } from './effect.ts';
-import { ignored, moved, type Outcome, send } from './outcome.ts';
-import { isGateOpen, type Run, type RunState, runOf, type Session, sessionOf } from './state.ts';
+import { amended, ignored, moved, type Outcome, send } from './outcome.ts';
+import { hasVm, isGateOpen, type Run, type RunState, runOf, type Session, sessionOf } from './state.ts';
 
 /** A live update that fails leaves the VM as it was; any other run ends in quarantine. */
 export function fail(state: RunState, reason: Trouble): Outcome {
@@ -47,10 +47,20 @@ export function hold(run: Run, session: Session | null, reason: Trouble, first: 
   );
 }
 
-/** The guest's reads fail for good while it needs them. */
+/** The guest's reads fail for good while it needs them; or it may not read any more what a license guards, and that is taken away at once. */
 export function loseDrive(state: RunState, reason: Trouble): Outcome {
+  if (reason.kind === 'license-refused') return withdrawLicensed(state, reason);
   const isRead = state.kind === 'installing' || (state.kind === 'offering' && state.phase === 'offered');
   return isRead ? fail(state, reason) : ignored('nothing is read from the drive now');
+}
+
+/** Before and during the installation the run ends by it; afterwards only the drive goes. Whoever is plugged in stays so. */
+function withdrawLicensed(state: RunState, reason: Trouble): Outcome {
+  const detach: Effect = { kind: 'detach-drive' };
+  const isNeeded = state.kind === 'installing' || (state.kind === 'offering' && state.phase !== 'withdrawing');
+  if (!isNeeded) return hasVm(state) ? amended(state, detach) : ignored('the VM is off');
+  const failed = fail(state, reason);
+  return failed.kind === 'moved' ? { ...failed, effects: [...failed.effects, detach] } : failed;
 }
 
 /** Asks the guest to let go of the drive. */

@@ -334,7 +334,12 @@ for (const transport of ['direct', 'file'] as const) {
       trouble: { kind: 'license-refused', license: 'antivirus', code: 'LEASE_EXPIRED' },
     };
     await publish();
-    await drive.fetch(LICENSED, 'run', signal);
+    assert.deepEqual(await drive.fetch(LICENSED, 'run', signal), refused.trouble, 'nor is it fetched');
+    leftToAllow = 1;
+    assert.equal(await drive.fetch(LICENSED, 'run', signal), null);
+    // It is in the store now, and not a word of that is in the answer.
+    assert.deepEqual(await drive.fetch(LICENSED, 'run', signal), refused.trouble);
+    asked.length = 0;
     await assert.rejects(attach(), refused);
     assert.deepEqual(asked, [`${SPEC.vm} antivirus`]);
     await assert.rejects(readdir(join(folder, 'drives')), { code: 'ENOENT' }, 'nothing was built');

@@ -88,13 +88,21 @@ export class VmDrive {
 
   /** Brings the bytes of a plan into the store and keeps them there, for the run or until the VM starts. Null, or why not. */
   async fetch(plan: Plan, purpose: 'run' | 'stage', signal: AbortSignal): Promise<Trouble | null> {
-    const { store, vendors, clock, inspections } = this.#deps;
+    const { store, vendors, clock, inspections, seats } = this.#deps;
+    // Whatever the store has for others: without a lease of its own nothing is brought for this VM.
+    const refusal = this.#export.refusalOf(licensesOf(plan));
+    if (refusal !== null) return refusal;
     const owner = purpose === 'run' ? this.#runPin : this.#stagePin;
     store.unpin(owner); // Of the plan before; nothing is collected between this and the pin that follows at once.
     const onProgress = (done: number, total: number) => {
       this.#owner.note('progress', 'download', { item: 'download', phase: 'download', done, total });
     };
     const trouble = await fetchPlan({ plan, owner, store, vendors: vendors(), signal, onProgress, clock, inspections });
+    if (trouble === null) {
+      for (const { release } of plan.items)
+        if (release.license !== undefined)
+          seats?.countFetch(this.#owner.vm, release.license, release.artifact.sizeBytes);
+    }
     if (trouble !== null || purpose === 'stage') return trouble;
     return await this.#fetchSigned(plan, signal);
   }

@@ -46,6 +46,18 @@ export class VmExport {
     checkLicenses(this.#owner.vm, licenses, this.#deps.checkLicense ?? NO_LICENSES);
   }
 
+  /** What speaks against bringing or showing what these licenses guard now; null: nothing. */
+  refusalOf(licenses: readonly string[]): Trouble | null {
+    try {
+      this.checkLicenses(licenses);
+      return null;
+    } catch (error) {
+      const trouble = troubleOf(error);
+      if (trouble === null) throw error;
+      return trouble;
+    }
+  }
+
   /** Where the hypervisor opens a drive; it is served from now on. Throws DriveError, also when a lease has lapsed since it was built. */
   async show(drive: BuiltDrive, plan: Plan): Promise<DriveSource> {
     const licenses = licensesOf(plan);

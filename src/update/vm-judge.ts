@@ -1,6 +1,7 @@
 // Judges one VM's confirmations, and keeps the evidence between the judgement and the gate.
 import { trustedNowMs } from '../base/clock.ts';
 import type { JudgeInput } from '../confirm/judge.ts';
+import { licensesOf } from '../drive/drive.ts';
 import type { Evidence } from '../model/evidence.ts';
 import type { VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
@@ -14,7 +15,7 @@ import type { VmPlan } from './vm-plan.ts';
 import type { VmRunDeps } from './vm-run-deps.ts';
 import { weigh } from './weigh.ts';
 
-type JudgeDeps = Pick<VmRunDeps, 'clock' | 'audit' | 'vendors'>;
+type JudgeDeps = Pick<VmRunDeps, 'clock' | 'audit' | 'vendors' | 'seats'>;
 
 export type JudgeOwner = {
   readonly vm: VmId;
@@ -44,7 +45,7 @@ export class VmJudge {
     signal: AbortSignal,
   ): Promise<Answer> {
     const { vm, note, policy } = this.#owner;
-    const { clock, audit, vendors } = this.#deps;
+    const { clock, audit, vendors, seats } = this.#deps;
     const plan = this.#owner.plan.of(run);
     const input: JudgeInput = {
       vm,
@@ -58,6 +59,7 @@ export class VmJudge {
       compareVersions: comparisonOf(vendors()),
       policy: policy(),
       nowMs: trustedNowMs(clock),
+      ...(seats === undefined ? {} : { licenses: seats.factsOf(vm, licensesOf(plan)) }),
     };
     const verdict = await weigh(input, () => this.#owner.plan.ask(run.run, confirm.inventory, signal));
     if (verdict.kind === 'evidence') {

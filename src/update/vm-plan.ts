@@ -7,14 +7,14 @@ import type { Inventory } from '../model/inventory.ts';
 import { configIdsOf, type Plan, planDigest, planSizeBytes, planStepCount } from '../model/plan.ts';
 import type { Policy } from '../model/policy.ts';
 import type { FailedVersion, QuarantineReason } from '../model/quarantine.ts';
-import { makePlan, type PlanAnswer } from './planner.ts';
+import { makePlan, type PlanAnswer, type PlanRequest } from './planner.ts';
 import { planNotes } from './remarks.ts';
 import { type Answer, RunError, type Runner } from './runner.ts';
 import type { PlanSummary, Run } from './state.ts';
 import type { VmRunDeps } from './vm-run-deps.ts';
 import { explainQuarantine } from './why.ts';
 
-type PlanDeps = Pick<VmRunDeps, 'journal' | 'clock' | 'log' | 'checkLicense' | 'vendors' | 'guestConfig'>;
+type PlanDeps = Pick<VmRunDeps, 'journal' | 'clock' | 'log' | 'checkLicense' | 'seats' | 'vendors' | 'guestConfig'>;
 
 export type PlanOwner = {
   readonly vm: VmId;
@@ -65,7 +65,7 @@ export class VmPlan {
   /** Makes the plan of a run and keeps it. */
   async make(run: Run, inventory: Inventory, signal: AbortSignal): Promise<Answer> {
     const { note } = this.#owner;
-    const answer = await this.ask(run.run, inventory, signal);
+    const answer = await this.askForAll(run.run, inventory, signal);
     if (answer.kind === 'refused') return { kind: 'plan-failed', reason: answer.reason };
     const { plan } = answer;
     await this.#deps.journal.savePlan(plan);
@@ -78,8 +78,29 @@ export class VmPlan {
     return { kind: 'planned', plan: summaryOf(plan), rebootRequired: inventory.rebootRequired };
   }
 
-  /** What the vendors and the policy say to an inventory; kept by nobody. */
-  async ask(run: RunId, inventory: Inventory, signal: AbortSignal): Promise<PlanAnswer> {
+  /** What a dry run would say: no seat is taken, and what no server has refused yet is taken to be free. */
+  async askLightly(run: RunId, inventory: Inventory, signal: AbortSignal): Promise<PlanAnswer> {
+    const { seats } = this.#deps;
+    return await this.ask(run, inventory, signal, seats === undefined ? {} : { checkLicense: seats.prospect });
+  }
+
+  /** What the VM is to get: the seats that it needs are taken before that is decided. */
+  async askForAll(run: RunId, inventory: Inventory, signal: AbortSignal): Promise<PlanAnswer> {
+    const { seats } = this.#deps;
+    const { vm } = this.#owner;
+    if (seats === undefined) return await this.ask(run, inventory, signal);
+    return await this.ask(run, inventory, signal, {
+      takeSeats: (licenses) => seats.take({ vm, run, licenses }, signal),
+    });
+  }
+
+  /** What the vendors and the policy say to an inventory, by the seats that the VM has; kept by nobody. */
+  async ask(
+    run: RunId,
+    inventory: Inventory,
+    signal: AbortSignal,
+    how: Pick<PlanRequest, 'checkLicense' | 'takeSeats'> = {},
+  ): Promise<PlanAnswer> {
     const { clock, checkLicense, journal, guestConfig } = this.#deps;
     const { vm } = this.#owner;
     const policy = this.#owner.policy();
@@ -88,7 +109,7 @@ export class VmPlan {
     const vendors = this.#deps.vendors();
     const configuration = (await guestConfig?.(vm)) ?? null;
     const asked = { vm, run, inventory, policy, policyTrouble, failedBefore, vendors, configuration, clock, signal };
-    return await makePlan(checkLicense === undefined ? asked : { ...asked, checkLicense });
+    return await makePlan({ ...asked, ...(checkLicense === undefined ? {} : { checkLicense }), ...how });
   }
 
   /** The whole plan where nobody in particular is to blame; the state names only its first versions. */

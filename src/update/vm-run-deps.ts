@@ -9,7 +9,7 @@ import type { HypervisorDriver } from '../hypervisor/hypervisor.ts';
 import type { Inspector } from '../inspect/inspector.ts';
 import type { InventoryStore } from '../inventory/inventory-store.ts';
 import type { GuestConfigOf } from '../model/guest-config.ts';
-import type { LicenseCheck } from '../model/license-check.ts';
+import type { LicenseCheck, LicenseSeats } from '../model/license-check.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Vendor } from '../vendor/vendor.ts';
 import type { ConfigSalt } from './config-salt.ts';
@@ -37,6 +37,8 @@ export type VmRunDeps = {
   readonly exports?: DriveExports;
   /** Asked when a plan is made, when its drive is built, and whenever that is shown; absent: this host has no licenses. */
   readonly checkLicense?: LicenseCheck;
+  /** Takes seats for plans and counts what they bring; absent: only what a VM holds already counts. */
+  readonly seats?: LicenseSeats;
   /** What each VM is to be configured with; absent: this host configures no guest. */
   readonly guestConfig?: GuestConfigOf;
   /** Salts of the configuration on drives; a host that configures guests has them. */

@@ -1,5 +1,6 @@
 // One VM with all it holds while it runs: hypervisor handle, channel, drive, plan, evidence. Carries out the effects of its runner.
 import { printable } from '../base/printable.ts';
+import { licensesOf } from '../drive/drive.ts';
 import type { GuestEvent as ChannelEvent, GuestChannel } from '../guest/session.ts';
 import type { RunningVm, VmEvent } from '../hypervisor/hypervisor.ts';
 import type { VmSpec } from '../hypervisor/vm-spec.ts';
@@ -421,8 +422,15 @@ export class VmRun {
   async dryRun(signal: AbortSignal): Promise<Plan> {
     const known = this.#deps.inventories.last(this.vm);
     return await dryRun(this.vm, known?.inventory ?? null, (inventory) =>
-      this.#plan.ask(newRunId(), inventory, signal),
+      this.#plan.askLightly(newRunId(), inventory, signal),
     );
+  }
+
+  /** A seat of this VM ended by an explicit word: what it guards is taken away from it now. */
+  loseLicense(license: string, code: string): void {
+    const plan = this.#plan.current;
+    if (plan === null || !licensesOf(plan).includes(license)) return;
+    this.runner.post({ kind: 'drive-lost', reason: { kind: 'license-refused', license, code } });
   }
 
   async #fetchPlan(state: RunState, signal: AbortSignal): Promise<Answer> {
@@ -435,7 +443,7 @@ export class VmRun {
   async #stage(signal: AbortSignal): Promise<Answer | null> {
     const known = await this.#staging.inventory(signal);
     if (known === null) return null;
-    const answer = await this.#plan.ask(newRunId(), known, signal);
+    const answer = await this.#plan.askForAll(newRunId(), known, signal);
     if (answer.kind === 'refused') return null;
     const trouble = await this.#drive.fetch(answer.plan, 'stage', signal);
     if (trouble !== null) return null;

@@ -4,6 +4,7 @@ import type { VmId } from '../model/ids.ts';
 import type { Policy } from '../model/policy.ts';
 import { type FailedVersion, isContentCode, type QuarantineReason } from '../model/quarantine.ts';
 import { isGateOpen, type RunState } from './state.ts';
+import { explainLicense } from './why-license.ts';
 
 export type Reason = { readonly reason: string; readonly next: string };
 
@@ -182,10 +183,7 @@ export function explainQuarantine(vm: VmId, reason: QuarantineReason, isRunning:
         next: `Change the VM's policy or the vendor's offer, then: ${retry}`,
       };
     case 'license-refused':
-      return {
-        reason: `The license ${printable(reason.license)} does not cover this VM (${printable(reason.code)}).`,
-        next: `Free or buy a seat, then: ${retry}`,
-      };
+      return explainLicense(reason.license, reason.code, retry);
     case 'host-failure':
       return {
         reason: `This host could not do its part (${reason.step}): ${printable(reason.detail, 400)}.`,
