@@ -27,12 +27,12 @@ export const KEY_FILE_WARNING =
 /** Of systemd-creds(1). Throws only for a program that could not run or took too long. */
 export type RunSealer = (argv: readonly string[], input: Uint8Array) => Promise<CommandResult>;
 
-/**
- * Neither its arguments nor its environment has a token: that goes through its standard input. It may leave no core dump: by core(5) a
- * limit of 1 byte also holds where dumps are piped to a program, which one of 0 does not.
- */
+/** By core(5) a limit of 1 byte also holds where dumps are piped to a program, which one of 0 does not. */
+export const withoutCoreDump = (argv: readonly string[]): readonly string[] => ['prlimit', '--core=1:1', ...argv];
+
+/** Neither its arguments nor its environment has a token: that goes through its standard input. */
 export const runSystemdCreds: RunSealer = async (argv, input) =>
-  await tryCommand(['prlimit', '--core=1:1', 'systemd-creds', ...argv], {
+  await tryCommand(withoutCoreDump(['systemd-creds', ...argv]), {
     input,
     env: { PATH: process.env.PATH ?? '/usr/bin:/bin', LC_ALL: 'C' },
     timeoutMs: VAULT_SEAL_TIMEOUT_MS,
