@@ -14,6 +14,11 @@ export type LicenseHttpRequest = {
   readonly token?:
     | { readonly kind: 'header'; readonly scheme: 'Bearer' | 'License' }
     | { readonly kind: 'body'; readonly field: readonly string[] };
+  /**
+   * The answer may have the token in it: what Keygen says about a license holds its key. Whoever asks so takes named fields out of the
+   * answer and hands none of its free text on. Otherwise a transport refuses an answer that has the token in it.
+   */
+  readonly mayHoldToken?: boolean;
   readonly signal?: AbortSignal;
 };
 
