@@ -4,7 +4,9 @@
 // flush of its own: where the block lies among the device's writes is when it was promised.
 import { constants, openSync, writeSync } from 'node:fs';
 import { fillDataFolder, type Said } from './data-folder.ts';
-import { MARK_BYTES } from './write-log.ts';
+
+/** Bytes of one mark; its text ends at the first zero byte. */
+export const MARK_BYTES = 4096;
 
 type Say = (said: Said) => void;
 

@@ -138,7 +138,7 @@ export async function fillDataFolder(folder: string, say: Say): Promise<void> {
 }
 
 async function firstLife(rooms: Rooms, say: Say): Promise<void> {
-  const { journal, store, trustTime } = rooms;
+  const { journal, store } = rooms;
   for (const vm of VMS) {
     journal.addVm(recordOf(vm));
     say({ kind: 'vm', vm });
@@ -160,8 +160,7 @@ async function firstLife(rooms: Rooms, say: Say): Promise<void> {
   ]);
   await store.ensure(requestOf(4, 16_384)).catch(() => {});
   // Late, for it flushes the data folder itself: whatever relies on that shows before.
-  await trustTime.save();
-  say({ kind: 'trusted', atMs: trustTime.nowMs() });
+  await saveTime(rooms, say);
   await closeRooms(rooms);
 }
 
@@ -226,8 +225,7 @@ async function thirdLife(rooms: Rooms, say: Say): Promise<void> {
   for (const blob of [0, 1, 2]) await fetch(rooms.store, say, blob);
   await record(rooms, say);
   await passStates(rooms, say, { vm: 'web', from: 10, to: 12 });
-  await rooms.trustTime.save();
-  say({ kind: 'trusted', atMs: rooms.trustTime.nowMs() });
+  await saveTime(rooms, say);
 }
 
 async function fetch(store: BlobStore, say: Say, blob: number): Promise<void> {
@@ -238,6 +236,12 @@ async function fetch(store: BlobStore, say: Say, blob: number): Promise<void> {
 function pin(store: BlobStore, say: Say, owner: string, blobs: readonly number[]): void {
   store.pin(owner, blobs.map(digestOfBlob));
   say({ kind: 'pinned', owner, blobs });
+}
+
+async function saveTime({ trustTime }: Rooms, say: Say): Promise<void> {
+  const atMs = trustTime.nowMs();
+  await trustTime.save();
+  say({ kind: 'trusted', atMs });
 }
 
 async function record({ audit }: Rooms, say: Say): Promise<void> {

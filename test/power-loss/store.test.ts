@@ -13,7 +13,7 @@ import { type DiskCall, ENDINGS, type Ending, recordCalls, replayCalls } from '.
 
 const VICTIM = join(import.meta.dirname, 'data-folder-victim.ts');
 /** Calls at which the power is cut in a run that is not full. */
-const SAMPLE_SIZE = 25;
+const SAMPLE_SIZE = 20;
 
 /** Runs the victim on a folder of its own, and tells every call that it made to the disk. */
 async function recordVictim(folder: string): Promise<readonly DiskCall[]> {

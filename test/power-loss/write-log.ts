@@ -1,18 +1,18 @@
 // The log that QEMU's blklogwrites keeps of a disk's writes and flushes (the format of Linux' dm-log-writes: a superblock, then a sector
-// for each entry with its data behind it), and the disk as a power cut at any entry leaves it.
+// for each entry with its data behind it), and the disk as a power cut after any entry leaves it.
+//
+// QEMU logs a write once it is done: what stands before a flush is what that flush made durable.
 import assert from 'node:assert/strict';
+import type { Ending } from './recorded-disk.ts';
 
-/** Bytes of one mark of the guest's program; it is cut off at the first zero byte. */
-export const MARK_BYTES = 4096;
 const SECTOR_BYTES = 512;
 const MAGIC = 0x6a736677736872n;
 const SUPERBLOCK = { magicAt: 0, versionAt: 8, entriesAt: 16, sectorBytesAt: 24 } as const;
-const ENTRY = { sectorAt: 0, sectorsAt: 8, flagsAt: 16, bytes: 32 } as const;
-const FLAGS = { flush: 1n, fua: 2n } as const;
+const ENTRY = { sectorAt: 0, sectorsAt: 8, flagsAt: 16 } as const;
+const FLUSH = 1n;
 
-export type Entry =
-  | { readonly kind: 'write'; readonly at: number; readonly bytes: Buffer; readonly isDurable: boolean }
-  | { readonly kind: 'flush' };
+export type Write = { readonly kind: 'write'; readonly at: number; readonly bytes: Buffer };
+export type Entry = Write | { readonly kind: 'flush' };
 
 /** Reads a whole log; the entries behind the last flush, which the superblock does not count yet, are left out. */
 export function readLog(log: Buffer): readonly Entry[] {
@@ -25,14 +25,45 @@ export function readLog(log: Buffer): readonly Entry[] {
     const flags = log.readBigUInt64LE(place + ENTRY.flagsAt);
     const at = Number(log.readBigUInt64LE(place + ENTRY.sectorAt)) * SECTOR_BYTES;
     const sizeBytes = Number(log.readBigUInt64LE(place + ENTRY.sectorsAt)) * SECTOR_BYTES;
-    assert.ok((flags & ~(FLAGS.flush | FLAGS.fua)) === 0n, 'the disk takes writes and flushes only');
     place += SECTOR_BYTES;
-    if ((flags & FLAGS.flush) !== 0n) entries.push({ kind: 'flush' });
-    if (sizeBytes > 0) {
-      const bytes = log.subarray(place, place + sizeBytes);
-      entries.push({ kind: 'write', at, bytes, isDurable: (flags & FLAGS.fua) !== 0n });
+    if (flags === FLUSH) entries.push({ kind: 'flush' });
+    else {
+      assert.equal(flags, 0n, 'the disk takes writes and flushes only');
+      entries.push({ kind: 'write', at, bytes: log.subarray(place, place + sizeBytes) });
     }
     place += sizeBytes;
   }
   return entries;
+}
+
+export type Cut = { readonly count: number; readonly ending: Ending; readonly random: () => number };
+
+/**
+ * Cuts the power of a disk after its first `count` writes and flushes; the returned function is asked with counts that do not fall. A
+ * sector is written whole or not at all.
+ */
+export function makeReplay(base: Buffer, entries: readonly Entry[]): (cut: Cut) => Buffer {
+  const durable = Buffer.from(base);
+  let unflushed: Write[] = [];
+  let done = 0;
+  return ({ count, ending, random }) => {
+    assert.ok(count >= done, 'cuts are asked for in order');
+    for (; done < count; done += 1) {
+      const entry = entries[done] ?? assert.fail('there are so many entries');
+      if (entry.kind === 'write') unflushed.push(entry);
+      else {
+        for (const { at, bytes } of unflushed) bytes.copy(durable, at);
+        unflushed = [];
+      }
+    }
+    const disk = Buffer.from(durable);
+    if (ending === 'cut') return disk;
+    for (const { at, bytes } of unflushed) {
+      for (let start = 0; start < bytes.length; start += SECTOR_BYTES) {
+        if (ending === 'torn' && random() < 0.5) continue;
+        bytes.copy(disk, at + start, start, start + SECTOR_BYTES);
+      }
+    }
+    return disk;
+  };
 }
