@@ -22,7 +22,15 @@ import { runDoctor } from './doctor.ts';
 import type { HostRooms } from './host-rooms.ts';
 import type { DriftRow, PolicyView, Service, VmEventRecord, VmView, Why } from './service.ts';
 import type { VendorBook } from './vendor-book.ts';
-import { changedPolicy, changeText, type OwnPolicy, policyOf, policyRemarks, ungatedNicsOf } from './vm-policy.ts';
+import {
+  changedPolicy,
+  changeText,
+  checkPolicyFits,
+  type OwnPolicy,
+  policyOf,
+  policyRemarks,
+  ungatedNicsOf,
+} from './vm-policy.ts';
 
 /** Who asked, where the surface does not say: whoever may reach the socket. */
 const API_ACTOR = 'api';
@@ -52,7 +60,9 @@ export function makeService(rooms: HostRooms): Service {
       }
       checkSpec(spec, [...rooms.runs.values()]);
       const change = { set: policy, unset: [], ...(group === undefined ? {} : { group }) };
-      const run = rooms.addRun(spec, changedPolicy(rooms.config, spec.vm, { own: {}, group: null }, change));
+      const given = changedPolicy(rooms.config, spec.vm, { own: {}, group: null }, change);
+      checkPolicyFits(spec, policyOf(rooms.config, spec.vm, given));
+      const run = rooms.addRun(spec, given);
       const ungated = ungatedNicsOf(spec);
       const said = [changeText(change), ungated.length === 0 ? '' : `NICs not gated: ${ungated.join(', ')}`];
       await recordOperator(
@@ -79,6 +89,7 @@ export function makeService(rooms: HostRooms): Service {
     setVmPolicy: async (vm, { actor, ...change }) => {
       const run = find(vm);
       const given = changedPolicy(rooms.config, vm, ownPolicyOf(rooms, run), change);
+      checkPolicyFits(run.spec, policyOf(rooms.config, vm, given));
       // On the record first: a policy that nobody is known to have given must not hold.
       await recordOperator(run, 'policy', changeText(change), actor);
       journal.savePolicy(run.vm, given);

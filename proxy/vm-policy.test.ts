@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { openDatabase } from '../src/base/sqlite.ts';
+import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
 import { DEFAULT_POLICY } from '../src/model/policy.ts';
 import {
   FAILED_UPDATE_MIGRATIONS,
@@ -14,7 +15,7 @@ import {
 } from '../src/update/journal.ts';
 import { SAMPLE_SPEC, vmId } from '../test/fakes/service.ts';
 import type { Config } from './config.ts';
-import { changedPolicy, changeText, groupByName, policyOf, policyRemarks } from './vm-policy.ts';
+import { changedPolicy, changeText, checkPolicyFits, groupByName, policyOf, policyRemarks } from './vm-policy.ts';
 
 const config: Pick<Config, 'policyOfFiles' | 'groups'> = {
   policyOfFiles: { install: 'security', overlay: true },
@@ -36,6 +37,21 @@ test('a VM is in the group that it was put into, else in the one whose pattern f
   assert.deepEqual([policy.install, policy.holds, policy.overlay, policy.apt], ['security', ['nginx'], true, 'fast']);
   assert.deepEqual([from.install, from.holds, from.overlay, from.apt], ['vm', 'group', 'default', 'built-in']);
   assert.equal(trouble, null);
+});
+
+test('a VM that somebody else starts cannot be verified on its disk, wherever its policy comes from [A10]', () => {
+  const attached: VmSpec = {
+    format: 'pratique.vm/1',
+    kind: 'attached',
+    vm: vmId('theirs'),
+    qmpSocket: '/run/theirs/qmp',
+    channelSocket: '/run/theirs/agent',
+    nics: [],
+  };
+  const wantsDisk = policyOf({ ...config, policyOfFiles: { verify: 'disk' } }, 'theirs', alone);
+  assert.throws(() => checkPolicyFits(attached, wantsDisk), { code: 'usage/policy', message: /verify=disk.*not ours/ });
+  checkPolicyFits(attached, policyOf(config, 'theirs', alone));
+  checkPolicyFits(SAMPLE_SPEC, wantsDisk);
 });
 
 test('a group that is gone from the configuration is trouble: what it said must not be lost unnoticed', () => {

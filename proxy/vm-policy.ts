@@ -73,6 +73,16 @@ export function changedPolicy(
   return after;
 }
 
+/** Throws PratiqueError where a policy asks for what can never be done for this VM: it would stay gated for ever. */
+export function checkPolicyFits(spec: VmSpec, { policy }: Pick<VmPolicy, 'policy'>): void {
+  if (spec.kind !== 'attached' || policy.verify !== 'disk') return;
+  throw new PratiqueError(
+    'usage/policy',
+    `${spec.vm}: its policy wants its disk read (verify=disk), but somebody else starts its QEMU: its disks are not ours`,
+    { next: 'give it verify=agent of its own, or let Pratique start the VM' },
+  );
+}
+
 /** A change in one line, for the audit record. */
 export function changeText({ set, unset, group }: PolicyChange): string {
   const words = Object.entries(fileOfPolicy(set)).map(

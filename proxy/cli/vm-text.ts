@@ -93,6 +93,7 @@ function policyLine({ policy, group }: VmDetail): string {
     `reboot ${policy.allowReboot ? 'allowed' : 'not allowed'}`,
     ...held,
     ...(policy.infrastructure ? ['infrastructure'] : []),
+    ...(policy.verify === 'disk' ? ['verified on its disk'] : []),
     ...(policy.overlay ? ['on an overlay'] : []),
     ...(group === null ? [] : [`group ${group}`]),
   ];

@@ -22,6 +22,7 @@ type AddOptions = {
   readonly vendorAway?: Policy['vendorAway'];
   readonly leftOut?: Policy['leftOut'];
   readonly apt?: Policy['apt'];
+  readonly verify?: Policy['verify'];
   readonly overlay?: boolean;
   readonly configChange?: Policy['configChange'];
   readonly inspectDisk: boolean;
@@ -68,6 +69,12 @@ function addAdd(vm: Command, build: Build): void {
     .addOption(new Option('--left-out <do>', 'when a security update cannot be installed').choices(['gate', 'admit']))
     .addOption(
       new Option('--apt <trust>', 'how Debian packages are trusted in the guest').choices(['fast', 'vendor-verified']),
+    )
+    .addOption(
+      new Option('--verify <by>', "what a confirmation is held against; disk: also the VM's disk").choices([
+        'agent',
+        'disk',
+      ]),
     )
     .option('--overlay', 'install on a disk overlay that is thrown away if the update fails')
     .addOption(
@@ -117,6 +124,7 @@ function settingsOf(options: AddOptions): readonly string[] {
     vendorAway: options.vendorAway,
     leftOut: options.leftOut,
     apt: options.apt,
+    verify: options.verify,
     overlay: options.overlay === true ? 'true' : undefined,
     configChange: options.configChange,
     inspectDisk: options.inspectDisk ? undefined : 'false',

@@ -44,6 +44,8 @@ export const JUDGE_CODES = {
   'left-out': 'a security update that the policy asks for could not be planned, or a version failed on this VM before',
   'health-missing': "the guest did not answer for a health check of the VM's policy",
   'health-failed': "a health check of the VM's policy failed in the guest",
+  'disk-mismatch': "the VM's own disk, read by the host, does not bear out what the guest claims",
+  'disk-unread': "the policy asks for the VM's disk, and nobody could read it",
   'metadata-old': 'the plan rests on vendor metadata that is older than the policy believes',
   'still-behind': 'the fresh inventory shows a product that nobody reported before and that is not the latest',
 } as const;
@@ -79,13 +81,24 @@ export type JudgeInput = {
   readonly compareVersions?: CompareVersions;
   /** The VM's policy as it is now. */
   readonly policy: JudgePolicy;
+  /** Absent: nobody has looked at its disk. */
+  readonly disk?: DiskWitness;
   readonly nowMs: number;
   /** The license checks behind what was installed; absent: nothing of the plan names a license. */
   readonly licenses?: readonly LicenseFact[];
 };
 
+/** What the host read on the VM's disk after the confirmation came. */
+export type DiskWitness =
+  | { readonly kind: 'agrees'; readonly matching: number; readonly unread: number }
+  | { readonly kind: 'differs'; readonly detail: string }
+  | { readonly kind: 'unread'; readonly detail: string };
+
 /** What of the policy is for the judge to hold against a plan. */
-export type JudgePolicy = Pick<Policy, 'leftOut' | 'vendorAway' | 'metadataAgeMaxMs' | 'runDeadlineMs' | 'health'>;
+export type JudgePolicy = Pick<
+  Policy,
+  'leftOut' | 'vendorAway' | 'metadataAgeMaxMs' | 'runDeadlineMs' | 'health' | 'verify'
+>;
 
 export type JudgeRefusal = { readonly kind: 'refused'; readonly code: JudgeCode; readonly detail: string };
 export type Judgement = { readonly kind: 'evidence'; readonly evidence: Evidence } | JudgeRefusal;
@@ -107,6 +120,7 @@ export function judge(input: JudgeInput): Judgement {
     checkInventory(input) ??
     checkBackwards(input) ??
     checkHealth(input) ??
+    checkDisk(input) ??
     checkMetadata(input) ??
     checkLeftOut(input.plan.leftOut, input.policy);
   if (refusal !== null) return refusal;
@@ -136,6 +150,7 @@ export function judge(input: JudgeInput): Judgement {
       reason: entry.reason,
     })),
     health: [...input.policy.health],
+    ...(input.disk?.kind === 'agrees' ? { disk: { matching: input.disk.matching, unread: input.disk.unread } } : {}),
     vendors: plan.vendors.map((vendor) => ({ ...vendor })),
     judgedAtMs: input.nowMs,
   };
@@ -330,6 +345,13 @@ function checkHealth({ policy, confirmation }: JudgeInput): JudgeRefusal | null 
     if (failed !== undefined) return refused('health-failed', `${check}: ${failed.detail ?? 'it said no more'}`);
   }
   return null;
+}
+
+/** Where the policy asks for it, the disk bears out what the guest claims. Without a look nothing is believed. */
+function checkDisk({ policy, disk }: JudgeInput): JudgeRefusal | null {
+  if (disk?.kind === 'differs') return refused('disk-mismatch', disk.detail);
+  if (policy.verify === 'agent' || disk?.kind === 'agrees') return null;
+  return refused('disk-unread', disk?.detail ?? 'nobody has looked');
 }
 
 /**

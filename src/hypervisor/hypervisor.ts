@@ -40,6 +40,15 @@ export type DiskOverlay = {
   readonly commit: () => Promise<boolean>;
 };
 
+/** One disk of a running VM as it was at one moment: an NBD export on a unix socket that the VM's own user reaches. */
+export type DiskView = {
+  readonly socket: string;
+  readonly exportName: string;
+  readonly sizeBytes: number;
+  /** Takes it away. Call it soon: meanwhile the guest's writes cost more. */
+  readonly close: () => Promise<void>;
+};
+
 /** One running VM. Every method is idempotent; each throws HypervisorError `host-fault/…` naming VM and step. */
 export type RunningVm = {
   readonly vm: VmId;
@@ -77,6 +86,11 @@ export type RunningVm = {
   readonly readConsole?: () => Promise<string>;
   /** Managed VMs only. */
   readonly overlay?: DiskOverlay;
+  /**
+   * A read-only view of a disk, by its id in the spec, while the guest goes on; managed VMs only, and one at a time. Too many
+   * writes of the guest break the view and nothing else.
+   */
+  readonly viewDisk?: (disk: string) => Promise<DiskView>;
   /** Forgets the VM without ending it. */
   readonly release: () => Promise<void>;
 };

@@ -63,12 +63,24 @@ function factsThatDiffer(disk: Inventory, reported: Inventory): readonly string[
 }
 
 /** A sentence for people. */
-export function differenceText({ changed, missing, added, facts }: Difference): string {
+export function differenceText(difference: Difference): string {
+  return `the agent reports something else than the disk told: ${partsText(difference)}`;
+}
+
+/** How a guest's claim differs from its disk, in a sentence without a full stop; null where the disk bears it out. */
+export function claimDifference(disk: Inventory, claimed: Inventory): string | null {
+  // An agent of somebody else's may lie where nobody looks for it.
+  const known = disk.agent.digest === null ? { ...disk, agent: claimed.agent } : disk;
+  const difference = differenceOf(known, claimed);
+  return difference === null ? null : `on its disk -> claimed: ${partsText(difference)}`;
+}
+
+function partsText({ changed, missing, added, facts }: Difference): string {
   const part = ({ count, first }: Counted, noun: string): readonly string[] => {
     if (count === 0) return [];
     const more = count > first.length ? ', …' : '';
     return [`${counted(count, 'product')} ${noun}: ${first.join(', ')}${more}`];
   };
   const parts = [...facts, ...part(changed, 'changed'), ...part(missing, 'missing'), ...part(added, 'added')];
-  return `the agent reports something else than the disk told: ${parts.join('; ')}`;
+  return parts.join('; ');
 }

@@ -1,10 +1,10 @@
-// Files of one ext filesystem, read with debugfs: without mounting it, without replaying its journal, without writing.
+// Files of one ext filesystem, read with debugfs: without mounting it, without writing to it.
 import { randomBytes } from 'node:crypto';
 import { posix } from 'node:path';
 import { INSPECT_ANSWER_BYTES_MAX, INSPECT_LINK_HOPS_MAX } from '../base/limits.ts';
 import { printable } from '../base/printable.ts';
 import { InspectError } from './errors.ts';
-import type { Look } from './look.ts';
+import type { DebugfsRequest, Look } from './look.ts';
 
 export type FoundFile = {
   readonly inode: number;
@@ -17,12 +17,15 @@ export type FoundFile = {
 /** What debugfs may be given as a path: its own quoting and splitting have no say then. */
 const PLAIN_PATH = /^\/[A-Za-z0-9._+:@~,=%/-]{0,1023}$/;
 
+/** What debugfs says of one file: a few hundred bytes, and more for each piece that it lies in. */
+const STAT_BYTES = 8 * 1024;
+
 export class ExtFiles {
   readonly #look: Pick<Look, 'debugfs'>;
-  readonly #offsetBytes: number;
+  readonly #offsetBytes: DebugfsRequest['offsetBytes'];
   readonly #known = new Map<string, FoundFile | null>();
 
-  constructor(look: Pick<Look, 'debugfs'>, offsetBytes: number) {
+  constructor(look: Pick<Look, 'debugfs'>, offsetBytes: DebugfsRequest['offsetBytes']) {
     this.#look = look;
     this.#offsetBytes = offsetBytes;
   }
@@ -33,10 +36,19 @@ export class ExtFiles {
    */
   async stat(paths: readonly string[]): Promise<readonly (FoundFile | null)[]> {
     const unknown = [...new Set(paths)].filter((path) => PLAIN_PATH.test(path) && !this.#known.has(path));
-    const answers = await this.#ask(unknown.map((path) => `stat "${path}"`));
+    const bytesMax = INSPECT_ANSWER_BYTES_MAX + unknown.length * STAT_BYTES;
+    const answers = await this.#ask(
+      unknown.map((path) => `stat "${path}"`),
+      bytesMax,
+    );
     for (const [index, path] of unknown.entries())
       this.#known.set(path, parseStat(answers[index]?.toString('latin1') ?? ''));
     return paths.map((path) => this.#known.get(path) ?? null);
+  }
+
+  /** Whether a path is of the characters that debugfs may be given. */
+  isAskable(path: string): boolean {
+    return PLAIN_PATH.test(path);
   }
 
   /** What a path leads to. No link leads out: all of them are taken within this filesystem. Throws InspectError in a circle. */

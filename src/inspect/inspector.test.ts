@@ -1,6 +1,7 @@
 // Who shares a look, who waits for it, and who does not.
 import assert from 'node:assert/strict';
 import { readdir, readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { DEBIAN_TREE, LOOK_UID, makeExt4, makeImageFolder, patch } from '../../test/fakes/disk-images.ts';
 import { systemClock } from '../base/clock.ts';
@@ -30,6 +31,7 @@ function makeOne(before: () => Promise<void> = async () => {}) {
   const inspector = makeInspector({
     clock: systemClock,
     uidFor: async () => LOOK_UID,
+    scratchFolder: join(folder, 'looks'),
     prepare: async (vm, image): Promise<DiskImage> => {
       prepared.push(`${vm}/${image.id}`);
       await before();

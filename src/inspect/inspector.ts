@@ -1,14 +1,26 @@
-// Looks into the disks of switched-off VMs: one look a VM at a time, few at once, and none that a starting VM would have to wait for.
+// Looks into the disks of VMs. Of those that are off: one look a VM at a time, few at once, and none that a starting VM would have
+// to wait for. Of those that run: what their hypervisor shows of one moment, for whoever checks a guest's word.
 import type { Clock } from '../base/clock.ts';
-import { INSPECT_AT_ONCE_MAX, INSPECT_DISKS_MAX } from '../base/limits.ts';
+import { INSPECT_AT_ONCE_MAX, INSPECT_DISKS_MAX, VERIFY_AT_ONCE_MAX } from '../base/limits.ts';
 import type { DiskImage } from '../model/disk-image.ts';
 import type { VmId } from '../model/ids.ts';
 import { InspectError, WITHOUT_A_LOOK } from './errors.ts';
-import { type DiskReport, inspectDisk } from './inspect-disk.ts';
+import { type DiskReport, inspectDisk, inspectView, type RunningOptions, type RunningReport } from './inspect-disk.ts';
+import { makeScratch } from './scratch.ts';
 
 export type VmDisks = {
   readonly vm: VmId;
   readonly disks: readonly (DiskImage & { readonly id: string })[];
+};
+
+/** A disk of a running VM as its hypervisor shows it. */
+export type ShownDisk = { readonly socket: string; readonly exportName: string; readonly close: () => Promise<void> };
+
+export type RunningDisks = {
+  readonly vm: VmId;
+  /** In the order in which they are searched for the system. */
+  readonly disks: readonly string[];
+  readonly show: (disk: string) => Promise<ShownDisk>;
 };
 
 export type Inspector = {
@@ -17,6 +29,15 @@ export type Inspector = {
    * The VM must be off. Throws InspectError, or what `prepare` throws; with the signal's reason when aborted.
    */
   readonly inspect: (of: VmDisks, signal: AbortSignal) => Promise<DiskReport>;
+  /**
+   * What the first disk with a system on it held at this moment, with what its guest has made durable; `check` looks for files
+   * on it. Throws InspectError, what `show` throws, or the signal's reason. Nothing is shown any more when it ends.
+   */
+  readonly inspectRunning: (
+    of: RunningDisks,
+    check: RunningOptions['check'],
+    signal: AbortSignal,
+  ) => Promise<RunningReport>;
   /** Ends a look at this VM: when it resolves, nobody has its disks open. Call it before the VM starts. */
   readonly leave: (vm: VmId) => Promise<void>;
   readonly close: () => Promise<void>;
@@ -28,6 +49,8 @@ export type InspectorOptions = {
   readonly prepare: (vm: VmId, disk: VmDisks['disks'][number], uid: number | null) => Promise<DiskImage>;
   /** The user who looks: the VM's own; null: ourselves, the case without root. */
   readonly uidFor: (vm: VmId) => Promise<number | null>;
+  /** For what is written aside while a running VM's disk is read; what lies in it is removed. */
+  readonly scratchFolder: string;
 };
 
 type Underway = { readonly report: Promise<DiskReport>; readonly abort: AbortController; waiting: number };
@@ -37,6 +60,30 @@ export function makeInspector(options: InspectorOptions): Inspector {
   const { clock } = options;
   const underway = new Map<VmId, Underway>();
   const inTurn = makeTurns(INSPECT_AT_ONCE_MAX);
+
+  const runningInTurn = makeTurns(VERIFY_AT_ONCE_MAX);
+  const scratch = makeScratch(options.scratchFolder);
+
+  const lookBeside = async (
+    { vm, show }: RunningDisks,
+    disk: string,
+    check: RunningOptions['check'],
+    signal: AbortSignal,
+  ) => {
+    const uid = await options.uidFor(vm);
+    const own = await scratch.take(vm, uid);
+    try {
+      const { socket, exportName, close } = await show(disk);
+      try {
+        const view = { path: `the disk ${disk} of ${vm}`, socket, exportName, scratch: own.path };
+        return await inspectView({ view, check, uid, clock, signal });
+      } finally {
+        await close();
+      }
+    } finally {
+      await own.remove();
+    }
+  };
 
   const lookInto = async ({ vm, disks }: VmDisks, signal: AbortSignal): Promise<DiskReport> => {
     const uid = await options.uidFor(vm);
@@ -95,6 +142,20 @@ export function makeInspector(options: InspectorOptions): Inspector {
         signal.removeEventListener('abort', giveUp);
       }
     },
+    inspectRunning: async (of, check, signal) =>
+      await runningInTurn(signal, async () => {
+        let first: unknown;
+        for (const disk of of.disks.slice(0, INSPECT_DISKS_MAX)) {
+          signal.throwIfAborted();
+          try {
+            return await lookBeside(of, disk, check, signal);
+          } catch (error) {
+            first ??= error;
+            if (!(error instanceof InspectError) || error.code !== 'refused/cannot-look') break;
+          }
+        }
+        throw first ?? new InspectError('refused/cannot-look', `cannot look inside: ${of.vm} has no disk`);
+      }),
     leave,
     close: async () => {
       await Promise.all([...underway.keys()].map(leave));

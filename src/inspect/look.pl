@@ -6,11 +6,14 @@
 #   look.pl outer UID NEXT...   (as root, in a mount namespace of its own) makes /dev/fuse usable, becomes UID and runs NEXT
 #   look.pl inner NODE FILE...  (first process of user, mount, pid and net namespaces) shows FILE... as /disk/0, /disk/1, …
 #                               and the image of the block node NODE (JSON), which is made of them, as /disk/image
+#                               (of a VM that runs: /disk/0 is the socket of a view of its disk, /disk/1 an empty file)
 #
 # It says `ready SIZE`, or `fail WORDS`; then, for each request, `ok LENGTH FLAG` and that many bytes, or `error WORDS`:
 #   read OFFSET LENGTH           bytes of the image
-#   debugfs OFFSET MAX LENGTH    runs the LENGTH bytes that follow as debugfs commands on the filesystem at OFFSET;
-#                                FLAG is 1 if more than MAX bytes came of it, and then it was cut there
+#   debugfs OFFSET MAX LENGTH    runs the LENGTH bytes that follow as debugfs commands on the filesystem at OFFSET, or on the
+#                                `replayed` one; FLAG is 1 if more than MAX bytes came of it, and then it was cut there
+#   replay SIZE LENGTH           shows the block node in the LENGTH bytes that follow, which lies over a partition of SIZE bytes
+#                                and writes to /disk/1, and replays the journal of the filesystem on it there
 use strict;
 use warnings;
 use Fcntl qw(F_UNLCK F_WRLCK O_RDONLY O_CREAT O_WRONLY S_ISCHR);
@@ -82,8 +85,8 @@ sub inner {
     syscall( $call->{pivot_root}, $new, $old ) == 0 or fail("pivot_root: $!");
     chdir '/' or fail("chdir: $!");
     syscall( $call->{umount2}, $old, MNT_DETACH ) == 0 or fail("umount: $!");
-    refuse_written('/disk/0');
-    watch_over( sub { show_image($node); serve() } );
+    refuse_written('/disk/0') unless -S '/disk/0';
+    watch_over( sub { show_image( $node, 'image', 'off' ); serve() } );
 }
 
 # Does the work in a child. This process, whose end is everybody's end here, never touches the image: whoever has a file of an
@@ -136,8 +139,8 @@ sub refuse_written {
 }
 
 sub show_image {
-    my ($node) = @_;
-    my $export = 'type=fuse,id=image,node-name=image,mountpoint=/disk/image,writable=off';
+    my ( $node, $name, $writable ) = @_;
+    my $export = "type=fuse,id=$name,node-name=$name,mountpoint=/disk/$name,writable=$writable";
     my $pid = fork // fail("fork: $!");
     if ( $pid == 0 ) {
         redirect( '/disk/words', 2 );
@@ -148,6 +151,47 @@ sub show_image {
     return if $? == 0;
     fail('qemu-storage-daemon is not installed') if $? >> 8 == 127;
     fail( 'image: ' . words_of('/disk/words') );
+}
+
+# A journal holds what the filesystem does not have in its place yet. What replaying it writes goes to a file of its own.
+sub replay {
+    my ( $size, $length ) = @_;
+    my $node = bytes_of_stdin($length);
+    run_quietly( 'qemu-img', 'create', '-q', '-f', 'qcow2', '/disk/1', $size ) == 0
+      or return say_all( 'error making room for a journal: ' . words_on_one_line() . "\n" );
+    make_file('/disk/replayed');
+    show_image( $node, 'replayed', 'on' );
+    my $code = run_quietly( 'e2fsck', '-y', '-E', 'journal_only', '/disk/replayed' );
+    return say_all("error e2fsck is not installed\n") if $code == 127;
+    # 1: it did what there was to do (e2fsck(8)).
+    return say_all( "error journal: " . words_on_one_line() . "\n" ) if $code > 1;
+    answer( '', 0 );
+}
+
+# Its exit code; what it says is in /disk/words.
+sub run_quietly {
+    my @command = @_;
+    my $pid = fork // return 126;
+    if ( $pid == 0 ) {
+        redirect( '/disk/words', 2 );
+        redirect( '/dev/null',   1 );
+        exec { $command[0] } @command or POSIX::_exit(127);
+    }
+    waitpid $pid, 0;
+    return $? & 127 ? 128 + ( $? & 127 ) : $? >> 8;
+}
+
+sub words_on_one_line {
+    my $words = words_of('/disk/words');
+    $words =~ s/[^\x20-\x7e]+/ /g;
+    return substr( $words, 0, 400 );
+}
+
+sub bytes_of_stdin {
+    my ($length) = @_;
+    my $bytes = '';
+    while ( length $bytes < $length ) { sysread( STDIN, $bytes, $length - length $bytes, length $bytes ) or exit 0 }
+    return $bytes;
 }
 
 sub redirect {
@@ -169,7 +213,9 @@ sub serve {
     say_all("ready $size\n");
     while ( defined( my $line = next_line() ) ) {
         if    ( $line =~ /^read (\d{1,16}) (\d{1,8})$/ )                { read_range( $image, $1, $2 ) }
-        elsif ( $line =~ /^debugfs (\d{1,16}) (\d{1,9}) (\d{1,7})$/ ) { run_debugfs( $1, $2, $3 ) }
+        elsif ( $line =~ /^debugfs (\d{1,16}) (\d{1,9}) (\d{1,7})$/ ) { run_debugfs( "/disk/image?offset=$1", $2, $3 ) }
+        elsif ( $line =~ /^debugfs replayed (\d{1,9}) (\d{1,7})$/ )   { run_debugfs( '/disk/replayed', $1, $2 ) }
+        elsif ( $line =~ /^replay (\d{1,16}) (\d{1,5})$/ )            { replay( $1, $2 ) }
         else                                                          { exit 1 }
     }
     exit 0;
@@ -209,9 +255,8 @@ sub read_range {
 }
 
 sub run_debugfs {
-    my ( $offset, $max, $length ) = @_;
-    my $commands = '';
-    while ( length $commands < $length ) { sysread( STDIN, $commands, $length - length $commands, length $commands ) or exit 0 }
+    my ( $filesystem, $max, $length ) = @_;
+    my $commands = bytes_of_stdin($length);
     open( my $script, '>', '/disk/commands' ) or return say_all("error writing: $!\n");
     print {$script} $commands;
     close $script or return say_all("error writing: $!\n");
@@ -219,7 +264,7 @@ sub run_debugfs {
     my $pid = open( my $output, '-|' ) // return say_all("error fork: $!\n");
     if ( $pid == 0 ) {
         redirect( '/dev/null', 2 );
-        my @command = ( 'debugfs', '-c', '-f', '/disk/commands', "/disk/image?offset=$offset" );
+        my @command = ( 'debugfs', '-c', '-f', '/disk/commands', $filesystem );
         exec { $command[0] } @command or POSIX::_exit(127);
     }
     my $bytes = collect( $output, $max );

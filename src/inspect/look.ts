@@ -10,10 +10,13 @@ import {
   INSPECT_FILE_BYTES_MAX,
   INSPECT_MEMORY_BYTES_MAX,
   INSPECT_TIMEOUT_MS,
+  VERIFY_CPU_SECONDS_MAX,
+  VERIFY_JOURNAL_BYTES_MAX,
+  VERIFY_TIMEOUT_MS,
 } from '../base/limits.ts';
 import { printable } from '../base/printable.ts';
-import { type DiskImage, imageChain } from '../model/disk-image.ts';
-import { blockNode } from './block-node.ts';
+import type { DiskImage, DiskViewSource } from '../model/disk-image.ts';
+import { blockNode, filesOf, isView, replayNode } from './block-node.ts';
 import { InspectError, WITHOUT_A_LOOK } from './errors.ts';
 
 export type Look = {
@@ -22,24 +25,31 @@ export type Look = {
   readonly read: (offsetBytes: number, lengthBytes: number) => Promise<Buffer>;
   /** What debugfs prints for these commands on the filesystem at the offset, at most `bytesMax` of it. */
   readonly debugfs: (request: DebugfsRequest) => Promise<{ readonly output: Buffer; readonly isCut: boolean }>;
+  /**
+   * Replays the journal of the filesystem in this place, beside the disk; asked about it as `replayed` it answers with what the
+   * guest has made durable. Views of running VMs only, and once. Throws InspectError.
+   */
+  readonly replay?: (place: { readonly offsetBytes: number; readonly sizeBytes: number }) => Promise<void>;
   /** Ends it. When it resolves, no program has the image open any more. */
   readonly close: () => Promise<void>;
 };
 
 export type DebugfsRequest = {
-  readonly offsetBytes: number;
+  readonly offsetBytes: number | 'replayed';
   readonly commands: string;
   readonly bytesMax: number;
 };
 
 export type LookOptions = {
   /** With real paths, which the caller has checked. */
-  readonly image: DiskImage;
+  readonly image: DiskImage | DiskViewSource;
   /** Whose programs look; null: ours, the case without root. */
   readonly uid: number | null;
   readonly clock: Clock;
   readonly signal: AbortSignal;
 };
+
+type Target = LookOptions['image'];
 
 /** Given to perl as text: the user who looks may not be able to read our own files. */
 const SCRIPT = readFileSync(fileURLToPath(new URL('look.pl', import.meta.url)), 'utf8');
@@ -75,7 +85,8 @@ export async function openLook(options: LookOptions): Promise<Look> {
     answers.fail(reason);
     letGo();
   };
-  const cancelDeadline = clock.after(INSPECT_TIMEOUT_MS, () => give(tooLong(image)));
+  const timeoutMs = isView(image) ? VERIFY_TIMEOUT_MS : INSPECT_TIMEOUT_MS;
+  const cancelDeadline = clock.after(timeoutMs, () => give(tooLong(image, timeoutMs)));
   const stop = (): void => give(signal.reason);
   signal.addEventListener('abort', stop, { once: true });
   ended.finally(() => {
@@ -87,19 +98,23 @@ export async function openLook(options: LookOptions): Promise<Look> {
     throw error;
   });
   const sizeBytes = /^ready (\d{1,16})$/.exec(line)?.[1];
-  if (sizeBytes !== undefined) return { sizeBytes: Number(sizeBytes), ...requestsOf(child, answers), close };
+  if (sizeBytes !== undefined) {
+    const replay = isView(image) ? { replay: makeReplay(image, child, answers) } : {};
+    return { sizeBytes: Number(sizeBytes), ...requestsOf(child, answers), ...replay, close };
+  }
   await close();
   throw notReady(line.replace(/^fail /, '') || answers.words() || 'it ended without a word', image);
 }
 
 function argvOf({ image, uid }: LookOptions): readonly string[] {
   const limits = [
-    ...[`--cpu=${INSPECT_CPU_SECONDS_MAX}`, `--as=${INSPECT_MEMORY_BYTES_MAX}`, `--fsize=${INSPECT_FILE_BYTES_MAX}`],
+    ...[`--cpu=${isView(image) ? VERIFY_CPU_SECONDS_MAX : INSPECT_CPU_SECONDS_MAX}`],
+    ...[`--fsize=${isView(image) ? VERIFY_JOURNAL_BYTES_MAX : INSPECT_FILE_BYTES_MAX}`],
+    `--as=${INSPECT_MEMORY_BYTES_MAX}`,
     ...['--core=0', '--nofile=256'],
   ];
-  const files = imageChain(image).map(({ path }) => path);
   const namespaces = ['--user', '--map-root-user', '--mount', '--pid', '--net', '--ipc', '--uts'];
-  const inner = ['perl', '-e', SCRIPT, 'inner', blockNode(image), ...files];
+  const inner = ['perl', '-e', SCRIPT, 'inner', blockNode(image), ...filesOf(image)];
   const isolated = ['unshare', ...namespaces, '--fork', '--kill-child=SIGKILL', '--', ...inner];
   const outer = ['unshare', '--mount', '--propagation', 'private', '--', 'perl', '-e', SCRIPT, 'outer', String(uid)];
   return ['prlimit', ...limits, ...(uid === null ? [] : outer), ...isolated];
@@ -110,6 +125,15 @@ function endOf(child: ChildProcessWithoutNullStreams): Promise<void> {
     child.on('close', () => resolve());
     child.on('error', () => resolve()); // It could not be started.
   });
+}
+
+function makeReplay(view: DiskViewSource, child: ChildProcessWithoutNullStreams, answers: Answers) {
+  return async (place: { readonly offsetBytes: number; readonly sizeBytes: number }): Promise<void> => {
+    const node = Buffer.from(replayNode(view, place));
+    child.stdin.write(`replay ${place.sizeBytes} ${node.length}\n`);
+    child.stdin.write(node);
+    await answers.bytes(0);
+  };
 }
 
 function requestsOf(child: ChildProcessWithoutNullStreams, answers: Answers): Pick<Look, 'read' | 'debugfs'> {
@@ -220,18 +244,15 @@ class Answers {
   }
 }
 
-function tooLong({ path }: DiskImage): InspectError {
-  return new InspectError(
-    'timeout/inspect',
-    `cannot look inside ${path}: it took longer than ${INSPECT_TIMEOUT_MS} ms`,
-    {
-      next: WITHOUT_A_LOOK,
-    },
-  );
+function tooLong({ path }: Target, timeoutMs: number): InspectError {
+  return new InspectError('timeout/inspect', `cannot look inside ${path}: it took longer than ${timeoutMs} ms`, {
+    next: WITHOUT_A_LOOK,
+  });
 }
 
 /** Why it could not be opened, from the words of the programs that tried; they may hold a host path, never a guest's bytes. */
-function notReady(said: string, { path, format }: DiskImage): InspectError {
+function notReady(said: string, target: Target): InspectError {
+  const { path } = target;
   const words = printable(said, 400);
   const cannot = (code: ErrorCode, why: string, next: string): InspectError =>
     new InspectError(code, `cannot look inside ${path}: ${why}`, { next });
@@ -251,7 +272,7 @@ function notReady(said: string, { path, format }: DiskImage): InspectError {
     const detail = words.replace(/^image: (qemu-storage-daemon: )?(--blockdev \{.*\}: )?/, '');
     return cannot(
       'usage/disk-image',
-      `QEMU does not open it as ${format} (${detail})`,
+      `QEMU does not open it${isView(target) ? '' : ` as ${target.format}`} (${detail})`,
       'correct its format in the VM spec',
     );
   }

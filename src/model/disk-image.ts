@@ -19,6 +19,16 @@ export type DiskImage = {
   readonly backing?: DiskImage | undefined;
 };
 
+/** A disk of a VM that runs, as its hypervisor shows it: what it was at one moment. */
+export type DiskViewSource = {
+  /** For messages: `the disk root of web`. */
+  readonly path: string;
+  readonly socket: string;
+  readonly exportName: string;
+  /** An empty file of the reader's own, for what replaying a journal writes. */
+  readonly scratch: string;
+};
+
 /** What a disk's image was made on top of; nested at most so deep. */
 export const BackingSchema = Type.Unsafe<DiskImage>(backingSchema(DISK_BACKING_DEPTH_MAX));
 

@@ -34,6 +34,8 @@ export type EvidenceFacts = {
   readonly leftOut?: readonly EvidenceLeftOut[];
   /** The checks of the policy, all of them passed; absent in records of the first versions. */
   readonly health?: readonly string[];
+  /** The VM's disk bore the claim out: so many files of what was installed were read, and so many were not. Absent: not looked at. */
+  readonly disk?: { readonly matching: number; readonly unread: number };
   /** The license checks behind what was installed; absent where nothing of it names a license. */
   readonly licenses?: readonly LicenseFact[];
   /** `fresh: false`: the vendor was away, and the policy goes by what was verified last, at `checkedAtMs`. */

@@ -43,6 +43,10 @@ export const PolicySchema = Type.Object(
       description:
         "How Debian packages are trusted in the guest: by the manifest's digests, or once more by the guest's own apt from the vendor's signed files",
     }),
+    verify: Type.Union([Type.Literal('agent'), Type.Literal('disk')], {
+      description:
+        "Whose word a confirmation is held against: the agent's own fresh inventory, or also the VM's disk, which the host reads beside it; managed VMs",
+    }),
     overlay: Type.Boolean({
       description: 'Install on a disk overlay that is thrown away if the update fails; managed VMs',
     }),
@@ -85,6 +89,7 @@ export const DEFAULT_POLICY: Policy = {
   vendorAway: 'gate',
   leftOut: 'gate',
   apt: 'fast',
+  verify: 'agent',
   overlay: false,
   configChange: 'live',
   inspectDisk: true,

@@ -81,10 +81,11 @@ export function forgetTrial(run: Run): Run {
   return { ...run, isOnTrial: false, isInstalled: false, manifests: [] };
 }
 
-/** Which versions are to blame: none where the host failed or nothing was offered, the one that the guest named, or all of the plan. */
+/** Which versions are to blame: none where the host failed, its disk told nothing or nothing was offered, the one that the guest named, or all of the plan. */
 function reasonOf(run: Run, cause: Trouble): RolledBack {
   const isHosts = ['host-failure', 'vendor-unavailable', 'license-refused'].includes(cause.kind);
-  if (isHosts || run.manifests.length === 0) return { kind: 'rolled-back', versions: [], cause };
+  const isUnread = cause.kind === 'confirm-refused' && cause.code === 'disk-unread';
+  if (isHosts || isUnread || run.manifests.length === 0) return { kind: 'rolled-back', versions: [], cause };
   const all = run.plan?.versions ?? [];
   const named = cause.kind === 'install-failed' ? all.filter(({ item }) => item === cause.item) : [];
   return { kind: 'rolled-back', versions: named.length > 0 ? named : all, cause };

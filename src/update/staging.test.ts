@@ -64,7 +64,12 @@ function makeOne(
       inventories,
       clock: systemClock,
       log: silentLog,
-      inspector: { inspect, leave: async () => {}, close: async () => {} },
+      inspector: {
+        inspect,
+        inspectRunning: () => assert.fail('it does not run'),
+        leave: async () => {},
+        close: async () => {},
+      },
       audit: {
         append: async (record) => {
           records.push(record);

@@ -11,6 +11,7 @@ import type { Effect } from './effect.ts';
 import { comparisonOf } from './planner.ts';
 import { type Answer, RunError, type Runner } from './runner.ts';
 import { type Grant, type Run, type RunState, sessionOf } from './state.ts';
+import type { VmDisk } from './vm-disk.ts';
 import type { VmPlan } from './vm-plan.ts';
 import type { VmRunDeps } from './vm-run-deps.ts';
 import { weigh } from './weigh.ts';
@@ -22,6 +23,7 @@ export type JudgeOwner = {
   readonly note: Runner['note'];
   readonly policy: () => Policy;
   readonly plan: VmPlan;
+  readonly disk: Pick<VmDisk, 'check'>;
   /** Told of the inventory that was believed. */
   readonly onBelieved: (inventory: Inventory) => void;
 };
@@ -61,7 +63,10 @@ export class VmJudge {
       nowMs: trustedNowMs(clock),
       ...(seats === undefined ? {} : { licenses: seats.factsOf(vm, licensesOf(plan)) }),
     };
-    const verdict = await weigh(input, () => this.#owner.plan.ask(run.run, confirm.inventory, signal));
+    const verdict = await weigh(input, {
+      planAnew: () => this.#owner.plan.ask(run.run, confirm.inventory, signal),
+      readDisk: () => this.#owner.disk.check(plan, confirm.inventory, signal),
+    });
     if (verdict.kind === 'evidence') {
       this.#evidence = verdict.evidence;
       this.#owner.onBelieved(confirm.inventory);

@@ -22,6 +22,7 @@ import { type Answer, makeRunner, RunError, type Runner } from './runner.ts';
 import { type Inspection, Staging } from './staging.ts';
 import { isUnderWay, type Run, type RunState, runOf } from './state.ts';
 import { namespaceOf, tapNamesOf } from './taps.ts';
+import { VmDisk } from './vm-disk.ts';
 import { VmDrive } from './vm-drive.ts';
 import { VmJudge } from './vm-judge.ts';
 import { VmOverlay } from './vm-overlay.ts';
@@ -88,7 +89,8 @@ export class VmRun {
     const policyTrouble = () => this.policyTrouble;
     this.#plan = new VmPlan(deps, { vm, note, policy, policyTrouble, ending: this.#ending.signal });
     const onBelieved = (inventory: Inventory) => this.#keepInventory(inventory, 'confirm');
-    this.#judge = new VmJudge(deps, { vm, note, policy, plan: this.#plan, onBelieved });
+    const disk = new VmDisk(deps, { vm, spec, note, running });
+    this.#judge = new VmJudge(deps, { vm, note, policy, plan: this.#plan, disk, onBelieved });
   }
 
   get running(): RunningVm | null {

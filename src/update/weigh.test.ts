@@ -75,10 +75,12 @@ const behind: PlanAnswer = {
 };
 
 const weighed = async (given: JudgeInput, answer: PlanAnswer | null): Promise<string> => {
-  const verdict = await weigh(given, async () => {
+  const planAnew = async () => {
     assert.ok(answer !== null, 'the vendors are not asked');
     return answer;
-  });
+  };
+  const readDisk = () => assert.fail('the policy does not ask for the disk');
+  const verdict = await weigh(given, { planAnew, readDisk });
   return verdict.kind === 'refused' ? verdict.code : verdict.kind;
 };
 

@@ -140,6 +140,18 @@ export function explainQuarantine(vm: VmId, reason: QuarantineReason, isRunning:
           next: `Wait for the vendor, or decide: pratique vm set ${vm} leftOut=admit (or holds=…); then: ${retry}`,
         };
       }
+      if (reason.code === 'disk-mismatch') {
+        return {
+          reason: `Its disk does not bear out what its agent claims: ${printable(reason.detail, 400)}.`,
+          next: `Do not trust this guest's word before you know why: pratique vm stop ${vm}, pratique vm inspect ${vm}; if it is mended: ${retry}`,
+        };
+      }
+      if (reason.code === 'disk-unread') {
+        return {
+          reason: `Its policy asks for its disk, and nothing can be read there: ${printable(reason.detail, 400)}.`,
+          next: `Put its system on a plain ext4 disk, or believe its agent: pratique vm set ${vm} verify=agent; then: ${retry}`,
+        };
+      }
       if (reason.code === 'health-failed' || reason.code === 'health-missing') {
         return {
           reason: `It is up to date, but a health check of its policy did not pass: ${printable(reason.detail, 400)}.`,

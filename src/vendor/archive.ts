@@ -18,6 +18,8 @@ export type ArchiveReading = {
   readonly executables?: readonly string[];
   readonly entriesMax?: number;
   readonly unpackedBytesMax?: number;
+  /** Told of each plain file, by its path without `./`, with its bytes. */
+  readonly onFile?: (path: string) => { readonly push: (piece: Buffer) => void; readonly end: () => void };
 };
 
 export type ArchiveSummary = { readonly entries: number; readonly unpackedBytes: number };
@@ -47,8 +49,14 @@ export async function readArchive(path: string, reading: ArchiveReading): Promis
       entries += 1;
       if (entries > entriesMax) throw refuse('too-large', `it has more than ${entriesMax} entries`);
       place(places, entry.header);
-      // The cast holds: tar-stream hands out the Buffers it was fed.
-      for await (const piece of entry) unpackedBytes += (piece as Buffer).length;
+      const isFile = entry.header.type === 'file' || entry.header.type === 'contiguous-file';
+      const reader = isFile ? reading.onFile?.(normalPath(entry.header.name, false)) : undefined;
+      for await (const piece of entry) {
+        // The cast holds: tar-stream hands out the Buffers it was fed.
+        unpackedBytes += (piece as Buffer).length;
+        reader?.push(piece as Buffer);
+      }
+      reader?.end();
     }
   };
   try {

@@ -20,6 +20,8 @@ export const parseNodes = makeParser(
   ANSWER,
 );
 
+export const parseExports = makeParser(Type.Array(Type.Object({ id: Type.String({ maxLength: 256 }) })), ANSWER);
+
 export const parseJobs = makeParser(
   Type.Array(
     Type.Object({

@@ -29,6 +29,11 @@ export function diskNode(index: number): string {
   return `disk${index}`;
 }
 
+/** Device id of a disk. */
+export function diskDevice(disk: string): string {
+  return `disk-${disk}`;
+}
+
 /** Device id of a removable medium's drive. */
 export function mediaDevice(medium: string): string {
   return `media-${medium}`;
@@ -138,7 +143,7 @@ function diskArguments(
   };
   return [
     ...['-blockdev', JSON.stringify(node)],
-    ...device({ driver: 'virtio-blk-pci', id: `disk-${disk.id}`, drive: diskNode(index), bootindex: index + 1 }),
+    ...device({ driver: 'virtio-blk-pci', id: diskDevice(disk.id), drive: diskNode(index), bootindex: index + 1 }),
   ];
 }
 

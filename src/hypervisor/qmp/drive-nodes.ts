@@ -116,7 +116,7 @@ async function nodeNames(qmp: QmpClient): Promise<ReadonlySet<string | undefined
 }
 
 /** Removes a node; false while a node over it, or a device that is being finalised (DEVICE_DELETED may come before), uses it. */
-async function removeNode(qmp: QmpClient, name: string): Promise<boolean> {
+export async function removeNode(qmp: QmpClient, name: string): Promise<boolean> {
   try {
     await qmp.execute('blockdev-del', { 'node-name': name });
     return true;

@@ -12,7 +12,7 @@ import { printableBlock } from '../../base/printable.ts';
 import { waitUntil } from '../../base/wait-until.ts';
 import type { VmId } from '../../model/ids.ts';
 import { HypervisorError } from '../errors.ts';
-import type { AdoptedState, DiskOverlay, RunningVm, Tap, VmEvent } from '../hypervisor.ts';
+import type { AdoptedState, DiskOverlay, DiskView, RunningVm, Tap, VmEvent } from '../hypervisor.ts';
 import type { Namespace } from '../vm-spec.ts';
 import { parseBlockError, parsePortChange, parseShutdownEvent, parseStatus, parseText } from './answers.ts';
 import { CONSOLE_CHARDEV } from './command-line.ts';
@@ -35,6 +35,7 @@ export type MachineParts = {
   readonly slots: DriveSlots;
   readonly media: readonly Medium[];
   readonly overlay?: DiskOverlay;
+  readonly viewDisk?: (disk: string) => Promise<DiskView>;
   /** Throws when the VM has other cards than it was taken over with: somebody else's QEMU may get one at any moment. */
   readonly checkCards?: () => Promise<void>;
   /** Id of the agent's port in VSERPORT_CHANGE. */
@@ -57,7 +58,7 @@ const FIRMWARE_RESETS_MAX = 2;
 
 /** Puts a RunningVm around a connected monitor. */
 export function makeMachine(parts: MachineParts): RunningVm {
-  const { qmp } = parts;
+  const { qmp, viewDisk } = parts;
   const drive = makeDrive(parts);
   const events = makeEventQueue(parts.missed);
   const life = watchLife(parts, events.emit);
@@ -117,6 +118,9 @@ export function makeMachine(parts: MachineParts): RunningVm {
     stop: ({ graceful }) => step('ending the VM', () => life.stop(graceful)),
     ...(parts.isManaged ? { readConsole: () => step('reading its console', () => readConsole(qmp)) } : {}),
     ...(parts.overlay === undefined ? {} : { overlay: stepped(parts.overlay, step) }),
+    ...(viewDisk === undefined
+      ? {}
+      : { viewDisk: (disk: string) => step('opening a view of its disk', () => viewDisk(disk)) }),
     release: async () => life.release(),
   };
 }

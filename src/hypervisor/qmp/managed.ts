@@ -16,12 +16,15 @@ import {
   AGENT_PORT_ID,
   type CommandLineParts,
   commandLine,
+  diskDevice,
   diskNode,
   driveSlots,
   mediaDevice,
   nicDevice,
 } from './command-line.ts';
 import { giveTo, pathUnderRoots, resolveImage } from './disk-paths.ts';
+import { takeTurns } from './disk-turns.ts';
+import { closeView, type DiskViewParts, removeSocket, viewSocketFolder } from './disk-view.ts';
 import { launch } from './launch.ts';
 import { makeMachine } from './machine.ts';
 import type { Medium } from './media.ts';
@@ -144,6 +147,17 @@ async function makeManaged(
       `${spec.vm}: QEMU runs, but ${files.pidFile} does not name it`,
     );
   }
+  const uid = known?.launch.uid ?? null;
+  const overlay = makeOverlay({
+    qmp,
+    clock: context.clock,
+    files: overlayFiles(context.overlayFolder, spec.vm),
+    disks: writableDisks(spec, paths),
+    uid,
+  });
+  const viewParts = viewPartsOf(spec, context, qmp, uid);
+  // Of a daemon that ended while it read.
+  await closeView(viewParts);
   return makeMachine({
     vm: spec.vm,
     namespace: spec.namespace ?? HOST_NAMESPACE,
@@ -155,13 +169,7 @@ async function makeManaged(
     qmp,
     slots: driveSlots(spec),
     media: paths.media,
-    overlay: makeOverlay({
-      qmp,
-      clock: context.clock,
-      files: overlayFiles(context.overlayFolder, spec.vm),
-      disks: writableDisks(spec, paths),
-      uid: known?.launch.uid ?? null,
-    }),
+    ...takeTurns(overlay, viewParts),
     agentPort: AGENT_PORT_ID,
     isManaged: true,
     hasEnded: async () => !(await isAlive(process)),
@@ -171,6 +179,13 @@ async function makeManaged(
     log: context.log,
     ...(context.unplugTimeoutMs === undefined ? {} : { unplugTimeoutMs: context.unplugTimeoutMs }),
   });
+}
+
+function viewPartsOf(spec: ManagedVm, context: ManagedContext, qmp: QmpClient, uid: number | null): DiskViewParts {
+  const { clock, overlayFolder, runFolder } = context;
+  const devices = new Map(spec.disks.map(({ id }) => [id, diskDevice(id)]));
+  const socketFolder = viewSocketFolder(runFolder, spec.vm);
+  return { vm: spec.vm, qmp, clock, uid, spaceFolder: overlayFolder, socketFolder, devices };
 }
 
 /** The disks that the guest can write, by the names of their nodes on QEMU's command line. */
@@ -256,5 +271,6 @@ async function cleanUp(spec: ManagedVm, context: ManagedContext, files: RunFiles
   await fence.ensure();
   await fence.expel(gatedTapsOf(spec).map((tap) => tap.name));
   await removeTaps(namespace, names);
+  await removeSocket({ socketFolder: viewSocketFolder(context.runFolder, spec.vm) });
   await forgetLaunch(files);
 }
