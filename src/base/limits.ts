@@ -578,6 +578,8 @@ export const LICENSE_ASKS_AT_ONCE_MAX = 20;
 /** Milliseconds for which a license server that did not answer is not asked again by others, and until a lease is tried again. */
 export const LICENSE_AWAY_MS = 15_000;
 export const LICENSE_RETRY_MS = 60_000;
+/** Milliseconds between two questions to a license's server how the license itself stands. */
+export const LICENSE_VALIDATE_MS = 60 * 60_000;
 /** Ids of revoked leases that are remembered for answers that were under way: a page of revocations is a few hundred. */
 export const LICENSE_REVOKED_KEPT_MAX = 10_000;
 /** Milliseconds for which the use of licenses is kept for bills: a year and a month. */
