@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { type DatabaseSync, inTransaction, type Migration } from '../base/sqlite.ts';
 import type { VmId } from '../model/ids.ts';
 
+/** Also the tables of what an operator says of licenses and tenants, which the proxy reads and writes. */
 export const LEASE_MIGRATIONS: readonly Migration[] = [
   (db) =>
     db.exec(`
@@ -21,6 +22,8 @@ export const LEASE_MIGRATIONS: readonly Migration[] = [
         day INTEGER NOT NULL, license TEXT NOT NULL, vm TEXT NOT NULL, tenant TEXT NOT NULL, fetches INTEGER NOT NULL, bytes INTEGER NOT NULL,
         PRIMARY KEY (day, license, vm, tenant)
       ) STRICT;
+      CREATE TABLE license (id TEXT PRIMARY KEY, definition TEXT NOT NULL) STRICT;
+      CREATE TABLE vm_tenant (vm TEXT PRIMARY KEY, tenant TEXT NOT NULL) STRICT;
       CREATE TABLE license_key (id INTEGER PRIMARY KEY CHECK (id = 1), key BLOB NOT NULL) STRICT;
     `),
 ];
