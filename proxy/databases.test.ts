@@ -9,6 +9,8 @@ import { systemClock } from '../src/base/clock.ts';
 import { PratiqueError } from '../src/base/errors.ts';
 import { type Migration, openDatabase, schemaVersion } from '../src/base/sqlite.ts';
 import { makeInventoryStore } from '../src/inventory/inventory-store.ts';
+import { openLeaseRows } from '../src/license/lease-rows.ts';
+import { openLeaseUse } from '../src/license/lease-use.ts';
 import type { VmId } from '../src/model/ids.ts';
 import { openCatalog } from '../src/store/catalog.ts';
 import { openJournal, type StoredVm } from '../src/update/journal.ts';
@@ -80,7 +82,7 @@ function assertUsable(record: StoredVm): void {
   if (run.plan !== null) assert.ok(Array.isArray(run.plan.versions));
 }
 
-for (const version of [3, 4, 5, 6]) {
+for (const version of [3, 4, 5, 6, 7]) {
   test(`a host of schema ${version} is opened with its VMs in every state, inventories, drift, events and vendors`, () => {
     const path = fromFixture(`pratique-${version}.sql`, join(folder, HOST_DATABASE));
     const before = new DatabaseSync(path, { readOnly: true });
@@ -116,6 +118,34 @@ for (const version of [3, 4, 5, 6]) {
     assert.equal(versionOf(path), HOST_MIGRATIONS.length);
   });
 }
+
+test('a host of schema 7 is opened with its leases in every state, what its licenses were used for, and its tenants', () => {
+  const db = openDatabase(fromFixture('pratique-7.sql', join(folder, HOST_DATABASE)), HOST_MIGRATIONS);
+  const leases = openLeaseRows(db);
+  assert.deepEqual(
+    leases.list().map(({ vm, state, seat }) => [vm, state, seat]),
+    [
+      ['vm-01-off', 'held', 'seat-1'],
+      ['vm-02-staged', 'asking', null],
+      ['vm-03-booting', 'releasing', 'seat-3'],
+      ['vm-04-reporting', 'refused', null],
+      ['vm-05-planning', 'ended', 'seat-5'],
+    ],
+  );
+  assert.deepEqual(leases.word('acme'), { serial: 7, ended: 'SUSPENDED' });
+  assert.equal(leases.hostKey()[31], 0x1f, 'fingerprints stay, so that servers know the VMs again');
+  const use = openLeaseUse(db).usage({ sinceMs: 1_790_000_000_000, nowMs: 1_790_003_600_000 });
+  assert.deepEqual(
+    use.map(({ vm, seatHours, fetches, bytes }) => [vm, seatHours, fetches, bytes]),
+    [
+      ['vm-01-off', 1, 2, 1_024],
+      ['vm-05-planning', 1, 0, 0],
+    ],
+  );
+  assert.equal(db.prepare('SELECT tenant FROM vm_tenant').get()?.tenant, 'retail');
+  assert.match(String(db.prepare('SELECT definition FROM license').get()?.definition), /licenses\.example/);
+  db.close();
+});
 
 test('a catalog of schema 1 is opened with its blobs and pins', () => {
   fromFixture('catalog-1.sql', join(folder, 'catalog.sqlite'));

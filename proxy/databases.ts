@@ -2,6 +2,7 @@
 import { AUDIT_MIGRATIONS } from '../src/audit/rows.ts';
 import type { Migration } from '../src/base/sqlite.ts';
 import { INVENTORY_MIGRATIONS } from '../src/inventory/inventory-store.ts';
+import { LEASE_MIGRATIONS } from '../src/license/lease-rows.ts';
 import { CATALOG_MIGRATIONS } from '../src/store/catalog.ts';
 import {
   FAILED_UPDATE_MIGRATIONS,
@@ -22,6 +23,7 @@ export const HOST_MIGRATIONS: readonly Migration[] = [
   ...FAILED_UPDATE_MIGRATIONS,
   ...OWN_POLICY_MIGRATIONS,
   ...RUN_SHAPE_MIGRATIONS,
+  ...LEASE_MIGRATIONS,
 ];
 
 /** The newest schema that this program knows of each database with a fixed place. */
