@@ -150,8 +150,8 @@ const ATTACKS: Readonly<Record<string, Reply>> = {
   'another machine': leasing({ fingerprint: 'e'.repeat(32) }),
   'another kind of answer': saying({ kind: 'validation' }),
   'another format': saying({ format: 'pratique.license/2' }),
-  'an answer from the future': saying((p) => shifted(p, LICENSE_CLOCK_SKEW_MAX_MS + 1)),
-  'an old answer': saying((p) => shifted(p, -LICENSE_CLOCK_SKEW_MAX_MS - 1)),
+  'an answer from the future': shifted(LICENSE_CLOCK_SKEW_MAX_MS + 1),
+  'an old answer': shifted(-LICENSE_CLOCK_SKEW_MAX_MS - 1),
   'an answer that ended before it was given': saying({ expiresAtMs: NOW_MS - 1 }),
   'an answer that ends when it is given': saying({ expiresAtMs: NOW_MS }),
   'an answer for ever': saying({ expiresAtMs: NOW_MS + 2 * HOUR_MS }),
@@ -173,7 +173,11 @@ const ATTACKS: Readonly<Record<string, Reply>> = {
   'a time that is no number': saying({ issuedAtMs: String(NOW_MS) }),
   'no JSON in the envelope': () => ok(seal('{"kind":')),
   'null in the envelope': () => ok(seal('null')),
-  'no UTF-8 in the envelope': () => ok(sealEnvelope(ANSWER_TYPE, Buffer.from([0xff, 0xfe, 0x7b]), [KEY])),
+  'no UTF-8 in the envelope': (request, { serverMs }) => {
+    const payload = Buffer.from(JSON.stringify(honest(request, serverMs)));
+    payload[payload.indexOf('is valid')] = 0xff;
+    return ok(sealEnvelope(ANSWER_TYPE, payload, [KEY]));
+  },
   'an unsigned payload': (request, { serverMs }) => ok(honest(request, serverMs)),
   nothing: () => ok(''),
   garbage: () => ok('<html>captive portal</html>'),
@@ -194,8 +198,9 @@ const ATTACKS: Readonly<Record<string, Reply>> = {
   'an error of the server': () => ({ status: 500, headers: {}, body: Buffer.from('"') }),
 };
 
-function shifted(payload: Payload, byMs: number): Payload {
-  return { issuedAtMs: Number(payload.issuedAtMs) + byMs, expiresAtMs: Number(payload.expiresAtMs) + byMs };
+/** The honest answer of a server whose clock shows another time. */
+function shifted(byMs: number): Reply {
+  return (request, { serverMs }) => ok(seal(honest(request, serverMs + byMs)));
 }
 
 test('an answer is believed when it is the server signed word to this question, and whatever else comes is an ill server, never a denial [A15]', async (t) => {
