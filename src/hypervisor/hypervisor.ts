@@ -109,4 +109,6 @@ export type HypervisorDriver = {
    * HypervisorError when the VM runs, or when it could not be merged; then it is kept.
    */
   readonly settleOverlay: (spec: VmSpec) => Promise<'none' | 'discarded' | 'committed'>;
+  /** Gives back what is kept of a VM that is off and being removed: its record and its log. Absent: nothing is kept. */
+  readonly forget?: (vm: VmId) => Promise<void>;
 };

@@ -156,6 +156,7 @@ export class VmRun {
   /** Gives back what the host keeps for this VM: call it after `close`, when the VM is removed. */
   async forget(): Promise<void> {
     await this.#drive.forget();
+    await this.#deps.driver.forget?.(this.vm);
   }
 
   // ---- Events in ----------------------------------------------------------------------------------------------------

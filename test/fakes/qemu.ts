@@ -13,6 +13,8 @@ export type FakeQemuOptions = {
   readonly trays?: readonly string[];
   /** Run state at the start; `prelaunch` is that of -S. */
   readonly status?: string;
+  /** What a reset does: `shutdown` as our own VMs are started, `reset` as QEMU does where nobody said otherwise. */
+  readonly rebootAction?: 'shutdown' | 'reset';
   /** A guest that never lets go of a PCI device. */
   readonly holdsDevices?: boolean;
   /** A guest whose kernel locks a removable drive from its insertion until `setLocked(false)`. */
@@ -98,12 +100,13 @@ class FakeMachine implements FakeQemu {
   /** Connected monitor clients; the first is the one that is served. */
   #monitors: Socket[] = [];
   #status: string;
-  #rebootAction = 'shutdown';
+  #rebootAction: string;
   #isPortOpen = false;
 
   constructor(options: FakeQemuOptions) {
     this.#options = options;
     this.#status = options.status ?? 'prelaunch';
+    this.#rebootAction = options.rebootAction ?? 'shutdown';
     this.#isLocked = options.locksDrives === true;
     for (const nic of options.nics) this.links.set(nic.id, true);
     const { promise, resolve } = Promise.withResolvers<void>();

@@ -6,6 +6,7 @@ import { chooseAccelerator } from './accel-memory.ts';
 import { adoptAttached } from './attached.ts';
 import { adoptManaged, settleManaged, startManaged } from './managed.ts';
 import type { QmpDriverOptions } from './options.ts';
+import { forgetVm, runFiles } from './run-files.ts';
 
 /** A driver for QEMUs on this host. The first start tries KVM with a throw-away VM. */
 export function makeQmpDriver(options: QmpDriverOptions): HypervisorDriver {
@@ -29,5 +30,6 @@ export function makeQmpDriver(options: QmpDriverOptions): HypervisorDriver {
     },
     adopt: (spec) => (spec.kind === 'managed' ? adoptManaged(spec, context) : adoptAttached(spec, options)),
     settleOverlay: async (spec) => (spec.kind === 'managed' ? await settleManaged(spec, context) : 'none'),
+    forget: async (vm) => await forgetVm(runFiles(options.runFolder, vm)),
   };
 }

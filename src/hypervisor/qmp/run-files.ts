@@ -1,6 +1,6 @@
 // The folder of one VM under the run folder: sockets, the pid, and the record of how it was launched. QEMU itself has no
 // right to write here: a taken-over QEMU must not swap its monitor's socket for that of another VM.
-import { chmod, mkdir, readFile, rm } from 'node:fs/promises';
+import { chmod, mkdir, readFile, rm, rmdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Static, Type } from 'typebox';
 import { writeDurably } from '../../base/durable-file.ts';
@@ -88,6 +88,16 @@ export async function forgetLaunch(files: RunFiles): Promise<void> {
   for (const path of [files.launchFile, files.qmpSocket, files.channelSocket, files.pidFile]) {
     await rm(path, { force: true });
   }
+}
+
+/** Removes the folder of a VM that is off and being removed. What is not ours in it stays, and so does the folder then. */
+export async function forgetVm(files: RunFiles): Promise<void> {
+  await forgetLaunch(files);
+  await rm(files.logFile, { force: true });
+  await rmdir(files.folder).catch((error: unknown) => {
+    const code = error instanceof Error && 'code' in error ? error.code : null;
+    if (code !== 'ENOENT' && code !== 'ENOTEMPTY') throw error;
+  });
 }
 
 /** The end of what QEMU or the launcher wrote to its log. */
