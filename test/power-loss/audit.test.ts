@@ -21,7 +21,7 @@ import { isFull, makeRandom, sample, seed } from './chance.ts';
 import { type DiskCall, ENDINGS, recordCalls, replayCalls } from './recorded-disk.ts';
 
 /** Calls at which the power is cut in a run that is not full. */
-const SAMPLE_SIZE = 25;
+const SAMPLE_SIZE = 20;
 
 const module = (path: string): string => JSON.stringify(new URL(`../../src/${path}`, import.meta.url).href);
 const PRELUDE = `

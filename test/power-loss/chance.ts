@@ -13,7 +13,10 @@ export function makeRandom(from: number = seed): () => number {
   };
 }
 
-/** About so many of them, in their order; all of them in a full run. */
+/** So many of them in their order, one from each of as many equal parts; all of them in a full run. */
 export function sample<T>(all: readonly T[], size: number, random: () => number): readonly T[] {
-  return all.filter(() => isFull || random() < size / all.length);
+  if (isFull || all.length <= size) return all;
+  const part = all.length / size;
+  const chosen = new Set(Array.from({ length: size }, (_, index) => Math.floor((index + random()) * part)));
+  return all.filter((_, index) => chosen.has(index));
 }

@@ -1,9 +1,9 @@
-// A program that fills a data folder and says what it promises: node data-folder-victim.ts FOLDER [DEVICE OFFSET]
+// A program that fills a data folder and says what it promises: node data-folder-victim.ts FOLDER LIFE [DEVICE OFFSET]
 //
 // A line of JSON each on its output; or, with a device, a block of it from that byte on, past every cache of the kernel and without a
 // flush of its own: where the block lies among the device's writes is when it was promised.
 import { constants, openSync, writeSync } from 'node:fs';
-import { fillDataFolder, type Said } from './data-folder.ts';
+import { fillDataFolder, LIVES, type Said } from './data-folder.ts';
 
 /** Bytes of one mark; its text ends at the first zero byte. */
 export const MARK_BYTES = 4096;
@@ -40,9 +40,10 @@ function isTaken(write: () => unknown): boolean {
   }
 }
 
-const [folder, device, offset] = process.argv.slice(2);
-if (import.meta.main && folder !== undefined) {
-  await fillDataFolder(folder, device === undefined ? sayAloud : makeMarker(device, Number(offset)));
+const [folder, word, device, offset] = process.argv.slice(2);
+const life = LIVES.find((each) => each === word);
+if (import.meta.main && folder !== undefined && life !== undefined) {
+  await fillDataFolder(folder, life, device === undefined ? sayAloud : makeMarker(device, Number(offset)));
   // Without a word to anybody, as a crash.
   process.exit();
 }

@@ -11,7 +11,7 @@ import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
 import { silentLog } from '../../src/base/log.ts';
 import { runCommand, tryCommand } from '../../src/base/run-command.ts';
 import { makeInitrd } from '../e2e/sending-guest.ts';
-import type { Said } from './data-folder.ts';
+import { LIVES, type Said } from './data-folder.ts';
 import { MARK_BYTES } from './data-folder-victim.ts';
 import { type Entry, readLog } from './write-log.ts';
 
@@ -36,8 +36,10 @@ mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev
 while read -r module; do insmod "/modules/$module"; done </modules/order
 echo 0 >/proc/sys/vm/dirty_writeback_centisecs
 mount -t ext4 -o commit=600 /dev/vda /data
-/node /victim.mjs /data/host /dev/vda ${MARKS_AT}
-echo "VICTIM ended with $?"
+for life in ${LIVES.join(' ')}; do
+  /node /victim.mjs /data/host $life /dev/vda ${MARKS_AT}
+  echo "VICTIM ended with $?"
+done
 sync
 echo o >/proc/sysrq-trigger
 sleep 60
@@ -62,7 +64,7 @@ export async function recordGuest(folder: string): Promise<Recorded> {
     purpose: 'running the VM whose disk is recorded',
     timeoutMs: RUN_TIMEOUT_MS,
   });
-  assert.match(said, /VICTIM ended with 0/, said);
+  assert.equal(said.match(/VICTIM ended with 0/g)?.length, LIVES.length, said);
   return { base, entries: readLog(await readFile(log)) };
 }
 

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { printTable } from '../fakes/result-table.ts';
 import { isFull, makeRandom, sample, seed } from './chance.ts';
-import { isSaidToTheEnd, type Said, troubleIn } from './data-folder.ts';
+import { isSaidToTheEnd, LIVES, type Said, troubleIn } from './data-folder.ts';
 import { type DiskCall, ENDINGS, type Ending, recordCalls, replayCalls } from './recorded-disk.ts';
 
 const VICTIM = join(import.meta.dirname, 'data-folder-victim.ts');
@@ -19,8 +19,10 @@ const SAMPLE_SIZE = 20;
 async function recordVictim(folder: string): Promise<readonly DiskCall[]> {
   const recorded = join(folder, 'recorded');
   await mkdir(recorded, { mode: 0o700 });
+  const lives = `for life in ${LIVES.join(' ')}; do "$0" "$1" "$2" "$life" || exit; done`;
   // One thread for files: the log of strace then has the order in which things happened.
-  return await recordCalls(recorded, ['env', 'UV_THREADPOOL_SIZE=1', process.execPath, VICTIM, recorded]);
+  const argv = ['env', 'UV_THREADPOOL_SIZE=1', 'sh', '-c', lives, process.execPath, VICTIM, recorded] as const;
+  return await recordCalls(recorded, [...argv]);
 }
 
 function saidIn(calls: readonly DiskCall[]): readonly Said[] {
