@@ -63,6 +63,12 @@ const NEXT_STEPS: Partial<Record<ErrorCode, string>> = {
 
 /** A failure of undici's or the network's as our own error; what is ours already, or an abort, as it is. */
 export function httpErrorOf(cause: unknown, url: URL): unknown {
+  // undici's word for a proxy that refuses to lead on, which it calls an abort.
+  if (cause instanceof Error && cause.message.startsWith('Proxy response')) {
+    const refused = `${nameOf(url)} not reached: the proxy refuses`;
+    const next = NEXT_STEPS['host-fault/proxy'];
+    return new HttpError('host-fault/proxy', refused, { cause, ...(next === undefined ? {} : { next }) });
+  }
   // Our own time limits and the caller's abort arrive as they were given.
   if (cause instanceof HttpError || !(cause instanceof Error) || cause.name === 'AbortError') return cause;
   const known = CAUSES.find(({ pattern }) => pattern.test(codeOf(cause)));
