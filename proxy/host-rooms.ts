@@ -4,7 +4,6 @@ import type { Clock } from '../src/base/clock.ts';
 import type { Log } from '../src/base/log.ts';
 import type { TrustTime } from '../src/base/trust-time.ts';
 import type { Gate } from '../src/gate/gate.ts';
-import type { GuestConfig } from '../src/guest-config/guest-config.ts';
 import type { Fence } from '../src/hypervisor/fence.ts';
 import type { Namespace, VmSpec } from '../src/hypervisor/vm-spec.ts';
 import type { InventoryStore } from '../src/inventory/inventory-store.ts';
@@ -13,6 +12,8 @@ import type { BlobStore } from '../src/store/blob-store.ts';
 import type { Journal } from '../src/update/journal.ts';
 import type { VmRun } from '../src/update/vm-run.ts';
 import type { Config } from './config.ts';
+import type { HostGuestConfig } from './guest-config.ts';
+import type { Licenses } from './licenses.ts';
 import type { Scrubbing } from './scrubbing.ts';
 import type { VendorBook } from './vendor-book.ts';
 import type { OwnPolicy } from './vm-policy.ts';
@@ -30,7 +31,9 @@ export type HostRooms = {
   readonly trustTime?: TrustTime;
   readonly gate: Gate;
   /** Absent where no guest is configured: in the simulator. */
-  readonly guestConfig?: GuestConfig;
+  readonly guestConfig?: HostGuestConfig;
+  /** Absent where nothing is licensed: in the simulator. */
+  readonly licenses?: Licenses;
   readonly vendors: VendorBook;
   readonly fenceFor: (namespace: Namespace) => Promise<Fence>;
   readonly runs: Map<VmId, VmRun>;

@@ -6,7 +6,7 @@ import type { Clock } from '../src/base/clock.ts';
 import { digestOf } from '../src/base/digest.ts';
 import { canonicalJson } from '../src/base/digest-text.ts';
 import { describeError, PratiqueError } from '../src/base/errors.ts';
-import { makeHttpFetch } from '../src/base/http-fetch.ts';
+import { makeHttpFetch, type RequestInterceptor } from '../src/base/http-fetch.ts';
 import { DRIVE_BUILDS_AT_ONCE_MAX } from '../src/base/limits.ts';
 import type { Log } from '../src/base/log.ts';
 import { makeSlots } from '../src/base/slots.ts';
@@ -23,8 +23,8 @@ import { makeQmpDriver } from '../src/hypervisor/qmp/driver.ts';
 import type { Namespace, VmSpec } from '../src/hypervisor/vm-spec.ts';
 import { makeInspector } from '../src/inspect/inspector.ts';
 import { makeInventoryStore } from '../src/inventory/inventory-store.ts';
+import { openVault } from '../src/license/vault.ts';
 import type { VmId } from '../src/model/ids.ts';
-import { NO_LICENSES } from '../src/model/license-check.ts';
 import { openBlobStore } from '../src/store/blob-store.ts';
 import { openConfigSalt } from '../src/update/config-salt.ts';
 import { openJournal, type StoredVm } from '../src/update/journal.ts';
@@ -38,11 +38,12 @@ import { HOST_DATABASE, HOST_MIGRATIONS } from './databases.ts';
 import { GUEST_CONFIG_STATE, openHostGuestConfig } from './guest-config.ts';
 import type { HostRooms } from './host-rooms.ts';
 import { makeService } from './host-service.ts';
+import { openLicenses } from './licenses.ts';
 import { startMaintenance } from './maintenance.ts';
 import { openScrubbing } from './scrubbing.ts';
 import type { Service } from './service.ts';
 import { openVendorBook, type VendorBook } from './vendor-book.ts';
-import { type OwnPolicy, policyOf } from './vm-policy.ts';
+import { type OwnPolicy, policyOf, tenantOfGroup } from './vm-policy.ts';
 
 export type HostOptions = {
   readonly config: Config;
@@ -70,12 +71,18 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
   const blobs = await openBlobStore({ folder: storeFolder, clock, log, budgetBytes: config.storeBudgetBytes });
   const scrubbing = await openScrubbing({ store: blobs, folder: storeFolder, clock, log });
   const store = { ...blobs, scrub: scrubbing.scrub };
-  const vendors = await openVendors(timed, db);
-  const fences = makeFences(timed);
-  const gate = makeGate({ fenceFor: fences.fenceFor, audit: (record) => audit.append(record), isEvidence, log });
   const runs = new Map<VmId, VmRun>();
   const ownPolicies = new Map<VmId, OwnPolicy>();
-  const guestConfig = await openHostGuestConfig({ config, runs, ownPolicies });
+  const vault = await openVault({ folder: join(dataFolder, 'licenses'), clock, log });
+  const licenses = openLicenses({
+    ...{ db, vault, clock, log, policy: config.licenses, record: (record) => audit.append(record) },
+    groupTenantOf: (vm) => tenantOfGroup(config, vm, ownPolicies.get(vm)),
+    onEnded: (vm, license, code) => runs.get(vm)?.loseLicense(license, code),
+  });
+  const vendors = await openVendors(timed, db, licenses.intercept);
+  const fences = makeFences(timed);
+  const gate = makeGate({ fenceFor: fences.fenceFor, audit: (record) => audit.append(record), isEvidence, log });
+  const guestConfig = await openHostGuestConfig({ config, runs, ownPolicies, clock, log });
   const diskRoots = [...config.diskRoots, dataFolder];
   // Only root may give a QEMU a user of its own; for anybody else it runs as they do.
   const uidFor = async (vm: VmId) => (process.getuid?.() === 0 ? (runs.get(vm)?.uid ?? null) : null);
@@ -100,6 +107,7 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
   const deps = makeRunDeps(timed, {
     ...{ journal, inventories, audit, store, vendors, gate, driver, inspector, exports, configSalt },
     guestConfig: guestConfig.resolve,
+    ...{ checkLicense: licenses.book.check, seats: licenses.book },
   });
   const rooms: HostRooms = {
     config,
@@ -116,6 +124,7 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     runs,
     fenceFor: fences.fenceFor,
     guestConfig,
+    licenses,
     ownPolicies,
     addRun: (spec, given) => addRun(rooms, deps, spec, given),
     removeRun: (run, record) => removeRun(rooms, deps, run, record),
@@ -125,11 +134,14 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
   await takeOver(rooms, deps);
   await endRestore?.();
   const maintenance = startMaintenance(rooms);
+  licenses.start(new Set(runs.keys()));
+  guestConfig.startPolling();
   return {
     service: makeService(rooms),
     rooms,
     close: async () => {
-      await maintenance.close();
+      await Promise.all([maintenance.close(), guestConfig.close()]);
+      await licenses.close();
       await inspector.close();
       await Promise.all([...runs.values()].map((run) => run.close()));
       await exports.close();
@@ -157,6 +169,8 @@ type Parts = Pick<
   | 'exports'
   | 'guestConfig'
   | 'configSalt'
+  | 'checkLicense'
+  | 'seats'
 > & {
   readonly vendors: VendorBook;
 };
@@ -171,7 +185,6 @@ function makeRunDeps(options: HostOptions, parts: Parts): VmRunDeps {
     inspections: new Map(),
     openChannel: openGuestChannel,
     drives: { build: makeBoundedBuild(), remove: removeDrives },
-    checkLicense: NO_LICENSES,
     drivesFolder: join(config.dataFolder, 'drives'),
     deadlinesMs: Object.fromEntries(
       Object.entries(config.deadlines).map(([state, seconds]) => [state, seconds * 1000]),
@@ -186,11 +199,15 @@ function makeBoundedBuild(): typeof buildDrive {
   return (drive) => slots.withSlot(never, () => buildDrive(drive));
 }
 
-async function openVendors({ config, log, clock }: HostOptions, db: DatabaseSync): Promise<VendorBook> {
+async function openVendors(
+  { config, log, clock }: HostOptions,
+  db: DatabaseSync,
+  intercept: RequestInterceptor,
+): Promise<VendorBook> {
   return await openVendorBook(config.vendors, {
     db,
     folder: join(config.dataFolder, 'vendors'),
-    http: makeHttpFetch({ clock, log }),
+    http: makeHttpFetch({ clock, log, intercept }),
     clock,
     log,
     // A vendor tells what its signatures say of its metadata; how old they may be is each VM's policy.
@@ -271,6 +288,7 @@ export async function removeRun(
   await run.close();
   try {
     await run.forget();
+    await rooms.guestConfig?.forget(run.vm);
     // The standing rules cover our own taps; others are fenced only as long as they belong to a VM of ours.
     if (run.spec.kind === 'attached') {
       const fence = await rooms.fenceFor(namespaceOf(run.spec));
@@ -292,6 +310,8 @@ export async function removeRun(
     });
   }
   rooms.ownPolicies.delete(run.vm);
+  // Its row is gone: from here on its seats go back, at the latest after the next start.
+  rooms.licenses?.forgetVm(run.vm);
 }
 
 /** A VM of which nobody knows any more is one whose accepted update nobody merges, or somebody into a disk that went on without it. */

@@ -122,7 +122,7 @@ test('a command without a daemon says how to start it', async () => {
 });
 
 const COMMANDS =
-  'audit checkpoint, audit export, audit rotate-key, audit show, audit verify, backup, clock accept, config check, config show, demo, doctor, drift, ' +
+  'audit checkpoint, audit export, audit rotate-key, audit show, audit verify, backup, clock accept, config check, config show, config sign, demo, doctor, drift, ' +
   'license-server change, license-server create, license-server expire, license-server key, ' +
   'license-server leases, license-server list, license-server log, license-server reinstate, license-server revoke, ' +
   'license-server serve, license-server suspend, license-server token, publish delegate, ' +

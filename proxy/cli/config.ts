@@ -4,6 +4,7 @@ import { ERROR_FAMILIES } from '../../src/base/errors.ts';
 import { printable } from '../../src/base/printable.ts';
 import type { CheckReport } from '../../src/guest-config/check.ts';
 import type { Config, LoadedConfig } from '../config.ts';
+import type { SignOptions } from './config-sign.ts';
 import { type Build, type Context, completeCommand } from './context.ts';
 
 /** Adds `pratique config` and its verbs. */
@@ -24,6 +25,21 @@ export function addConfigCommands(program: Command, build: Build): void {
     const isOk = guests.trouble.length === 0;
     output.show({ ok: isOk, files: loaded.files, guests }, () => checkText(loaded, guests));
     return isOk ? undefined : ERROR_FAMILIES.usage.exitCode;
+  });
+  const sign = config
+    .command('sign')
+    .description('sign the values and items of a file for one VM, as its configuration server serves them')
+    .argument('<file>', 'TOML, YAML or JSON with the tables `values` and `items`')
+    .requiredOption('--key <file>', 'ed25519 private key (PEM), mode 0600')
+    .requiredOption('--vm <name>', 'the VM that the document is for')
+    .requiredOption('--out <file>', 'where the signed document is written')
+    .option('--expires <duration>', 'how long it is good for', '30d')
+    .option('--serial <n>', 'greater than that of the document before; absent: the time in seconds');
+  const example = 'pratique config sign web1.toml --vm web1 --key signing.pem --out web1.json';
+  completeCommand<SignOptions>(sign, build, example, async (context, [file], options) => {
+    const { signConfig } = await import('./config-sign.ts');
+    await signConfig(context, file ?? '', options);
+    return undefined;
   });
 }
 

@@ -1,9 +1,11 @@
 // What the command line says of the configuration of guests: a VM's as it would get it, and the mistakes in its files.
 import assert from 'node:assert/strict';
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { makePrivatePem } from '../../src/base/dsse.ts';
+import { openDocument, readEnvelope, verifyKeysOf } from '../../src/guest-config/server-document.ts';
 import { type FakeDaemon, startFakeDaemon } from '../../test/fakes/daemon.ts';
 import { runCommandLine } from './program.ts';
 
@@ -86,4 +88,38 @@ test('config check finds mistakes in the files of guests without a daemon, and e
     assert.equal(asJson.ok, false);
     await rm(join(guests, name));
   }
+});
+
+test('config sign makes a document that a host believes, and refuses what no host would', async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), 'config-sign-'));
+  t.after(() => rm(folder, { recursive: true }));
+  const at = (name: string) => join(folder, name);
+  const key = makePrivatePem();
+  await writeFile(at('key.pem'), key, { mode: 0o600 });
+  await writeFile(at('web1.toml'), '[items.h]\nkind = "hostname"\nhostname = "web1"\n');
+  const sign = (file: string, ...more: readonly string[]) =>
+    run([
+      'config',
+      'sign',
+      at(file),
+      '--key',
+      at('key.pem'),
+      '--vm',
+      'web1',
+      '--out',
+      at('web1.json'),
+      ...more,
+      '--json',
+    ]);
+  const signed = JSON.parse((await sign('web1.toml', '--serial', '7')).stdout);
+  const envelope = readEnvelope(await readFile(at('web1.json'), 'utf8'), 'x');
+  const { document } = openDocument(envelope, { url: 'x', vm: 'web1', keys: verifyKeysOf([signed.publicKey]) });
+  assert.deepEqual([document.serial, document.vm, signed.serial], [7, 'web1', 7]);
+  assert.equal((await stat(at('web1.json'))).mode & 0o777, 0o600);
+  await writeFile(at('bad.toml'), '[items.h]\nkind = "hostname"\nhostnam = "web1"\n');
+  const refused = await sign('bad.toml');
+  assert.equal(refused.code, 2);
+  assert.match(refused.stderr, /`items.h.hostnam` is not a known key/);
+  await chmod(at('key.pem'), 0o644);
+  assert.match((await sign('web1.toml')).stderr, /is open to others/);
 });

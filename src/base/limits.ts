@@ -512,12 +512,36 @@ export const API_DRAIN_MS = 2_000;
 export const CONFIG_ITEMS_MAX = 500;
 export const CONFIG_ITEM_BYTES_MAX = 2 * 1024 * 1024;
 export const CONFIG_FILE_CHARS_MAX = 1024 * 1024;
+/** Files that one set of configuration writes in a guest: some items of many files, or many items of a few. */
+export const CONFIG_FILES_MAX = 10_000;
+/** Links of the guest's own system on the way to one of its files: more is a circle. */
+export const AGENT_CONFIG_LINKS_MAX = 16;
+/** Bytes of a file that configuration replaces, which is kept until the machine is admitted: no configuration is larger. */
+export const AGENT_CONFIG_PREVIOUS_BYTES_MAX = 16 * 1024 * 1024;
+/** Bytes of the guest's list of users, of groups, of interfaces. */
+export const AGENT_ACCOUNTS_BYTES_MAX = 4 * 1024 * 1024;
+/** Milliseconds for which the health checks of a configuration item are tried before its set is rolled back. */
+export const AGENT_CONFIG_HEALTH_MS = 30_000;
 /** Bytes of the whole configuration of one VM, rendered: what the host holds in memory while it plans. */
 export const GUEST_CONFIG_BYTES_MAX = 32 * 1024 * 1024;
 /** Named values of one layer. */
 export const GUEST_CONFIG_VALUES_MAX = 1_000;
 /** Files in the folder of guest configuration: a group or a VM each, and what editors leave. */
 export const GUEST_CONFIG_FILES_MAX = 20_000;
+/** Bytes of one signed document of a configuration server, in base64 and with its signatures. */
+export const GUEST_CONFIG_ANSWER_BYTES_MAX = 16 * 1024 * 1024;
+/** Milliseconds for a configuration server to answer, connection and body included: a VM that starts waits for it. */
+export const GUEST_CONFIG_ANSWER_TIMEOUT_MS = 15_000;
+/** Milliseconds for which a VM's document counts as asked for; and for which a server that was away is not asked again. */
+export const GUEST_CONFIG_RECHECK_MS = 60_000;
+export const GUEST_CONFIG_AWAY_MS = 30_000;
+/** Milliseconds between two rounds of questions for all VMs, and the part of it by which each round is early or late. */
+export const GUEST_CONFIG_POLL_MS = 10 * 60_000;
+export const GUEST_CONFIG_POLL_JITTER = 0.25;
+/** Milliseconds within which the first round begins: hosts of one place start together. */
+export const GUEST_CONFIG_FIRST_POLL_MS = 20_000;
+/** Questions at once to a configuration server. */
+export const GUEST_CONFIG_ASKED_AT_ONCE_MAX = 4;
 /** Bytes of one secret: a keystore with its chain has some ten thousand. */
 export const GUEST_SECRET_BYTES_MAX = 256 * 1024;
 

@@ -8,6 +8,7 @@ import type { Layer } from './layer.ts';
 import { type FileRole, listFolder, readLayer, SECRETS_SUBFOLDER } from './layer-files.ts';
 import { type Rendered, renderLayers } from './render.ts';
 import { openSecretFolder } from './secrets.ts';
+import type { ConfigServer } from './server.ts';
 import { openVersionKey } from './version-key.ts';
 
 /** What the host knows of a VM besides its name. */
@@ -27,7 +28,7 @@ export type GuestConfigOptions = {
   readonly stateFolder: string;
   readonly factsOf: (vm: string) => VmFacts;
   /** Absent: this host has no configuration server. */
-  readonly server?: { readonly documentOf: (vm: string) => Promise<ServerWord> };
+  readonly server?: Pick<ConfigServer, 'documentOf'>;
 };
 
 /** A value that went into an item, for people. */
