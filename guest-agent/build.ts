@@ -2,9 +2,9 @@
 import { readFileSync } from 'node:fs';
 import { chmod, copyFile, mkdir, mkdtemp, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { build as bundleWith, type Plugin } from 'esbuild';
+import type { Plugin } from 'esbuild';
 import { defaultCacheFolder } from '../src/base/cache-folder.ts';
 import { digestOf, digestOfFile } from '../src/base/digest.ts';
 import type { Digest } from '../src/base/digest-text.ts';
@@ -36,6 +36,9 @@ export type AgentBuildOptions = {
 export class AgentBuildError extends PratiqueError {}
 
 const HERE = dirname(fileURLToPath(import.meta.url));
+const MAIN_ENTRY = join(HERE, 'main.ts');
+/** A package brings its agents built, by the names of their entries: it has neither their sources nor a compiler. */
+const BUILT_FOLDER = join(HERE, '..', 'built-agents');
 
 /** QuickJS as Debian distributes it. */
 const QUICKJS_VERSION = '2025.04.26';
@@ -49,12 +52,19 @@ const TARGET_FLAGS = ['-Os', '-ffunction-sections', '-fdata-sections', '-fno-asy
 const NATIVE_FLAGS = ['-O2', '-Wall', '-Wextra', '-Wno-unused-parameter', '-Werror'] as const;
 const LINK_FLAGS = ['-static', '-Wl,--gc-sections', '-Wl,-z,noexecstack'] as const;
 
-/** Builds the agent, or finds it in the cache. Throws AgentBuildError that says what is missing. */
+/** Where a package has the agent of an entry, below the folder that holds its code. */
+export function builtAgentPath(entry: string = MAIN_ENTRY): string {
+  return join(BUILT_FOLDER, basename(entry, '.ts'));
+}
+
+/** Builds the agent, or finds it: in an installed package, or in the cache. Throws AgentBuildError that says what is missing. */
 export async function buildAgent(options: AgentBuildOptions): Promise<AgentBuild> {
   const { log } = options;
+  const built = builtAgentPath(options.entry);
+  if (options.version === undefined && (await exists(built))) return await describe(built, packageVersion());
   const cache = join(options.cacheFolder ?? defaultCacheFolder(), 'agent');
   const version = options.version ?? packageVersion();
-  const script = await bundle(version, options.entry ?? join(HERE, 'main.ts'));
+  const script = await bundle(version, options.entry ?? MAIN_ENTRY);
   const native = readFileSync(join(HERE, 'native.c'), 'utf8');
   const flags = [
     QUICKJS_SHA256,
@@ -72,6 +82,10 @@ export async function buildAgent(options: AgentBuildOptions): Promise<AgentBuild
     log.info({ version }, 'building the guest agent');
     await makeOnce(cache, `agent-${key}`, (folder) => buildExecutable({ folder, quickjs, script }));
   }
+  return await describe(path, version);
+}
+
+async function describe(path: string, version: string): Promise<AgentBuild> {
   const { size } = await stat(path);
   return { path, digest: await digestOfFile(path), sizeBytes: size, version };
 }
@@ -135,7 +149,9 @@ const forQuickjs: Plugin = {
 };
 
 async function bundle(version: string, entry: string): Promise<string> {
-  const result = await bundleWith({
+  // Loaded here, because an installed package is without it.
+  const { build } = await import('esbuild');
+  const result = await build({
     entryPoints: [entry],
     bundle: true,
     write: false,

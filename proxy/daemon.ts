@@ -5,14 +5,14 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import type { Clock } from '../src/base/clock.ts';
 import { writeDurably } from '../src/base/durable-file.ts';
-import { describeError, PratiqueError } from '../src/base/errors.ts';
+import { PratiqueError } from '../src/base/errors.ts';
 import { API_DRAIN_MS } from '../src/base/limits.ts';
 import type { Log } from '../src/base/log.ts';
-import { tryCommand } from '../src/base/run-command.ts';
 import { breakGlassPage, breakGlassPath } from './break-glass.ts';
 import { type Config, socketPathOf } from './config.ts';
 import { listenOnSocket, makeHttpApi } from './http-api.ts';
 import type { Service } from './service.ts';
+import { makeServiceManager } from './systemd.ts';
 
 export class DaemonError extends PratiqueError {}
 
@@ -62,12 +62,13 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       };
       await settledWithin(clock, closing, API_DRAIN_MS);
     });
-    await notifySystemd(env, '--ready', log);
+    const systemd = makeServiceManager({ env, clock, log, answers: () => service.listVms() });
+    await systemd.ready();
     log.info({ socketPath, dataFolder: config.dataFolder }, 'the daemon is ready');
     return {
       socketPath,
       close: async () => {
-        await notifySystemd(env, '--stopping', log);
+        await systemd.stopping();
         await undoAll(undo);
         log.info('the daemon has ended; VMs go on as they are');
       },
@@ -189,15 +190,4 @@ function oneAtATime(work: () => Promise<void>): () => Promise<void> {
       });
     return next;
   };
-}
-
-/** Node has no datagram sockets for the unix domain, so systemd's own program speaks for us (sd_notify(3)). */
-async function notifySystemd(env: NodeJS.ProcessEnv, what: '--ready' | '--stopping', log: Log): Promise<void> {
-  if (env.NOTIFY_SOCKET === undefined) return;
-  try {
-    const { exitCode, stderr } = await tryCommand(['systemd-notify', what, `--pid=${process.pid}`], { env });
-    if (exitCode !== 0) log.warn({ stderr }, 'systemd was not told about our state');
-  } catch (error) {
-    log.warn({ detail: describeError(error) }, 'systemd was not told about our state');
-  }
 }
