@@ -132,7 +132,14 @@ function makeReplay(view: DiskViewSource, child: ChildProcessWithoutNullStreams,
     const node = Buffer.from(replayNode(view, place));
     child.stdin.write(`replay ${place.sizeBytes} ${node.length}\n`);
     child.stdin.write(node);
-    await answers.bytes(0);
+    try {
+      await answers.bytes(0);
+    } catch (cause) {
+      if (!(cause instanceof InspectError) || !/: journal: /.test(cause.message)) throw cause;
+      throw new InspectError('guest-fault/disk-damaged', `cannot look inside ${view.path}: its journal is damaged`, {
+        cause,
+      });
+    }
   };
 }
 

@@ -24,7 +24,7 @@ after(async () => {
 
 /** What reading beside a VM must not leave on the host. */
 async function leftovers(): Promise<readonly string[]> {
-  const list = (folder: string): Promise<string[]> => readdir(folder).catch(() => []);
+  const list = async (folder: string): Promise<readonly string[]> => await readdir(folder).catch(() => []);
   const looks = await list(join(house.folder, 'data/looks'));
   const views = await list(join(house.runFolder, 'views'));
   const kept = (await list(join(house.folder, 'data/overlays'))).filter((name) => name.startsWith('.view'));
@@ -32,7 +32,7 @@ async function leftovers(): Promise<readonly string[]> {
 }
 
 const refusals = async (vm: TestVm): Promise<readonly string[]> =>
-  (await vm.audit()).flatMap(({ record }) => (record.kind === 'refusal' ? [record.code] : []));
+  (await vm.audit()).flatMap(({ record }) => (record.kind === 'refusal' ? [String(record.code)] : []));
 
 test('an honest guest is read beside while it runs, agrees with its disk, and is plugged in; nothing is left behind [A3 A10]', async (t) => {
   const vm = await house.addVm({ policy: { verify: 'disk' } });

@@ -14,11 +14,12 @@ function lie(text: string): string {
   const isReport = text.startsWith('{"type":"installed"') || text.startsWith('{"type":"confirm"');
   if (!isReport) return text;
   const message = JSON.parse(text);
-  message.results = message.results.map(({ item }: { item: string }) => ({
-    item,
-    outcome: 'installed',
-    checkPassed: true,
-  }));
+  for (const result of message.results) {
+    result.outcome = 'installed';
+    result.checkPassed = true;
+    delete result.code;
+    delete result.output;
+  }
   for (const product of message.inventory?.products ?? [])
     if (product.product === WANTED.product) product.version = WANTED.version;
   return `${JSON.stringify(message)}\n`;
