@@ -21,6 +21,10 @@ import {
   requireReboot,
 } from './boot-state.ts';
 import { type Channel, fitsChannel, type HostRequest, openChannel } from './channel.ts';
+import { configIds } from './config/apply.ts';
+import { forgetPrevious } from './config/records.ts';
+import { startDeferredNetwork } from './config/steps.ts';
+import { finishUndo, undoFiles } from './config/undo.ts';
 import { announce, clearOldAnnouncement, isAdmittedBefore } from './console.ts';
 import { Drive, type VerifiedDrive } from './drive.ts';
 import { digestOfFile } from './durable.ts';
@@ -35,7 +39,7 @@ import { type Paths, runFolder } from './paths.ts';
 import { AgentError, type Platform } from './platform/platform.ts';
 import { findHostPort } from './port.ts';
 import { allResults, RunStore } from './run-store.ts';
-import type { RunRecord } from './schemas.ts';
+import type { ConfigJournal, RunRecord } from './schemas.ts';
 
 export type AgentOptions = {
   readonly platform: Platform;
@@ -71,6 +75,8 @@ class Agent {
   readonly #repaired: Promise<void>;
   /** Whether the host has admitted this boot, so that services may come back at once. */
   #isAdmitted: boolean;
+  /** A set of configuration that a power cut broke off: its files are as before, what they stand for is not yet. */
+  #undone: ConfigJournal | null = null;
   #isWorking = false;
   #isEnding = false;
   /** The offer at work, and the session that waits for its answer. */
@@ -112,6 +118,9 @@ class Agent {
   #recover(): void {
     this.#guard(() => recoverBundle(this.#platform, this.#paths));
     this.#guard(() => restorePolicy(this.#platform, this.#paths));
+    this.#guard(() => {
+      this.#undone = undoFiles(this.#platform, this.#paths);
+    });
     this.#guard(() => clearOldAnnouncement(this.#platform, this.#paths, this.#boot));
   }
 
@@ -125,6 +134,8 @@ class Agent {
       // After the first hello, which need not wait for it.
       await this.#platform.clock.sleep(0);
       await repairPackages(this.#platform, this.#paths, this.#isAdmitted);
+      const undone = this.#undone;
+      if (undone !== null) await finishUndo(this.#platform, this.#paths, undone, this.#isAdmitted);
     } catch (error) {
       this.#platform.log(textOf(error));
     }
@@ -165,7 +176,8 @@ class Agent {
       case 'admitted':
         this.#isAdmitted = true;
         this.#guard(() => announce(this.#platform, this.#paths, { word: 'admitted', boot: this.#boot, text: [] }));
-        startDeferred(this.#platform, this.#paths).catch((error) => this.#platform.log(textOf(error)));
+        this.#guard(() => forgetPrevious(this.#platform, this.#paths));
+        this.#startDeferred().catch((error) => this.#platform.log(textOf(error)));
         return;
       case 'hold': {
         this.#isAdmitted = false;
@@ -184,6 +196,12 @@ class Agent {
       default:
         request satisfies never;
     }
+  }
+
+  /** What the machine could not do while it was unplugged. */
+  async #startDeferred(): Promise<void> {
+    await startDeferredNetwork(this.#platform, this.#paths);
+    await startDeferred(this.#platform, this.#paths);
   }
 
   /** An offer that is at work already is not begun again; its answer goes to the session that asked last. */
@@ -351,7 +369,10 @@ class Agent {
 
   async #installFrom({ folder, manifest }: VerifiedDrive, offer: Offer): Promise<void> {
     const { version, digest } = await this.#identity;
-    this.#platform.log(`installing ${manifest.items.length} items of run ${offer.run}`);
+    const configured = configIds(manifest).length;
+    this.#platform.log(
+      `installing ${manifest.items.length} items, applying ${configured} of configuration, run ${offer.run}`,
+    );
     await installManifest({
       platform: this.#platform,
       paths: this.#paths,
@@ -372,7 +393,7 @@ class Agent {
           item: item.id,
           phase,
           done,
-          total: manifest.items.length,
+          total: manifest.items.length + configured,
         });
       },
       restartAgent: () => this.#restartAgent(),

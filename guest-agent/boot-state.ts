@@ -1,5 +1,6 @@
 // What the agent remembers from boot to boot: versions at the last shutdown, and whether a reboot is due.
 import type { InstalledProduct } from '../src/model/inventory.ts';
+import { listConfig } from './config/records.ts';
 import { readRecord, removeDurably, writeRecord } from './durable.ts';
 import { isKernelDue, noteKernelTried } from './kernel-state.ts';
 import { type Paths, runFolder } from './paths.ts';
@@ -33,14 +34,16 @@ export function keepBootState(platform: Platform, paths: Paths, state: BootState
   removeDurably(platform, shutdownPath(paths));
 }
 
-/** Records what is installed when this boot ends. */
+/** Records what is installed and configured when this boot ends. */
 export function recordShutdown(
   platform: Platform,
   paths: Paths,
   boot: string,
   products: readonly InstalledProduct[],
 ): void {
-  const record: ShutdownRecord = { boot, wallTimeMs: Math.max(0, platform.clock.nowMs()), products: [...products] };
+  const config = [...listConfig(platform, paths)];
+  const wallTimeMs = Math.max(0, platform.clock.nowMs());
+  const record: ShutdownRecord = { boot, wallTimeMs, products: [...products], config };
   writeRecord(platform, shutdownPath(paths), record);
   noteKernelTried(platform, paths, products);
 }

@@ -179,5 +179,9 @@ export function readManifest(platform: Platform, path: string, expected: Expecte
   const ids = new Set(manifest.items.map((item) => item.id));
   if (ids.size !== manifest.items.length)
     throw new AgentError('manifest-malformed', 'the manifest names an item twice');
+  const { config = [], configRemoved = [] } = manifest;
+  const names = [...config.map(({ item }) => item), ...configRemoved];
+  if (new Set(names).size !== names.length)
+    throw new AgentError('manifest-malformed', 'the manifest names a configuration item twice');
   return manifest;
 }

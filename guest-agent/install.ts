@@ -1,6 +1,8 @@
 // Installs the items of a verified manifest: first every file is checked, then each item by its typed action.
 import type { Manifest, ManifestItem } from '../src/model/manifest.ts';
 import type { ItemResult } from '../src/model/result.ts';
+import { applyConfig, type ConfigContext, configIds } from './config/apply.ts';
+import { configItemId } from './config/change.ts';
 import { digestOfFile } from './durable.ts';
 import { AGENT_PACKAGE, type AgentUpdate, findUnfitAgent, updateAgent } from './installers/agent-update.ts';
 import { installBundle } from './installers/bundle.ts';
@@ -18,9 +20,9 @@ export type Installation = {
   /** Items that have their result from before a power cut or a restart. */
   readonly done: readonly ItemResult[];
   readonly ownDigest: string;
-  /** Makes results durable; only then the next item begins. */
+  /** Makes results durable; only then the next item begins. `items`: those of them that are software, in the same order. */
   readonly keep: (results: readonly ItemResult[], items: readonly ManifestItem[]) => void;
-  readonly progress: (item: ManifestItem, phase: Phase, itemsDone: number) => void;
+  readonly progress: (item: { readonly id: string }, phase: Phase, itemsDone: number) => void;
   readonly restartAgent: AgentUpdate['restart'];
   readonly isAdmitted: boolean;
   /** Remembers that processes run something that is no longer on the disk, until the next boot. */
@@ -36,13 +38,15 @@ export async function installManifest(installation: Installation): Promise<void>
   const pending = manifest.items.filter((item) => !finished.has(item.id));
   const keepAll = (items: readonly ManifestItem[], results: readonly ItemResult[]): void => {
     keep(results, items);
-    for (const item of items) finished.add(item.id);
+    for (const { item } of results) finished.add(item);
     isFailed ||= results.some((result) => result.outcome !== 'installed');
   };
   if (!isFailed) {
     // Nothing is installed unless everything on the drive is as the manifest says.
     const broken = (await verifyItems(context, pending)) ?? (await verifyArchives(context, manifest, pending));
     if (broken !== null) keepAll([broken.item], [broken.result]);
+    const brokenConfig = broken === null ? await verifyConfig(context, manifest) : null;
+    if (brokenConfig !== null) keepAll([], [brokenConfig]);
   }
   for (const group of groupsOf(pending)) {
     if (isFailed) break;
@@ -50,6 +54,35 @@ export async function installManifest(installation: Installation): Promise<void>
   }
   const skipped = pending.filter((item) => !finished.has(item.id));
   if (skipped.length > 0) keepAll(skipped, skipped.map(skippedResult));
+  // Last, because it may be for what was just installed.
+  const configured = configIds(manifest).filter((id) => !finished.has(id));
+  if (configured.length === 0) return;
+  if (isFailed)
+    keepAll(
+      [],
+      configured.map((id) => skippedResult({ id })),
+    );
+  else keepAll([], await applySet(installation, finished.size));
+}
+
+async function applySet(
+  { platform, paths, drive, manifest, isAdmitted, requireReboot, progress }: Installation,
+  itemsDone: number,
+): Promise<readonly ItemResult[]> {
+  const report: ConfigContext['report'] = (item, phase) => progress(item, phase, itemsDone);
+  return await applyConfig({ platform, paths, drive, manifest, isAdmitted, report, requireReboot });
+}
+
+/** The result of the first item of configuration whose file is not what the manifest says. */
+async function verifyConfig(context: InstallContext, { config = [] }: Manifest): Promise<ItemResult | null> {
+  for (const file of config) {
+    try {
+      await verifyFile(context, file);
+    } catch (error) {
+      return { item: configItemId(file.item), ...failure(error), durationMs: 0 };
+    }
+  }
+  return null;
 }
 
 function contextOf(installation: Installation, finished: ReadonlySet<string>): InstallContext {
@@ -148,7 +181,10 @@ async function verifyArchives(
   return await verifyItems(context, [{ ...item, files: manifest.extraFiles }]);
 }
 
-async function verifyFile({ platform, drive }: InstallContext, file: ManifestItem['files'][number]): Promise<void> {
+async function verifyFile(
+  { platform, drive }: InstallContext,
+  file: Pick<ManifestItem['files'][number], 'path' | 'sizeBytes' | 'digest'>,
+): Promise<void> {
   const path = `${drive}${file.path}`;
   const found = platform.files.stat(path);
   if (found?.kind !== 'file') throw new AgentError('file-missing', `${file.path} is not on the drive`);
@@ -170,6 +206,6 @@ async function digestOnDrive(platform: Platform, path: string): Promise<string> 
   }
 }
 
-function skippedResult(item: ManifestItem): ItemResult {
+function skippedResult(item: { readonly id: string }): ItemResult {
   return { item: item.id, outcome: 'skipped', code: 'earlier-failed', durationMs: 0 };
 }

@@ -3,6 +3,7 @@ import { MODULE_LIST_BYTES_MAX } from '../src/base/limits.ts';
 import type { InstalledProduct, Inventory, Os } from '../src/model/inventory.ts';
 import { readOsRelease } from '../src/model/os-release.ts';
 import { type BootState, isRebootRequired } from './boot-state.ts';
+import { listConfig } from './config/records.ts';
 import { readDpkgStatus } from './dpkg-status.ts';
 import { readLine, readText } from './durable.ts';
 import { runningKernelVersion } from './kernel-state.ts';
@@ -27,12 +28,13 @@ export function takeInventory(platform: Platform, paths: Paths, agent: AgentIden
   return {
     os: readOs(platform, paths),
     products,
-    config: [],
+    config: [...listConfig(platform, paths)],
     agent: { version: agent.version, digest: agent.digest },
     abilities: {
       drives: [...findDrives(platform, paths)],
       compressions: [...findCompressions(platform, paths)],
       healthChecks: true,
+      config: true,
     },
     freeBytes: platform.files.freeBytes(paths.installRoot),
     rebootRequired: isRebootRequired(platform, paths, boot.boot, products),

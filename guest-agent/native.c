@@ -201,6 +201,24 @@ static JSValue file_mode(JSContext *ctx, JSValueConst self, int argc, JSValueCon
   return result_of(ctx, fchmod(fd, mode & 07777));
 }
 
+/* fileOwner(fd, uid, gid) */
+static JSValue file_owner(JSContext *ctx, JSValueConst self, int argc, JSValueConst *argv) {
+  int fd;
+  uint32_t uid, gid;
+  if (JS_ToInt32(ctx, &fd, argv[0]) || JS_ToUint32(ctx, &uid, argv[1]) || JS_ToUint32(ctx, &gid, argv[2])) return JS_EXCEPTION;
+  return result_of(ctx, fchown(fd, uid, gid));
+}
+
+/* openFolder(path): never by a symbolic link at its end */
+static JSValue open_folder(JSContext *ctx, JSValueConst self, int argc, JSValueConst *argv) {
+  const char *path = JS_ToCString(ctx, argv[0]);
+  if (path == NULL) return JS_EXCEPTION;
+  int result = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  JSValue value = result_of(ctx, result);
+  JS_FreeCString(ctx, path);
+  return value;
+}
+
 static JSValue hard_link(JSContext *ctx, JSValueConst self, int argc, JSValueConst *argv) {
   const char *from = JS_ToCString(ctx, argv[0]);
   const char *to = from == NULL ? NULL : JS_ToCString(ctx, argv[1]);
@@ -459,6 +477,8 @@ static const JSCFunctionListEntry functions[] = {
     JS_CFUNC_DEF("fileSystemSync", 1, file_system_sync),
     JS_CFUNC_DEF("syncAll", 0, sync_all),
     JS_CFUNC_DEF("fileMode", 2, file_mode),
+    JS_CFUNC_DEF("fileOwner", 3, file_owner),
+    JS_CFUNC_DEF("openFolder", 1, open_folder),
     JS_CFUNC_DEF("hardLink", 2, hard_link),
     JS_CFUNC_DEF("freeBytes", 1, free_bytes),
     JS_CFUNC_DEF("mountReadOnly", 3, mount_read_only),

@@ -27,6 +27,7 @@ function memoryFile(bytes: Uint8Array, pieceBytes: number): OpenFile {
     hashInto: unused,
     sync: unused,
     setMode: unused,
+    setOwner: unused,
     close: () => {},
   };
 }

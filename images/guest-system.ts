@@ -55,7 +55,14 @@ export async function installGuestSystem(options: {
   await mkdir(join(root, 'etc'), { recursive: true });
   await copyFile(join(GUEST_FILES_FOLDER, 'inittab'), join(root, 'etc/inittab'));
   await installProgram(options.agentPath, join(root, AGENT_PATH));
-  for (const name of ['init', 'reboot', 'poweroff', 'halt']) await linkToBusybox(join(root, 'sbin', name));
+  for (const name of ['init', 'reboot', 'poweroff', 'halt', 'ip', 'ifup', 'ifdown'])
+    await linkToBusybox(join(root, 'sbin', name));
+  // What a network card is set by that configuration names: busybox's ifup wants its folders, and keeps its state below /var/run.
+  for (const when of ['pre-up', 'up', 'down', 'post-down'])
+    await mkdir(join(root, `etc/network/if-${when}.d`), { recursive: true });
+  await symlink('/run', join(root, 'var/run')).catch((error: unknown) => {
+    if (!(error instanceof Error && 'code' in error && error.code === 'EEXIST')) throw error;
+  });
 
   await installModuleSets(kernel, join(root, 'lib/modules/pratique'));
 }

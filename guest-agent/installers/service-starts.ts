@@ -26,7 +26,7 @@ exit 101
 `;
 
 /** Our own unit: the agent starts itself anew, in the middle of a run, when its executable was replaced. */
-const OWN_SERVICE = 'pratique-agent';
+export const OWN_SERVICE = 'pratique-agent';
 const NAME = /^[A-Za-z0-9][A-Za-z0-9@:._\\-]*$/;
 
 /** No service is started or stopped by a package's own scripts from here on. */
@@ -107,10 +107,19 @@ export async function findServiceFault(platform: Platform, paths: Paths, name: s
   return state === 'active' ? null : `it is ${state} (${shownAs('SubState')})`;
 }
 
+const isSameService = (one: string, other: string) =>
+  one === other || `${one}.service` === other || one === `${other}.service`;
+
+/** Whether a service is held back until the admission. */
+export function isDeferred(platform: Platform, paths: Paths, name: string): boolean {
+  const deferred = readText(platform, deferredPath(paths), AGENT_SERVICE_NOTES_BYTES_MAX) ?? '';
+  return deferred.split('\n').some((other) => other !== '' && isSameService(other, name));
+}
+
 /** Takes a service out of those that are held back; false if it was none. */
 function takeDeferred(platform: Platform, paths: Paths, name: string): boolean {
   const deferred = (readText(platform, deferredPath(paths), AGENT_SERVICE_NOTES_BYTES_MAX) ?? '').split('\n');
-  const isSame = (other: string) => other === name || `${other}.service` === name || other === `${name}.service`;
+  const isSame = (other: string) => isSameService(other, name);
   const rest = deferred.filter((other) => other !== '' && !isSame(other));
   if (!deferred.some(isSame)) return false;
   platform.files.remove(deferredPath(paths));
@@ -230,7 +239,8 @@ async function callServices(
   for (const name of names) await call(platform, paths, [`${paths.etc}/init.d/${name}`, verb]);
 }
 
-async function systemctl(
+/** Asks systemd; what it answers is the caller's to judge. */
+export async function systemctl(
   platform: Platform,
   paths: Paths,
   words: readonly string[],
@@ -248,7 +258,7 @@ async function call(
 ): Promise<RunResult> {
   const env = { LC_ALL: 'C', PATH: paths.programs.join(':') };
   const result = await platform.run({ argv, cwd: '/', env, timeoutMs });
-  const isQuestion = argv.includes('show') || argv.includes('status');
+  const isQuestion = ['show', 'status', 'is-active', 'is-enabled'].some((word) => argv.includes(word));
   if (result.exitCode !== 0 && !isQuestion) platform.log(`${argv.join(' ')}: exit ${result.exitCode} ${result.output}`);
   return result;
 }

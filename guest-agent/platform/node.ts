@@ -3,8 +3,10 @@ import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import {
   closeSync,
+  constants,
   existsSync,
   fchmodSync,
+  fchownSync,
   fsyncSync,
   linkSync,
   lstatSync,
@@ -18,7 +20,9 @@ import {
   type Stats,
   statfsSync,
   symlinkSync,
+  truncateSync,
   unlinkSync,
+  writeFileSync,
   writeSync,
 } from 'node:fs';
 import { connect } from 'node:net';
@@ -30,6 +34,7 @@ import {
   type FileStat,
   type Files,
   type OpenFile,
+  type OpenFolder,
   type Platform,
   type RunOptions,
   type RunResult,
@@ -87,8 +92,15 @@ function openFile(fd: number, path: string): OpenFile {
     },
     sync: () => system(`flushing ${path}`, () => fsyncSync(fd)),
     setMode: (mode) => system(`setting the mode of ${path}`, () => fchmodSync(fd, mode)),
+    setOwner: (uid, gid) => system(`setting the owner of ${path}`, () => fchownSync(fd, uid, gid)),
     close: () => system(`closing ${path}`, () => closeSync(fd)),
   };
+}
+
+function openFolder(path: string): OpenFolder {
+  const flags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
+  const fd = system(`opening the folder ${path}`, () => openSync(path, flags));
+  return { path: `/proc/self/fd/${fd}`, close: () => system(`closing ${path}`, () => closeSync(fd)) };
 }
 
 function kindOf(found: Stats): FileStat['kind'] {
@@ -100,7 +112,8 @@ function kindOf(found: Stats): FileStat['kind'] {
 function stat(path: string): FileStat | null {
   try {
     const found = lstatSync(path);
-    return { kind: kindOf(found), sizeBytes: found.size, mode: found.mode & 0o7777 };
+    const { size, mode, uid, gid } = found;
+    return { kind: kindOf(found), sizeBytes: size, mode: mode & 0o7777, uid, gid };
   } catch (error) {
     const errno = errnoOf(error);
     if (errno === 'ENOENT' || errno === 'ENOTDIR') return null;
@@ -143,6 +156,12 @@ const files: Files = {
       path,
     );
   },
+  overwrite: (path, bytes) =>
+    system(`writing ${path}`, () => {
+      truncateSync(path);
+      writeFileSync(path, bytes, { flag: 'r+' });
+    }),
+  openFolder,
   stat,
   list: (path) => system(`listing ${path}`, () => (existsSync(path) ? readdirSync(path).sort() : [])),
   makeFolder: (path, mode) => {

@@ -26,6 +26,8 @@ export type FileStat = {
   readonly kind: FileKind;
   readonly sizeBytes: number;
   readonly mode: number;
+  readonly uid: number;
+  readonly gid: number;
 };
 
 /** An open file. Every method throws SystemError. */
@@ -41,14 +43,22 @@ export type OpenFile = {
   readonly hashInto: (digest: DigestState, sizeMax: number) => number;
   readonly sync: () => void;
   readonly setMode: (mode: number) => void;
+  readonly setOwner: (uid: number, gid: number) => void;
   readonly close: () => void;
 };
+
+/** A folder held open: `path` leads to it, whatever is renamed or linked in its place meanwhile. */
+export type OpenFolder = { readonly path: string; readonly close: () => void };
 
 /** The file system. Paths are absolute. Every method throws SystemError unless it says otherwise. */
 export type Files = {
   readonly open: (path: string) => OpenFile;
   /** Makes a new file; what stood there before, other than a folder, is replaced. */
   readonly create: (path: string, mode: number) => OpenFile;
+  /** Writes to what is there, as files of /proc want it. */
+  readonly overwrite: (path: string, bytes: Uint8Array<ArrayBuffer>) => void;
+  /** Fails for a symbolic link and for anything else that is no folder. */
+  readonly openFolder: (path: string) => OpenFolder;
   /** Of the path itself, not of what a symbolic link points at; null if there is nothing. */
   readonly stat: (path: string) => FileStat | null;
   /** Names in a folder, sorted, without dots; empty if there is no such folder. */

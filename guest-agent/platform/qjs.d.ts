@@ -11,6 +11,7 @@ declare module 'qjs:os' {
   export const O_RDONLY: number;
   export const O_WRONLY: number;
   export const O_CREAT: number;
+  export const O_TRUNC: number;
   export const O_EXCL: number;
   export const S_IFMT: number;
   export const S_IFREG: number;
@@ -19,7 +20,7 @@ declare module 'qjs:os' {
   export const SIGTERM: number;
   export const SIGCHLD: number;
   export const WNOHANG: number;
-  type Stat = { readonly size: number; readonly mode: number };
+  type Stat = { readonly size: number; readonly mode: number; readonly uid: number; readonly gid: number };
   export function open(path: string, flags: number, mode?: number): number;
   export function close(fd: number): number;
   export function seek(fd: number, offset: number, whence: number): number;
@@ -52,6 +53,8 @@ declare module 'qjs:native' {
   export function fileSystemSync(fd: number): number;
   export function syncAll(): void;
   export function fileMode(fd: number, mode: number): number;
+  export function fileOwner(fd: number, uid: number, gid: number): number;
+  export function openFolder(path: string): number;
   export function hardLink(from: string, to: string): number;
   export function freeBytes(path: string): number;
   export function mountReadOnly(device: string, folder: string, type: string): number;

@@ -103,6 +103,9 @@ function openFile(fd: number, path: string): OpenFile {
     setMode: (mode) => {
       must(native.fileMode(fd, mode), `setting the mode of ${path}`);
     },
+    setOwner: (uid, gid) => {
+      must(native.fileOwner(fd, uid, gid), `setting the owner of ${path}`);
+    },
     close: () => {
       must(os.close(fd), `closing ${path}`);
     },
@@ -131,7 +134,10 @@ function isAbsent(errno: number): boolean {
 
 function stat(path: string): ReturnType<Files['stat']> {
   const [found, errno] = os.lstat(path);
-  if (found !== null) return { kind: kindOf(found.mode), sizeBytes: found.size, mode: found.mode & 0o7777 };
+  if (found !== null) {
+    const { size, mode, uid, gid } = found;
+    return { kind: kindOf(mode), sizeBytes: size, mode: mode & 0o7777, uid, gid };
+  }
   if (isAbsent(errno)) return null;
   throw new SystemError(errnoName(-errno), `looking at ${path}`);
 }
@@ -142,6 +148,23 @@ const files: Files = {
     // Removed first and made exclusively: a symbolic link that stands there is never followed.
     if (stat(path) !== null) must(os.remove(path), `replacing ${path}`);
     return openFile(must(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), `making ${path}`), path);
+  },
+  overwrite: (path, bytes) => {
+    const file = openFile(must(os.open(path, os.O_WRONLY | os.O_TRUNC), `opening ${path}`), path);
+    try {
+      file.write(bytes);
+    } finally {
+      file.close();
+    }
+  },
+  openFolder: (path) => {
+    const fd = must(native.openFolder(path), `opening the folder ${path}`);
+    return {
+      path: `/proc/self/fd/${fd}`,
+      close: () => {
+        must(os.close(fd), `closing ${path}`);
+      },
+    };
   },
   stat,
   list: (path) => {

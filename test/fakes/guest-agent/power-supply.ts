@@ -79,27 +79,33 @@ export class PowerSupply {
       list: guarded(files.list),
       readLink: guarded(files.readLink),
       freeBytes: guarded(files.freeBytes),
-      create: (path, mode) => {
+      overwrite: guarded(files.overwrite),
+      openFolder: guarded(files.openFolder),
+      create: (given, mode) => {
         this.#step();
+        const path = real(given);
         const restore = keep(path);
         const file = files.create(path, mode);
         change([path], restore);
         this.#unflushed.add(path);
         return this.#wrapFile(file, path);
       },
-      makeFolder: (path, mode) => {
+      makeFolder: (given, mode) => {
         this.#step();
+        const path = real(given);
         files.makeFolder(path, mode);
         change([path], () => rmSync(path, { recursive: true }));
       },
-      remove: (path) => {
+      remove: (given) => {
         this.#step();
+        const path = real(given);
         const restore = keep(path);
         files.remove(path);
         change([path], restore);
       },
-      rename: (from, to) => {
+      rename: (givenFrom, givenTo) => {
         this.#step();
+        const [from, to] = [real(givenFrom), real(givenTo)];
         const restore = keep(to);
         files.rename(from, to);
         const moved = (file: string): string => (isBelow(from, file) ? to + file.slice(from.length) : file);
@@ -109,8 +115,9 @@ export class PowerSupply {
           restore();
         });
       },
-      symlink: (target, path) => {
+      symlink: (target, given) => {
         this.#step();
+        const path = real(given);
         files.symlink(target, path);
         change([path], () => rmSync(path));
       },
@@ -119,8 +126,9 @@ export class PowerSupply {
         files.hardLink(from, to);
         change([to], () => rmSync(to));
       },
-      syncFolder: (path) => {
+      syncFolder: (given) => {
         this.#step();
+        const path = real(given);
         files.syncFolder(path);
         this.#flushed((folder) => folder === path);
       },
@@ -144,6 +152,10 @@ export class PowerSupply {
         this.#step();
         file.setMode(mode);
       },
+      setOwner: (uid, gid) => {
+        this.#step();
+        file.setOwner(uid, gid);
+      },
       sync: () => {
         this.#step();
         file.sync();
@@ -151,6 +163,12 @@ export class PowerSupply {
       },
     };
   }
+}
+
+/** The path behind a folder held open: its number means something else as soon as it is closed. */
+function real(path: string): string {
+  const [, link = '', rest = ''] = /^(\/proc\/self\/fd\/\d+)(.*)$/.exec(path) ?? [];
+  return link === '' ? path : readlinkSync(link) + rest;
 }
 
 function isBelow(folder: string, path: string): boolean {
