@@ -1,6 +1,6 @@
 // What a VM is to have, from the files of a host: inheritance, named values, secrets, and what is said of mistakes.
 import assert from 'node:assert/strict';
-import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -263,4 +263,20 @@ test('a file that everybody may write, and two files for the same, are trouble; 
   await chmod(join(folder, 'default.toml'), 0o644);
   await write({ 'default.yaml': '' });
   assert.match((await config.resolve('web1'))?.trouble.join('') ?? '', /are for the same/);
+});
+
+test('the examples of the page are what a VM can get', async (t) => {
+  const page = await readFile(new URL('../../docs/guest-config.md', import.meta.url), 'utf8');
+  const files = [...page.matchAll(/```toml\n# ((?:default|group-|vm-)[^\n]*)\n([^`]*)```/g)].map(
+    ([, name = '', text = '']) => [name, text] as const,
+  );
+  assert.equal(files.length, 3);
+  const secrets = { 'secrets/db-password': 'x-y-z-1\n', 'secrets/shop/license.key': 'l-i-c-1' };
+  const { config } = await house(t, { ...Object.fromEntries(files), ...secrets });
+  const found = await config.resolve('web1');
+  assert.deepEqual([found?.trouble, found?.remarks], [[], []]);
+  assert.deepEqual(
+    found?.items.map(({ item }) => item),
+    ['admins', 'hostname', 'lan', 'shop'],
+  );
 });
