@@ -14,7 +14,7 @@ export function makeRandom(from: number = seed): () => number {
 }
 
 /** So many of them in their order, one from each of as many equal parts; all of them in a full run. */
-export function sample<T>(all: readonly T[], size: number, random: () => number): readonly T[] {
+export function sample<T>(all: readonly T[], size: number, random = makeRandom()): readonly T[] {
   if (isFull || all.length <= size) return all;
   const part = all.length / size;
   const chosen = new Set(Array.from({ length: size }, (_, index) => Math.floor((index + random()) * part)));
