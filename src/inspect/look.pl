@@ -12,8 +12,8 @@
 #   read OFFSET LENGTH           bytes of the image
 #   debugfs OFFSET MAX LENGTH    runs the LENGTH bytes that follow as debugfs commands on the filesystem at OFFSET, or on the
 #                                `replayed` one; FLAG is 1 if more than MAX bytes came of it, and then it was cut there
-#   replay SIZE LENGTH           shows the block node in the LENGTH bytes that follow, which lies over a partition of SIZE bytes
-#                                and writes to /disk/1, and replays the journal of the filesystem on it there
+#   replay SIZE MAX LENGTH       shows the block node in the LENGTH bytes that follow, which lies over a partition of SIZE bytes
+#                                and writes at most MAX bytes to /disk/1, and replays the journal of the filesystem on it there
 use strict;
 use warnings;
 use Fcntl qw(F_UNLCK F_WRLCK O_RDONLY O_CREAT O_WRONLY S_ISCHR);
@@ -139,12 +139,12 @@ sub refuse_written {
 }
 
 sub show_image {
-    my ( $node, $name, $writable ) = @_;
+    my ( $node, $name, $writable, @bounds ) = @_;
     my $export = "type=fuse,id=$name,node-name=$name,mountpoint=/disk/$name,writable=$writable";
     my $pid = fork // fail("fork: $!");
     if ( $pid == 0 ) {
         redirect( '/disk/words', 2 );
-        my @command = ( 'qemu-storage-daemon', '--daemonize', '--blockdev', $node, '--export', $export );
+        my @command = ( @bounds, 'qemu-storage-daemon', '--daemonize', '--blockdev', $node, '--export', $export );
         exec { $command[0] } @command or POSIX::_exit(127);
     }
     waitpid $pid, 0;
@@ -155,16 +155,16 @@ sub show_image {
 
 # A journal holds what the filesystem does not have in its place yet. What replaying it writes goes to a file of its own.
 sub replay {
-    my ( $size, $length ) = @_;
+    my ( $size, $max, $length ) = @_;
     my $node = bytes_of_stdin($length);
     run_quietly( 'qemu-img', 'create', '-q', '-f', 'qcow2', '/disk/1', $size ) == 0
       or return say_all( 'error making room for a journal: ' . words_on_one_line() . "\n" );
     make_file('/disk/replayed');
-    show_image( $node, 'replayed', 'on' );
+    show_image( $node, 'replayed', 'on', 'prlimit', "--fsize=$max" );
     my $code = run_quietly( 'e2fsck', '-y', '-E', 'journal_only', '/disk/replayed' );
     return say_all("error e2fsck is not installed\n") if $code == 127;
     # 1: it did what there was to do (e2fsck(8)).
-    return say_all( "error journal: " . words_on_one_line() . "\n" ) if $code > 1;
+    return say_all( "error journal: e2fsck ended with $code: " . words_on_one_line() . "\n" ) if $code > 1;
     answer( '', 0 );
 }
 
@@ -184,6 +184,7 @@ sub run_quietly {
 sub words_on_one_line {
     my $words = words_of('/disk/words');
     $words =~ s/[^\x20-\x7e]+/ /g;
+    $words =~ s/^e2fsck [^)]*\) //;
     return substr( $words, 0, 400 );
 }
 
@@ -215,7 +216,7 @@ sub serve {
         if    ( $line =~ /^read (\d{1,16}) (\d{1,8})$/ )                { read_range( $image, $1, $2 ) }
         elsif ( $line =~ /^debugfs (\d{1,16}) (\d{1,9}) (\d{1,7})$/ ) { run_debugfs( "/disk/image?offset=$1", $2, $3 ) }
         elsif ( $line =~ /^debugfs replayed (\d{1,9}) (\d{1,7})$/ )   { run_debugfs( '/disk/replayed', $1, $2 ) }
-        elsif ( $line =~ /^replay (\d{1,16}) (\d{1,5})$/ )            { replay( $1, $2 ) }
+        elsif ( $line =~ /^replay (\d{1,16}) (\d{1,10}) (\d{1,5})$/ ){ replay( $1, $2, $3 ) }
         else                                                          { exit 1 }
     }
     exit 0;
