@@ -1,7 +1,7 @@
 // What the surfaces may ask of the host's licenses. licenses.ts answers over the vault, the leases and the license servers.
-
 import type { LeaseRow } from '../src/license/lease-rows.ts';
 import type { UseRow } from '../src/license/lease-use.ts';
+import { LicenseError } from '../src/license/license-error.ts';
 import type { SealedBy } from '../src/license/seal.ts';
 import type { VmId } from '../src/model/ids.ts';
 
@@ -110,3 +110,18 @@ export type LicenseService = {
     readonly sinceMs: number;
   }) => Promise<readonly LicenseUse[]>;
 };
+
+/** Of a host that keeps none: in the simulator. */
+export function noLicenses(): LicenseService {
+  const refuse = async (): Promise<never> => {
+    throw new LicenseError('usage/licenses', 'this host keeps no licenses');
+  };
+  return {
+    ...{ addLicense: refuse, showLicense: refuse, rotateLicense: refuse, revokeLicense: refuse, removeLicense: refuse },
+    releaseSeats: refuse,
+    listLicenses: async () => [],
+    checkLicenses: async () => [],
+    leases: async () => [],
+    licenseUse: async () => [],
+  };
+}
