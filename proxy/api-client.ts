@@ -9,6 +9,7 @@ import {
   API_STREAM_RECONNECTS_MAX,
 } from '../src/base/limits.ts';
 import type { EventFrame } from './event-stream.ts';
+import { licenseCalls } from './licenses-client.ts';
 import { ApiError, errorOfProblem, isProblem } from './problem.ts';
 import type { Service, VmEventRecord } from './service.ts';
 
@@ -25,6 +26,7 @@ export function makeApiClient(options: ApiClientOptions): Service {
   const ask = async <T>(call: Call): Promise<T> => (await askDaemon(options, call)) as T; // The cast holds: the daemon's serializer sends what the schema of this route declares.
   const vmPath = (vm: string, verb = '') => `/v1/vms/${encodeURIComponent(vm)}${verb}`;
   return {
+    ...licenseCalls(ask),
     addVm: async (spec, policy, options = {}) =>
       await ask({ method: 'POST', path: '/v1/vms', body: { spec, policy, ...options } }),
     vmPolicy: async (vm) => await ask({ method: 'GET', path: vmPath(vm, '/policy') }),

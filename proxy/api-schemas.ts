@@ -120,6 +120,7 @@ const vmViewFields = {
   specDigest: Type.String(),
   policy: PolicySchema,
   group: nullable(Type.String()),
+  tenant: Type.String({ description: 'Who it belongs to' }),
   ungatedNics: Type.Array(Type.String()),
   fenceDropped: Type.Object({ fromGuest: count, toGuest: count }, strict),
   why: WhySchema,

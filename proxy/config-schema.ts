@@ -155,6 +155,14 @@ export const GroupNameSchema = Type.String({
 const GroupSchema = Type.Object(
   {
     policy: Type.Optional(FilePolicySchema),
+    tenant: Type.Optional(
+      Type.String({
+        minLength: 1,
+        maxLength: 64,
+        pattern: GROUP_NAME_PATTERN,
+        description: 'Whom its VMs belong to: seats and use of licenses are metered by it',
+      }),
+    ),
     vms: Type.Optional(
       Type.Array(Type.String({ minLength: 1, maxLength: 64, pattern: '^[A-Za-z0-9._-]*\\*?$' }), {
         maxItems: 1000,
@@ -238,6 +246,19 @@ export const ConfigFileSchema = Type.Object(
         maxProperties: 1000,
         description: 'Groups of VMs by name, each with a policy of its own',
       }),
+    ),
+    licenses: Type.Optional(
+      Type.Object(
+        {
+          leaseDuration: duration('How long a seat is asked for, for example "24h"; it is renewed at a third of that'),
+          grace: duration(
+            'How long a lease goes on counting after its end while its server cannot be asked, for example "72h"',
+          ),
+          idleRelease: duration('After how long a seat that nothing was needed of is given back, for example "30d"'),
+          poll: duration('How often license servers are asked what was revoked, for example "30s"'),
+        },
+        { ...strict, description: 'Seats of licenses' },
+      ),
     ),
     network: Type.Optional(
       Type.Object(

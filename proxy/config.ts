@@ -5,6 +5,7 @@ import { dirname, join, resolve } from 'node:path';
 import { PratiqueError } from '../src/base/errors.ts';
 import { CONFIG_FILE_BYTES_MAX, SOCKET_PATH_BYTES_MAX } from '../src/base/limits.ts';
 import { printable } from '../src/base/printable.ts';
+import type { LeasePolicy } from '../src/license/lease-policy.ts';
 import { DEFAULT_POLICY, type Policy } from '../src/model/policy.ts';
 import type { ConfigFile, FilePolicy } from './config-schema.ts';
 import { durationMs } from './duration.ts';
@@ -26,6 +27,8 @@ export type Config = {
   /** What of it the files say, so that a value's origin can be told. */
   readonly policyOfFiles: Partial<Policy>;
   readonly groups: Groups;
+  /** How leases are kept, and how often license servers are asked for revocations. */
+  readonly licenses: LeasePolicy & { readonly pollMs: number };
   readonly network: { readonly bridge: string };
   /** Seconds a run may stay in a state, where they differ from the usual ones. */
   readonly deadlines: NonNullable<ConfigFile['deadlines']>;
@@ -43,7 +46,12 @@ export type GuestConfigServer = Omit<NonNullable<ConfigFile['guestConfigServer']
 };
 
 /** A policy for several VMs: those that were added to it, and those whose names match. */
-export type Group = { readonly policy: Partial<Policy>; readonly vms: readonly string[] };
+export type Group = {
+  readonly policy: Partial<Policy>;
+  readonly vms: readonly string[];
+  /** Whom its VMs belong to. */
+  readonly tenant?: string;
+};
 export type Groups = Readonly<Record<string, Group>>;
 
 /** The configuration and the files it came from, in the order they were read. */
@@ -176,6 +184,7 @@ function mergeFiles(read: readonly { readonly file: ConfigFile; readonly path: s
       ...file,
       policy: { ...merged.policy, ...file.policy },
       groups: mergeGroups(merged.groups ?? {}, file.groups ?? {}),
+      licenses: { ...merged.licenses, ...file.licenses },
       network: { ...merged.network, ...file.network },
       deadlines: { ...merged.deadlines, ...file.deadlines },
       vendors: [...(merged.vendors ?? []), ...(file.vendors ?? [])],
@@ -198,6 +207,16 @@ function mergeGroups(before: FileGroups, after: FileGroups): FileGroups {
   );
 }
 
+function completeLicenses(file: NonNullable<ConfigFile['licenses']>): Config['licenses'] {
+  const ms = (text: string | undefined, usual: string) => durationMs(text ?? usual) ?? 0;
+  return {
+    durationMs: ms(file.leaseDuration, '24h'),
+    graceMs: ms(file.grace, '72h'),
+    idleMs: ms(file.idleRelease, '30d'),
+    pollMs: ms(file.poll, '30s'),
+  };
+}
+
 function completeGroups(groups: FileGroups): Groups {
   const owners = new Map<string, string>();
   for (const [name, { vms = [] }] of Object.entries(groups)) {
@@ -211,9 +230,9 @@ function completeGroups(groups: FileGroups): Groups {
       owners.set(pattern, name);
     }
   }
-  const complete = Object.entries(groups).map(([name, { policy = {}, vms = [] }]): [string, Group] => [
+  const complete = Object.entries(groups).map(([name, { policy = {}, vms = [], tenant }]): [string, Group] => [
     name,
-    { policy: checkedPolicy(policy), vms },
+    { policy: checkedPolicy(policy), vms, ...(tenant === undefined ? {} : { tenant }) },
   ]);
   return Object.fromEntries(complete);
 }
@@ -239,6 +258,7 @@ function completeConfig(file: ConfigFile, folders: Folders, env: NodeJS.ProcessE
     policy: { ...DEFAULT_POLICY, ...policyOfFiles },
     policyOfFiles,
     groups: completeGroups(file.groups ?? {}),
+    licenses: completeLicenses(file.licenses ?? {}),
     network: { bridge: file.network?.bridge ?? BRIDGE_DEFAULT },
     deadlines: file.deadlines ?? {},
     uids: file.uids ?? UIDS_DEFAULT,

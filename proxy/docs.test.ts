@@ -21,13 +21,14 @@ const tomlOf = (text: string): string =>
 
 test('the configuration page names every key, and its example is a correct file', async () => {
   const text = await page('configuration.md');
-  const tables = ['policy', 'groups', 'network', 'deadlines', 'uids'];
+  const tables = ['policy', 'groups', 'licenses', 'network', 'deadlines', 'uids'];
   const keys = Object.keys(ConfigFileSchema.properties).filter((key) => !tables.includes(key));
   const deadlines = Object.keys(STATE_DEADLINES_MS).map((state) => `deadlines.${state}`);
   const policy = Object.entries(FilePolicySchema.properties)
     .filter(([, schema]) => !('deprecated' in schema))
     .map(([key]) => `policy.${key}`);
-  for (const key of [...keys, ...policy, ...deadlines, 'network.bridge', 'uids.first', 'groups.NAME.policy'])
+  const licenses = ['leaseDuration', 'grace', 'idleRelease', 'poll'].map((key) => `licenses.${key}`);
+  for (const key of [...keys, ...policy, ...deadlines, ...licenses, 'groups.NAME.tenant', 'network.bridge', 'uids.first', 'groups.NAME.policy'])
     assert.ok(text.includes(`\`${key}\``), key);
   const example = await parseConfigText(tomlOf(text), 'configuration.md');
   assert.equal(example.vendors?.length, 2);

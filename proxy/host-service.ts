@@ -20,6 +20,8 @@ import { explain } from '../src/update/why.ts';
 import type { VendorStatus } from '../src/vendor/vendor.ts';
 import { runDoctor } from './doctor.ts';
 import type { HostRooms } from './host-rooms.ts';
+import { DEFAULT_TENANT } from './licenses.ts';
+import { noLicenses } from './licenses-service.ts';
 import type { DriftRow, PolicyView, Service, VmEventRecord, VmView, Why } from './service.ts';
 import type { VendorBook } from './vendor-book.ts';
 import {
@@ -52,7 +54,8 @@ export function makeService(rooms: HostRooms): Service {
   };
 
   return {
-    addVm: async (spec, policy, { group } = {}) => {
+    ...(rooms.licenses?.service ?? noLicenses()),
+    addVm: async (spec, policy, { group, tenant } = {}) => {
       if (rooms.runs.has(spec.vm)) {
         throw new PratiqueError('conflict/vm-exists', `there is a VM ${spec.vm} already`, {
           next: `remove it first: pratique vm remove ${spec.vm}`,
@@ -62,9 +65,12 @@ export function makeService(rooms: HostRooms): Service {
       const change = { set: policy, unset: [], ...(group === undefined ? {} : { group }) };
       const given = changedPolicy(rooms.config, spec.vm, { own: {}, group: null }, change);
       checkPolicyFits(spec, policyOf(rooms.config, spec.vm, given));
+      // Before anything can be asked for it: what it may have depends on whose it is.
+      rooms.licenses?.setTenant(spec.vm, tenant ?? null);
       const run = rooms.addRun(spec, given);
       const ungated = ungatedNicsOf(spec);
-      const said = [changeText(change), ungated.length === 0 ? '' : `NICs not gated: ${ungated.join(', ')}`];
+      const whose = tenant === undefined ? '' : `tenant ${tenant}`;
+      const said = [changeText(change), whose, ungated.length === 0 ? '' : `NICs not gated: ${ungated.join(', ')}`];
       await recordOperator(
         run,
         'vm-added',
@@ -161,7 +167,7 @@ export function makeService(rooms: HostRooms): Service {
     checkVendor: async (name) => (await vendors.registry.refresh(name, {})).map((report) => withAge(rooms, report)),
     vendorOffers: async (name) => await vendors.registry.get(name).offers(),
     drift: async () => await driftOf(rooms),
-    doctor: async () => await runDoctor(rooms),
+    doctor: async () => [...(await runDoctor(rooms)), ...((await rooms.licenses?.doctorLines()) ?? [])],
     acceptClock: async ({ reason, actor }) => {
       const { trustTime } = rooms;
       const before = trustedNowMs(clock);
@@ -261,6 +267,7 @@ async function viewOf(rooms: HostRooms, run: VmRun): Promise<VmView> {
     specDigest: run.specDigest,
     policy: run.policy,
     group: policyOf(rooms.config, run.vm, ownPolicyOf(rooms, run)).group,
+    tenant: rooms.licenses?.tenantOf(run.vm) ?? DEFAULT_TENANT,
     ungatedNics: ungatedNicsOf(run.spec),
     fenceDropped: await fenceDroppedOf(rooms, run),
     why: whyOf(rooms, run),

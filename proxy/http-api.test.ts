@@ -19,6 +19,7 @@ import {
 } from '../test/fakes/service.ts';
 import { makeApiClient } from './api-client.ts';
 import { listenOnSocket, makeHttpApi, openApiText } from './http-api.ts';
+import type { LicenseDefinition } from './licenses-service.ts';
 import type { Service, VmEventRecord } from './service.ts';
 
 let folder = '';
@@ -67,6 +68,15 @@ const raw = async (method: string, path: string, body = '', headers: Record<stri
     sent.end(body);
   });
 
+const LICENSE: LicenseDefinition = {
+  license: 'acme',
+  kind: 'pratique',
+  serverUrl: 'https://licenses.example',
+  publicKey: '-----BEGIN PUBLIC KEY-----',
+  origins: ['https://updates.example'],
+  tenants: ['retail'],
+};
+
 test('every method of the service gives the same answer over the socket as beside it', async () => {
   const twin = makeFakeService();
   const web = 'web';
@@ -95,6 +105,20 @@ test('every method of the service gives the same answer over the socket as besid
     (s) => s.checkVendor(null),
     (s) => s.checkVendor('acme'),
     (s) => s.vendorOffers('acme'),
+    (s) => s.addVm({ ...SAMPLE_SPEC, vm: vmId('db3') }, {}, { tenant: 'retail' }),
+    (s) => s.addLicense(LICENSE, { token: 'key-0123456789', isUnchecked: false, actor: 'ann' }),
+    (s) => s.listLicenses(),
+    (s) => s.showLicense('acme'),
+    (s) => s.checkLicenses(null),
+    (s) => s.checkLicenses('acme'),
+    (s) => s.rotateLicense('acme', { token: 'key-0123456789', actor: 'ann' }),
+    (s) => s.revokeLicense('acme', { reason: 'it leaked', actor: 'ann' }),
+    (s) => s.removeLicense('acme', { isForced: true, actor: 'ann' }),
+    (s) => s.leases({}),
+    (s) => s.leases({ vm: web, license: 'acme' }),
+    (s) => s.releaseSeats(web, { actor: 'ann' }),
+    (s) => s.licenseUse({ sinceMs: 5 }),
+    (s) => s.licenseUse({ tenant: 'retail', sinceMs: 5 }),
     (s) => s.drift(),
     (s) => s.doctor(),
     (s) => s.auditEntries({ afterSeq: 0, limit: 5, vm: web }),
@@ -293,5 +317,5 @@ test('the shipped OpenAPI document is up to date and describes every route', asy
   const document = JSON.parse(shipped);
   assert.deepEqual(document, JSON.parse(await openApiText(api)), 'run: node proxy/generate.ts');
   assert.equal(document.openapi, '3.1.0');
-  assert.equal(Object.keys(document.paths).length, 25);
+  assert.equal(Object.keys(document.paths).length, 34);
 });

@@ -41,6 +41,8 @@ import {
   VendorNameSchema,
 } from './config-schema.ts';
 import { serveEvents } from './event-stream.ts';
+import { addLicenseRoutes } from './licenses-api.ts';
+import { LeaseViewSchema, LicenseUseSchema, LicenseViewSchema, TenantSchema } from './licenses-schemas.ts';
 import { ApiError, problemOf } from './problem.ts';
 import { ScrubViewSchema } from './scrubbing.ts';
 import type { Service } from './service.ts';
@@ -61,7 +63,8 @@ const page = {
 interface TypeboxProvider extends FastifyTypeProvider {
   readonly validator: this['schema'] extends TSchema ? Static<this['schema']> : unknown;
 }
-type Api = FastifyInstance<
+/** What the routes of a room are added to. */
+export type Api = FastifyInstance<
   FastifyInstance['server'],
   import('node:http').IncomingMessage,
   import('node:http').ServerResponse,
@@ -97,6 +100,7 @@ export async function makeHttpApi(options: ApiOptions): Promise<Api> {
   addReadingRoutes(app, options.service);
   addAuditRoutes(app, options.service);
   addVendorRoutes(app, options.service);
+  addLicenseRoutes(app, options.service, { answers, listOf, refTo, problems: PROBLEMS });
   addUpkeepRoutes(app, options.service);
   app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger());
   const closeStreams = serveEvents(app.server, options);
@@ -183,6 +187,9 @@ const NAMED_SCHEMAS = {
   DoctorLine: DoctorLineSchema,
   DriftRow: DriftRowSchema,
   Inspection: InspectionSchema,
+  Lease: LeaseViewSchema,
+  License: LicenseViewSchema,
+  LicenseUse: LicenseUseSchema,
   Plan: PlanSchema,
   Policy: PolicyViewSchema,
   Problem: ProblemSchema,
@@ -207,6 +214,14 @@ const listOf = (name: string, item: SchemaName) => ({
 });
 const PROBLEMS = { '4xx': refTo('Problem'), '5xx': refTo('Problem') };
 
+/** How routes tell what they answer with. */
+export type RouteParts = {
+  readonly answers: typeof answers;
+  readonly listOf: typeof listOf;
+  readonly refTo: typeof refTo;
+  readonly problems: typeof PROBLEMS;
+};
+
 /** Answers of a route: its own, and problems. */
 function answers(status: 200 | 201, schema: object, description: string) {
   return { [status]: { description, content: { 'application/json': { schema } } }, ...PROBLEMS };
@@ -220,13 +235,19 @@ function addVmRoutes(app: Api, service: Service): void {
     async () => ({ vms: await service.listVms() }),
   );
   const body = Type.Object(
-    { spec: VmSpecSchema, policy: Type.Optional(PartialPolicySchema), group: Type.Optional(GroupNameSchema) },
+    {
+      spec: VmSpecSchema,
+      policy: Type.Optional(PartialPolicySchema),
+      group: Type.Optional(GroupNameSchema),
+      tenant: Type.Optional(TenantSchema),
+    },
     strict,
   );
   const added = answers(201, refTo('Vm'), 'The new VM');
   app.post('/v1/vms', { schema: { summary: 'Add a VM', body, response: added } }, async (request, reply) => {
-    const { spec, policy = {}, group } = request.body;
-    const created = await service.addVm(spec, policy, group === undefined ? {} : { group });
+    const { spec, policy = {}, group, tenant } = request.body;
+    const given = { ...(group === undefined ? {} : { group }), ...(tenant === undefined ? {} : { tenant }) };
+    const created = await service.addVm(spec, policy, given);
     return await reply.code(201).send(created);
   });
   const detail = answers(200, refTo('VmDetail'), 'The VM, its spec and its installed products');

@@ -12,6 +12,7 @@ import type { Inspection } from '../src/update/staging.ts';
 import type { VendorConfig } from '../src/vendor/registry.ts';
 import type { VendorStatus } from '../src/vendor/vendor.ts';
 import type { DoctorLine } from './doctor-line.ts';
+import type { LicenseService } from './licenses-service.ts';
 import type { PolicyChange } from './policy-words.ts';
 import type { ScrubView } from './scrubbing.ts';
 
@@ -76,6 +77,8 @@ export type VmView = {
   readonly specDigest: string;
   readonly policy: Policy;
   readonly group: string | null;
+  /** Who it belongs to: by its own word, by its group, or `default`. */
+  readonly tenant: string;
   /** NICs that are never unplugged or fenced. */
   readonly ungatedNics: readonly string[];
   /** Frames the fence dropped from and to this VM since its taps exist. */
@@ -144,8 +147,12 @@ export type AuditReport = {
 };
 
 /** Every method throws a PratiqueError with a code of the one table; unknown VMs are `not-found/vm`. */
-export type Service = {
-  readonly addVm: (spec: VmSpec, policy: Partial<Policy>, options?: { readonly group?: string }) => Promise<VmView>;
+export type Service = LicenseService & {
+  readonly addVm: (
+    spec: VmSpec,
+    policy: Partial<Policy>,
+    options?: { readonly group?: string; readonly tenant?: string },
+  ) => Promise<VmView>;
   readonly vmPolicy: (vm: string) => Promise<PolicyView>;
   /** Changes what was decided for this VM alone; audited. It counts from the next plan on and unplugs nothing. */
   readonly setVmPolicy: (vm: string, change: PolicyChange & { readonly actor: string }) => Promise<PolicyView>;

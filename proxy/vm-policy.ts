@@ -30,6 +30,13 @@ export function policyOf(config: Pick<Config, 'policyOfFiles' | 'groups'>, vm: s
   return { ...resolved, group, trouble };
 }
 
+/** Whom a VM belongs to by its group; null: that says nothing, or it has none. */
+export function tenantOfGroup(config: Pick<Config, 'groups'>, vm: string, given: OwnPolicy | undefined): string | null {
+  const group = given?.group ?? groupByName(config.groups, vm);
+  const known = group !== null && Object.hasOwn(config.groups, group) ? config.groups[group] : undefined;
+  return known?.tenant ?? null;
+}
+
 /** The group with the longest pattern that the name matches; a whole name is longer than any beginning. */
 export function groupByName(groups: Groups, vm: string): string | null {
   let best: { readonly group: string; readonly length: number } | null = null;

@@ -12,6 +12,7 @@ import type { Command } from 'commander';
 import { systemClock } from '../../src/base/clock.ts';
 import { PratiqueError } from '../../src/base/errors.ts';
 import { type FakeDaemon, startFakeDaemon } from '../../test/fakes/daemon.ts';
+import { SAMPLE_USE } from '../../test/fakes/license-service.ts';
 import { makeFakeService, SAMPLE_DRIFT, SAMPLE_INSPECTION, SAMPLE_SPEC, vmId } from '../../test/fakes/service.ts';
 import { buildProgram, runCommandLine } from './program.ts';
 
@@ -123,6 +124,8 @@ test('a command without a daemon says how to start it', async () => {
 
 const COMMANDS =
   'audit checkpoint, audit export, audit rotate-key, audit show, audit verify, backup, clock accept, config check, config show, config sign, demo, doctor, drift, ' +
+  'license add, license check, license leases, license list, license release, license remove, license revoke, ' +
+  'license rotate, license show, license usage, ' +
   'license-server change, license-server create, license-server expire, license-server key, ' +
   'license-server leases, license-server list, license-server log, license-server reinstate, license-server revoke, ' +
   'license-server serve, license-server suspend, license-server token, publish delegate, ' +
@@ -175,6 +178,11 @@ test('with --json every reading command prints one document with what the servic
     [['vendor', 'list'], { vendors: await service.listVendors() }],
     [['vendor', 'list', 'acme'], { releases: await service.vendorOffers('acme') }],
     [['vendor', 'check'], { vendors: await service.checkVendor(null) }],
+    [['license', 'list'], { licenses: await service.listLicenses() }],
+    [['license', 'show', 'acme'], await service.showLicense('acme')],
+    [['license', 'check'], { licenses: await service.checkLicenses(null) }],
+    [['license', 'leases', '--vm', 'web'], { leases: await service.leases({ vm: 'web' }) }],
+    [['license', 'usage', '--since', '1970-01-02'], { sinceMs: 86_400_000, use: [SAMPLE_USE] }],
     [['drift'], { drift: await service.drift() }],
     [['doctor'], { isFit: true, lines: await service.doctor() }],
     [['audit', 'checkpoint'], await service.auditCheckpoint()],

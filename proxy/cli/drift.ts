@@ -1,9 +1,9 @@
 // pratique drift: what is installed against what is the latest.
 import { type Command, Option } from 'commander';
 import { EXIT_DRIFT } from '../../src/base/errors.ts';
-import { printable } from '../../src/base/printable.ts';
 import type { DriftRow } from '../service.ts';
 import { type Build, completeCommand } from './context.ts';
+import { csvText } from './csv.ts';
 import { renderTable } from './table.ts';
 import { durationText } from './text.ts';
 
@@ -53,7 +53,7 @@ function hasDrift(drift: readonly DriftRow[], failOn: DriftOptions['failOn']): b
   return drift.some(({ kind }) => failOn === 'any' || kind === 'security');
 }
 
-/** The rows as CSV with a head line. A cell that a spreadsheet would run as a formula gets an apostrophe before it. */
+/** The rows as CSV with a head line. */
 export function driftCsv(drift: readonly DriftRow[]): string {
   const head = [
     'vm',
@@ -79,11 +79,5 @@ export function driftCsv(drift: readonly DriftRow[]): string {
     row.source,
     row.remark ?? '',
   ]);
-  return [head, ...rows].map((row) => row.map(csvCell).join(',')).join('\r\n');
-}
-
-function csvCell(value: string): string {
-  const clean = printable(value, 1_000);
-  const harmless = /^[=+\-@]/.test(clean) ? `'${clean}` : clean;
-  return /[",]/.test(harmless) ? `"${harmless.replaceAll('"', '""')}"` : harmless;
+  return csvText(head, rows);
 }

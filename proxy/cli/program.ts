@@ -9,6 +9,7 @@ import { addConfigCommands } from './config.ts';
 import type { Build, Surroundings } from './context.ts';
 import { addDoctorCommand } from './doctor.ts';
 import { addDriftCommand } from './drift.ts';
+import { addLicenseCommands } from './license.ts';
 import { makeOutput } from './output.ts';
 import { addDemoCommand, addServeCommand } from './serve.ts';
 import { addUpkeepCommands } from './upkeep.ts';
@@ -61,6 +62,7 @@ export function buildProgram(build: Build): Command {
   addDemoCommand(program, build);
   addVmCommands(program, build);
   addVendorCommands(program, build);
+  addLicenseCommands(program, build);
   addDriftCommand(program, build);
   addDoctorCommand(program, build);
   addAuditCommands(program, build);

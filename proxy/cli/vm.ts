@@ -12,6 +12,7 @@ const texts = async () => await import('./vm-text.ts');
 
 type AddOptions = {
   readonly group?: string;
+  readonly tenant?: string;
   readonly install?: Policy['install'];
   readonly package?: readonly string[];
   readonly hold?: readonly string[];
@@ -56,6 +57,7 @@ function addAdd(vm: Command, build: Build): void {
     .command('add')
     .description('take a VM under the gate: from a spec file, or one that runs already (--qmp, --channel, --tap)')
     .argument('<spec-or-name>', 'spec file (TOML or JSON), or the name of a running VM')
+    .option('--tenant <name>', 'whom it belongs to: seats and use of licenses are metered by it')
     .optionsGroup('Policy of this VM alone; the rest comes from its group and the default (docs/policy.md):')
     .option('--group <name>', 'group of the configuration')
     .addOption(new Option('--install <which>', 'what a run installs').choices(['all', 'security', 'listed', 'none']))
@@ -103,7 +105,9 @@ function addAdd(vm: Command, build: Build): void {
       const service = await context.connect();
       const { parseSettings } = await import('../policy-words.ts');
       const { set, group } = parseSettings(settingsOf(options));
-      const view = await service.addVm(spec, set, typeof group === 'string' ? { group } : {});
+      const { tenant } = options;
+      const whose = { ...(typeof group === 'string' ? { group } : {}), ...(tenant === undefined ? {} : { tenant }) };
+      const view = await service.addVm(spec, set, whose);
       context.output.done(view, `VM ${view.vm} is under the gate; start it with: pratique vm start ${view.vm}`);
       return undefined;
     },

@@ -20,6 +20,7 @@ import { isVmId, type RunId, type VmId } from '../../src/model/ids.ts';
 import type { Plan } from '../../src/model/plan.ts';
 import { DEFAULT_POLICY, resolvePolicy } from '../../src/model/policy.ts';
 import type { Release } from '../../src/model/release.ts';
+import { fakeLicenses } from './license-service.ts';
 
 export type FakeService = Service & {
   /** Every call that changes something, in order: method and arguments. */
@@ -152,6 +153,7 @@ function sampleView(vm: VmId, spec: VmSpec, state: RunStateName): VmView {
     specDigest: digestOf(JSON.stringify(spec)),
     policy: DEFAULT_POLICY,
     group: null,
+    tenant: 'default',
     ungatedNics: [],
     fenceDropped: { fromGuest: 7, toGuest: 3 },
     why: {
@@ -245,6 +247,7 @@ export function makeFakeService(state: RunStateName = 'off'): FakeService {
       drift = rows;
     },
     followers: () => bus.listenerCount('event'),
+    ...fakeLicenses(enter),
     addVm: async (spec, policy, options = {}) => {
       enter('addVm', spec, policy, options);
       if (vms.has(spec.vm)) throw new PratiqueError('conflict/vm', `there is already a VM ${spec.vm}`);
