@@ -77,6 +77,7 @@ const LIARS: ReadonlySet<Behaviour> = new Set([
   'wrong-boot',
   'wrong-nonce',
 ]);
+const BOOT_MIN_MS = 500;
 const READ_TRIES = 20;
 const READ_PAUSE_MS = 150;
 
@@ -101,6 +102,8 @@ export function makeLivingVm(options: LivingVmOptions): LivingVm {
   let host: Socket | null = null;
   let agent: ScriptedAgent | null = null;
   let isRunning = false;
+  /** Its agent has been started in this boot. */
+  let isUp = false;
   let boots = 0;
 
   const bootId = (): string =>
@@ -112,7 +115,7 @@ export function makeLivingVm(options: LivingVmOptions): LivingVm {
   /** An agent speaks when both are there: a guest that runs, and a host at the other end of the wire. */
   const speak = (): void => {
     hang();
-    if (!isRunning || host === null || host.destroyed) return;
+    if (!isUp || host === null || host.destroyed) return;
     agent = runScriptedAgent(new GuestWire(host, listenFor(diary, { vm, isTruthful: !LIARS.has(behaviour) })), {
       disk,
       boot: bootId(),
@@ -141,11 +144,20 @@ export function makeLivingVm(options: LivingVmOptions): LivingVm {
       onEvent: (event) => {
         if (event !== 'RESUME' || isRunning) return;
         isRunning = true;
-        speak();
+        void boot();
       },
     });
+  /** A guest needs a moment to its agent's first word; the host has learned of a reset by then. */
+  const boot = async (): Promise<void> => {
+    const mine = boots;
+    await systemClock.sleep(BOOT_MIN_MS + pauseMs());
+    if (boots !== mine || qemu === null) return;
+    isUp = true;
+    speak();
+  };
   const end = (): void => {
     isRunning = false;
+    isUp = false;
     hang();
     host = null;
     qemu = null;
@@ -175,8 +187,10 @@ export function makeLivingVm(options: LivingVmOptions): LivingVm {
       if (next.isStale) disk = makeAgentDisk(inventoryWith(options.staleVersion));
       if (qemu === null || !isRunning) return;
       boots += 1;
+      isUp = false;
+      hang();
       qemu.guestReset();
-      speak();
+      void boot();
     },
   };
 }

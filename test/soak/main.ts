@@ -15,6 +15,7 @@ Needs root. Exit code 0: passed; 1: something is wrong; 2: usage.
 `;
 const STORM_MS = 8_000;
 const CALM_TIMEOUT_MS = 180_000;
+const SETTLE_MS = 30_000;
 const SEED_BELOW = 1_000_000;
 
 const { values } = parseArgs({
@@ -39,11 +40,20 @@ if (!isWhole(vms) || !isWhole(realVms) || !isWhole(seed) || !(Number(minutes) > 
 }
 const say = (line: string): void => void (values.json ? process.stderr : process.stdout).write(`${line}\n`);
 say(`soak: ${vms} VMs, ${realVms} of them real, for ${minutes} minutes, seed ${seed}`);
+// Once: whoever asks twice wants it dead, and cleans up by hand.
+let isEnding = false;
+for (const signal of ['SIGINT', 'SIGTERM'] as const)
+  process.once(signal, () => {
+    isEnding = true;
+    say('soak: ending after this cycle');
+  });
 const report = await runSoak({
   minutes: Number(minutes),
   ...{ vms, realVms, seed, say },
   stormMs: STORM_MS,
   calmTimeoutMs: CALM_TIMEOUT_MS,
+  settleMs: SETTLE_MS,
+  isAskedToEnd: () => isEnding,
 });
 process.stdout.write(values.json ? `${JSON.stringify(report)}\n` : reportText(report));
 process.exitCode = report.wrong.length === 0 ? 0 : 1;

@@ -12,8 +12,6 @@ import type { Probed } from './probe.ts';
 import type { Site } from './site.ts';
 
 const PROBE_TIMEOUT_MS = 30_000;
-/** What was just ended may take a moment to be gone: a merge, a process. */
-const SETTLE_TIMEOUT_MS = 30_000;
 const SETTLE_LOOK_MS = 500;
 /** Interfaces that the daemon makes. */
 const OUR_TAP = /^pq[0-9a-z]/;
@@ -21,7 +19,7 @@ const OUR_TAP = /^pq[0-9a-z]/;
 /** Measures when nothing is under way. What is more than allowed gets some time to go. */
 export async function measure(
   site: Site,
-  moment: { readonly atMinutes: number; readonly life: number; readonly allowed: Counts },
+  { settleMs, ...moment }: Pick<Sample, 'atMinutes' | 'life' | 'allowed'> & { readonly settleMs: number },
 ): Promise<Sample> {
   const pid = site.house.daemon.pid();
   if (pid === null) throw new Error('assertion failed: the daemon runs');
@@ -31,7 +29,7 @@ export async function measure(
     found = await countAll(site, pid);
     return false;
   };
-  await waitUntil(isSettled, systemClock, SETTLE_TIMEOUT_MS, SETTLE_LOOK_MS);
+  await waitUntil(isSettled, systemClock, settleMs, SETTLE_LOOK_MS);
   const probed = await probe(site, pid);
   const status = await readFile(`/proc/${pid}/status`, 'utf8');
   const kB = (field: string) => Number(new RegExp(`${field}:\\s+(\\d+) kB`).exec(status)?.[1]);

@@ -9,7 +9,7 @@ import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
 import type { Policy } from '../../src/model/policy.ts';
 import { makeRandom, seedFor } from '../simulator/random.ts';
 import { ask, calmDown, drawStorm, type Ledger, type Strike, type Weather } from './faults.ts';
-import { type Counts, judgeLeaks, type LeakVerdict, type Sample } from './leaks.ts';
+import { type Counts, judgeLeaks, type LeakLimits, type LeakVerdict, type Sample } from './leaks.ts';
 import { countOurProcesses, measure, readAdmittedTaps } from './measure.ts';
 import { judgeOpenings, type OpeningCounts, type Recorded, type Seen } from './openings.ts';
 import { openSite, type Site } from './site.ts';
@@ -22,8 +22,14 @@ export type SoakOptions = {
   readonly stormMs: number;
   /** VMs that did not come to rest within this after a storm, with an operator who starts and retries them, are stuck. */
   readonly calmTimeoutMs: number;
+  /** What was just ended may take so long to be gone: a merge, a process. */
+  readonly settleMs: number;
   /** Called in each calm before anything is counted; for the test of the soak, which plants what it must find. */
   readonly plant?: (site: Site, cycle: number) => Promise<void>;
+  /** Instead of the usual ones. */
+  readonly limits?: LeakLimits;
+  /** Asked before each storm: whether somebody wants it to come to its end now. */
+  readonly isAskedToEnd?: () => boolean;
   readonly say: (line: string) => void;
 };
 
@@ -92,7 +98,7 @@ class Soak {
   readonly #options: SoakOptions;
   readonly #weather: Weather;
   readonly #ledger: Ledger = { overrides: [], answers: new Map(), outrages: [] };
-  readonly #startMs = systemClock.monotonicMs();
+  #startMs = systemClock.monotonicMs();
   readonly #faults = new Map<string, number>();
   readonly #samples: Sample[] = [];
   readonly #checkpoints: Checkpoint[] = [];
@@ -100,6 +106,7 @@ class Soak {
   #records: Recorded[] = [];
   #counts: OpeningCounts = { admitted: 0, raised: 0, byEvidence: 0, byOverride: 0, frames: 0 };
   #lives = 1;
+  #told = 0;
   #pid: number | null;
 
   constructor(site: Site, options: SoakOptions) {
@@ -114,7 +121,12 @@ class Soak {
     const lengthMs = minutes * 60_000;
     let cycles = 0;
     await this.#calm(0);
-    while (systemClock.monotonicMs() - this.#startMs < lengthMs && !this.#isHopeless()) {
+    this.#startMs = systemClock.monotonicMs();
+    while (
+      !this.#options.isAskedToEnd?.() &&
+      systemClock.monotonicMs() - this.#startMs < lengthMs &&
+      !this.#isHopeless()
+    ) {
       cycles += 1;
       const mayKillDaemon = systemClock.monotonicMs() - this.#startMs < lengthMs * KILLING_SHARE;
       if (cycles % RELEASE_CYCLES === 0) await this.#publish(cycles);
@@ -122,14 +134,24 @@ class Soak {
       await this.#storm(strikes);
       await this.#calm(cycles);
       say(this.#progressLine(cycles, strikes.length));
+      this.#sayWrong();
     }
     const end = await this.#takeAway();
     return await this.#report(cycles, end);
   }
 
+  #sayWrong(): void {
+    for (const text of [...this.#wrong].slice(this.#told)) this.#options.say(`wrong: ${text}`);
+    this.#told = this.#wrong.size;
+  }
+
   /** Where nothing comes to rest any more, further storms would only tell the same again. */
   #isHopeless(): boolean {
     return this.#wrong.size > 50;
+  }
+
+  #moment() {
+    return { atMinutes: this.#minutes(), life: this.#lives, settleMs: this.#options.settleMs };
   }
 
   #minutes(): number {
@@ -156,7 +178,7 @@ class Soak {
     await this.#comeToRest();
     await this.#options.plant?.(this.#site, cycle);
     const allowed = this.#allowedNow();
-    this.#samples.push(await measure(this.#site, { atMinutes: this.#minutes(), life: this.#lives, allowed }));
+    this.#samples.push(await measure(this.#site, { ...this.#moment(), allowed }));
     await this.#readRecords();
     await ask(this.#weather, async () => this.#checkpoints.push(await this.#site.house.service.auditCheckpoint()));
     await this.#judge();
@@ -322,7 +344,7 @@ class Soak {
       children: this.#site.namespaces.length,
       fenceCounters: 2 * this.#specs().length,
     };
-    const end = await measure(this.#site, { atMinutes: this.#minutes(), life: this.#lives, allowed });
+    const end = await measure(this.#site, { ...this.#moment(), allowed });
     await this.#readRecords();
     await this.#judge();
     return end;
@@ -334,7 +356,7 @@ class Soak {
     const left = await countOurProcesses(this.#site);
     if (left > 0) this.#wrong.add(`${left} processes outlived the daemon's own end, with no VM left`);
     await this.#verifyChain(join(dataFolder, 'audit'));
-    const leaks = judgeLeaks(this.#samples, end);
+    const leaks = judgeLeaks(this.#samples, end, this.#options.limits);
     for (const { text } of leaks.leaks) this.#wrong.add(`leak: ${text}`);
     const { vms, realVms, seed } = this.#options;
     return {
