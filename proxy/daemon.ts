@@ -12,7 +12,7 @@ import { breakGlassPage, breakGlassPath } from './break-glass.ts';
 import { type Config, socketPathOf } from './config.ts';
 import { listenOnSocket, makeHttpApi } from './http-api.ts';
 import type { Service } from './service.ts';
-import { makeServiceManager } from './systemd.ts';
+import { openSystemd } from './systemd.ts';
 
 export class DaemonError extends PratiqueError {}
 
@@ -62,7 +62,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       };
       await settledWithin(clock, closing, API_DRAIN_MS);
     });
-    const systemd = makeServiceManager({ env, clock, log, answers: () => service.listVms() });
+    const systemd = openSystemd({ env, clock, log, answers: () => service.listVms() });
     await systemd.ready();
     log.info({ socketPath, dataFolder: config.dataFolder }, 'the daemon is ready');
     return {

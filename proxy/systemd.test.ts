@@ -1,3 +1,4 @@
+// Tests of what systemd is told, against a socket that hears it as systemd does.
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -8,7 +9,7 @@ import { createInterface } from 'node:readline';
 import { after, before, describe, test } from 'node:test';
 import { systemClock } from '../src/base/clock.ts';
 import { silentLog } from '../src/base/log.ts';
-import { makeServiceManager } from './systemd.ts';
+import { openSystemd } from './systemd.ts';
 
 /** Receives datagrams as systemd does, and prints each on a line; Node has no such sockets. */
 const LISTENER = `use Socket; $| = 1;
@@ -53,7 +54,7 @@ describe('a daemon under systemd [X4]', { timeout: 30_000 }, () => {
       asked += 1;
       if (!isWell) throw new Error('the database does not answer');
     };
-    const systemd = makeServiceManager({ env: environment(), clock: systemClock, log: silentLog, answers });
+    const systemd = openSystemd({ env: environment(), clock: systemClock, log: silentLog, answers });
     await systemd.ready();
     await heardOf(/READY=1/);
     await heardOf(/WATCHDOG=1/, 2);
@@ -75,7 +76,7 @@ describe('a daemon under systemd [X4]', { timeout: 30_000 }, () => {
 
   test('without a service manager nobody is told anything', async () => {
     const before = said.length;
-    const systemd = makeServiceManager({
+    const systemd = openSystemd({
       env: { PATH: process.env.PATH },
       clock: systemClock,
       log: silentLog,

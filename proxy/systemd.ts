@@ -4,12 +4,12 @@ import { describeError } from '../src/base/errors.ts';
 import type { Log } from '../src/base/log.ts';
 import { tryCommand } from '../src/base/run-command.ts';
 
-export type ServiceManager = {
+export type Systemd = {
   readonly ready: () => Promise<void>;
   readonly stopping: () => Promise<void>;
 };
 
-export type ServiceManagerOptions = {
+export type SystemdOptions = {
   readonly env: NodeJS.ProcessEnv;
   readonly clock: Clock;
   readonly log: Log;
@@ -18,7 +18,7 @@ export type ServiceManagerOptions = {
 };
 
 /** Speaks to systemd where it started us (sd_notify(3)), and to nobody elsewhere. */
-export function makeServiceManager({ env, clock, log, answers }: ServiceManagerOptions): ServiceManager {
+export function openSystemd({ env, clock, log, answers }: SystemdOptions): Systemd {
   let cancel = (): void => {};
   let isStopping = false;
   const watch = (everyMs: number): void => {

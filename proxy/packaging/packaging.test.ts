@@ -1,3 +1,4 @@
+// Tests of what the packages are made of: manual pages, completions, control files, the configuration file.
 import assert from 'node:assert/strict';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
