@@ -242,6 +242,20 @@ test('metadata may age while a run takes its time, but not without end, and not 
   assert.equal(codeOf(withPlan(EMPTY_INPUT, { vendors: aStep })), 'evidence');
 });
 
+test('a VM whose policy asks for its disk is believed only when that bears it out [A3 A10]', () => {
+  const base = withPlan(EMPTY_INPUT, {}, { verify: 'disk' });
+  const codeWith = (disk: JudgeInput['disk']) => {
+    const judged = judge(disk === undefined ? base : { ...base, disk });
+    return judged.kind === 'refused' ? judged.code : judged.evidence.disk;
+  };
+  assert.equal(codeWith(undefined), 'disk-unread', 'nobody looked');
+  assert.equal(codeWith({ kind: 'unread', detail: 'LVM' }), 'disk-unread');
+  assert.equal(codeWith({ kind: 'differs', detail: 'jq 1 -> 2' }), 'disk-mismatch');
+  assert.deepEqual(codeWith({ kind: 'agrees', matching: 7, unread: 1 }), { matching: 7, unread: 1 });
+  const unasked = judge({ ...withPlan(EMPTY_INPUT, {}), disk: { kind: 'differs', detail: 'x' } });
+  assert.equal(unasked.kind === 'refused' && unasked.code, 'disk-mismatch', 'what was seen is not forgotten');
+});
+
 test('a VM whose policy asks for health is believed only with a good answer for each check [A11]', () => {
   const health = ['port:80', 'service:web.service'];
   const answering = (...answers: readonly (readonly [check: string, isHealthy: boolean])[]) => {

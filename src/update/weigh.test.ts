@@ -1,13 +1,14 @@
 // A confirmation that the judge believes, and products that turned up only with it.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { JudgeInput } from '../confirm/judge.ts';
+import type { DiskWitness, JudgeInput } from '../confirm/judge.ts';
 import type { InstalledProduct, Inventory } from '../model/inventory.ts';
 import { type Plan, planDigest } from '../model/plan.ts';
 import { DEFAULT_POLICY } from '../model/policy.ts';
 import type { Release } from '../model/release.ts';
 import type { PlanAnswer } from './planner.ts';
-import { evidence, PLAN, RUN, session } from './samples.ts';
+import { quarantineRun } from './quarantine.ts';
+import { evidence, onTrial, PLAN, RUN, session } from './samples.ts';
 import { weigh } from './weigh.ts';
 
 const { vm } = evidence;
@@ -126,4 +127,36 @@ test('a product that turns up late and whose security update cannot be had keeps
     plan: { ...empty, leftOut: leftOut.map((each) => ({ ...each, product: 'hello' })) },
   };
   assert.equal(await weighed(given, other), 'evidence', 'what was there before is in the plan at hand');
+});
+
+test("the VM's disk is read only where the policy asks, and only when all that costs less is right [A3 A10]", async () => {
+  const has = inventory(product('hello', '2.0.0'));
+  const given = { ...input(has, has), policy: { ...DEFAULT_POLICY, verify: 'disk' as const } };
+  let looks = 0;
+  const planAnew = () => assert.fail('nothing turned up');
+  const weighedOn = async (asked: JudgeInput, disk: DiskWitness) => {
+    const readDisk = async () => {
+      looks += 1;
+      return disk;
+    };
+    const verdict = await weigh(asked, { planAnew, readDisk });
+    return verdict.kind === 'refused' ? verdict.code : verdict.kind;
+  };
+  const agrees: DiskWitness = { kind: 'agrees', matching: 1, unread: 0 };
+  assert.equal(await weighedOn({ ...given, session: null }, agrees), 'session-ended');
+  assert.equal(looks, 0);
+  assert.equal(await weighedOn(given, agrees), 'evidence');
+  assert.equal(await weighedOn(given, { kind: 'differs', detail: 'x' }), 'disk-mismatch');
+  assert.equal(await weighedOn(given, { kind: 'unread', detail: 'LVM' }), 'disk-unread');
+  assert.equal(looks, 3);
+});
+
+test('a disk that tells nothing blames no version; one that contradicts its guest blames those of the plan [X5]', () => {
+  const versionsAfter = (code: string) => {
+    const outcome = quarantineRun(onTrial, null, { kind: 'confirm-refused', code, detail: '' }, []);
+    assert(outcome.kind === 'moved' && outcome.state.kind === 'rolling-back');
+    return outcome.state.reason.versions;
+  };
+  assert.deepEqual(versionsAfter('disk-unread'), []);
+  assert.deepEqual(versionsAfter('disk-mismatch'), onTrial.plan?.versions);
 });

@@ -11,6 +11,8 @@ export type FakeQemuOptions = {
   readonly nics: readonly { readonly id: string; readonly tap: string; readonly backend?: string }[];
   /** Ids of CD trays, empty at first. */
   readonly trays?: readonly string[];
+  /** Disks as the command line puts them in: device id, and the node that the device has. */
+  readonly disks?: readonly { readonly id: string; readonly node: string }[];
   /** Run state at the start; `prelaunch` is that of -S. */
   readonly status?: string;
   /** What a reset does: `shutdown` as our own VMs are started, `reset` as QEMU does where nobody said otherwise. */
@@ -52,6 +54,12 @@ export type FakeQemu = {
   /** The guest resets itself or powers off; `-action reboot=shutdown,shutdown=pause` decides what follows. */
   readonly guestReset: () => void;
   readonly guestPowerOff: () => void;
+  /** Address of the NBD server; null when there is none. */
+  readonly nbdServer: () => string | null;
+  /** Names of nodes shown over NBD, by the ids of their exports. */
+  readonly exports: ReadonlyMap<string, string>;
+  /** The node that a disk's device has. */
+  readonly nodeOf: (disk: string) => string;
   /** Whether an agent has opened the port. */
   readonly setPortOpen: (isOpen: boolean) => void;
   /** Writes raw bytes to the connected monitor. */
@@ -62,6 +70,7 @@ export type FakeQemu = {
 };
 
 const PORT_ID = 'pratique-agent';
+const FAKE_DISK_BYTES = 64 * 1024 * 1024;
 const GREETING = {
   QMP: { version: { qemu: { micro: 22, minor: 2, major: 7 }, package: 'fake' }, capabilities: ['oob'] },
 };
@@ -88,6 +97,9 @@ class FakeMachine implements FakeQemu {
   readonly devices = new Set<string>();
   readonly nodes = new Map<string, Arguments>();
   readonly inserted = new Map<string, string>();
+  readonly exports = new Map<string, string>();
+  #nbdServer: string | null = null;
+  readonly #disks = new Map<string, string>();
   /** What each device was added with. */
   readonly #properties = new Map<string, Arguments>();
   readonly #openTrays = new Set<string>();
@@ -109,6 +121,10 @@ class FakeMachine implements FakeQemu {
     this.#rebootAction = options.rebootAction ?? 'shutdown';
     this.#isLocked = options.locksDrives === true;
     for (const nic of options.nics) this.links.set(nic.id, true);
+    for (const { id, node } of options.disks ?? []) {
+      this.#disks.set(id, node);
+      this.nodes.set(node, { driver: 'raw', 'node-name': node });
+    }
     const { promise, resolve } = Promise.withResolvers<void>();
     this.closed = promise;
     this.#setClosed = resolve;
@@ -142,6 +158,14 @@ class FakeMachine implements FakeQemu {
   readonly setPortOpen = (isOpen: boolean): void => {
     this.#isPortOpen = isOpen;
     this.emit('VSERPORT_CHANGE', { id: PORT_ID, open: isOpen });
+  };
+
+  readonly nbdServer = (): string | null => {
+    return this.#nbdServer;
+  };
+
+  readonly nodeOf = (disk: string): string => {
+    return this.#disks.get(disk) ?? '';
   };
 
   readonly setLocked = (isLocked: boolean): void => {
@@ -273,7 +297,32 @@ class FakeMachine implements FakeQemu {
       case 'query-block':
         return this.#queryBlock();
       case 'query-named-block-nodes':
-        return [...this.nodes].map(([name, node]) => ({ 'node-name': name, file: fileOf(node), drv: node.driver }));
+        return [...this.nodes].map(([name, node]) => ({
+          'node-name': name,
+          file: fileOf(node),
+          drv: node.driver,
+          image: { 'virtual-size': FAKE_DISK_BYTES },
+        }));
+      case 'query-jobs':
+        return [];
+      case 'qom-set':
+        return this.#setDrive(text(args, 'path'), text(args, 'value'));
+      case 'nbd-server-start':
+        return this.#startNbd(args);
+      case 'nbd-server-stop':
+        if (this.#nbdServer === null) throw new Refusal('NBD server not running');
+        this.#nbdServer = null;
+        this.exports.clear();
+        return {};
+      case 'query-block-exports':
+        return [...this.exports].map(([id, node]) => ({ id, type: 'nbd', 'node-name': node, 'shutting-down': false }));
+      case 'block-export-add':
+        if (this.#nbdServer === null) throw new Refusal('NBD server not running');
+        this.exports.set(text(args, 'id'), text(args, 'node-name'));
+        return {};
+      case 'block-export-del':
+        if (!this.exports.delete(text(args, 'id'))) throw new Refusal('Export is not found');
+        return this.emit('BLOCK_EXPORT_DELETED', { id: args.id });
       case 'query-chardev':
         return [{ label: 'pratique-channel', filename: 'unix', 'frontend-open': this.#isPortOpen }];
       case 'query-pci':
@@ -332,12 +381,31 @@ class FakeMachine implements FakeQemu {
   #deleteNode(name: string): void {
     if (!this.nodes.has(name)) throw new Refusal(`Failed to find node with node-name='${name}'`);
     const readers = [
-      ...[...this.nodes.values()].map((node) => node.file),
+      ...[...this.nodes.values()].flatMap((node) => [node.file, node.target]),
+      ...this.#disks.values(),
+      ...this.exports.values(),
       ...[...this.#properties.values()].map((properties) => properties.drive),
       ...this.inserted.values(),
     ];
     if (readers.includes(name)) throw new Refusal(`Block device ${name} is in use`);
     this.nodes.delete(name);
+  }
+
+  /** As the real one of 7.2: given the node that it has, a failed assertion ends it. */
+  #setDrive(path: string, node: string): void {
+    const id = path.replace('/machine/peripheral/', '');
+    const present = this.#disks.get(id);
+    if (present === undefined) throw new Refusal(`Device '${path}' not found`, 'DeviceNotFound');
+    if (!this.nodes.has(node)) throw new Refusal(`Property 'virtio-blk-pci.drive' can't find value '${node}'`);
+    if (present === node) void this.close();
+    this.#disks.set(id, node);
+  }
+
+  #startNbd(args: Arguments): void {
+    if (this.#nbdServer !== null) throw new Refusal('NBD server already running');
+    // The cast holds for what our own client sends.
+    const { data } = args.addr as { readonly data: { readonly path: string } };
+    this.#nbdServer = data.path;
   }
 
   #moveTray(id: string, isOpen: boolean): void {
@@ -396,7 +464,17 @@ class FakeMachine implements FakeQemu {
       const inserted = node === undefined ? {} : { inserted: { 'node-name': node } };
       return { device: '', qdev: `/machine/peripheral/${tray}`, ...state, ...inserted };
     });
-    return [...devices, ...trays];
+    const disks = [...this.#disks].map(([id, node]) => {
+      const inserted = { 'node-name': node };
+      return {
+        device: '',
+        qdev: `/machine/peripheral/${id}/virtio-backend`,
+        removable: false,
+        locked: false,
+        inserted,
+      };
+    });
+    return [...devices, ...trays, ...disks];
   }
 
   #listObjects(path: string): unknown {

@@ -113,7 +113,7 @@ test('a Debian guest is plugged in when its disk bears out its word, and stays g
   assert.equal(honest.state, 'connected', honest.told);
   const agreed = /its disk agrees: (\d+) files of its update.*/.exec(honest.told);
   t.diagnostic(agreed?.[0] ?? honest.told);
-  assert(Number(agreed?.[1]) > 10, honest.told);
+  assert(Number(agreed?.[1]) >= 5, honest.told);
 
   const liar = await run('liar', { verify: 'disk' }, true);
   assert.equal(liar.state, 'quarantined', liar.told);

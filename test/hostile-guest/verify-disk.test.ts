@@ -62,3 +62,17 @@ test('a guest whose agent lies about an update that failed is caught by its disk
   assert.deepEqual(await refusals(believed), [], 'positive control: on the wire there is nothing wrong with it');
   assert.equal(await believed.served(), '1.0.0', 'and it is a lie');
 });
+
+test('a daemon that is killed while it reads leaves nothing in the way: the run goes on, and the disk is read anew [A10 X4]', async () => {
+  await house.publish({ version: '1.2.0' });
+  const vm = await house.addVm({ policy: { verify: 'disk' } });
+  await vm.start();
+  await vm.hear(/its disk is read beside it/);
+  const qemu = await vm.qemu();
+  await house.daemon.kill();
+  await house.daemon.start();
+  await vm.reach('connected');
+  await assertConnected(vm, '1.2.0');
+  assert.deepEqual(await vm.qemu(), qemu, 'the same VM');
+  assert.deepEqual(await leftovers(), []);
+});
