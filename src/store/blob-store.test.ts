@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { chmod, link, mkdtemp, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises';
+import { chmod, link, mkdir, mkdtemp, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -254,9 +254,9 @@ test('no more downloads run at once than the limit allows, and all get their tur
   assert.equal(mostRunning, DOWNLOADS_AT_ONCE_MAX);
 });
 
-test('the content is on the disk before its name is, and the name before anybody is told [X4]', async (t) => {
-  const steps: string[] = [];
-  const disk: Disk = {
+/** The disk itself, noting the order of what makes a blob durable. */
+function notingDisk(steps: string[]): Disk {
+  return {
     ...realDisk,
     syncFile: async (file) => {
       steps.push('sync content');
@@ -271,9 +271,26 @@ test('the content is on the disk before its name is, and the name before anybody
       await realDisk.syncFolder(path);
     },
   };
-  const store = await makeStore(t, { disk });
+}
+
+test('the content is on the disk before its name is, and the name before anybody is told [X4]', async (t) => {
+  const steps: string[] = [];
+  const store = await makeStore(t, { disk: notingDisk(steps) });
   await store.ensure(vendorOf(randomBytes(5000)).request);
   assert.deepEqual(steps, ['sync content', 'rename', 'sync folder', 'sync folder']);
+});
+
+test('a blob that the catalog does not know is flushed with its name before it counts [X4]', async (t) => {
+  const folder = await makeFolder(t);
+  await (await makeStore(t, { folder })).close();
+  const content = randomBytes(5000);
+  const digest = digestOf(content);
+  await mkdir(join(folder, 'blobs', digest.slice(0, 2)));
+  await writeFile(join(folder, 'blobs', digest.slice(0, 2), digest), content);
+  const steps: string[] = [];
+  const store = await makeStore(t, { folder, disk: notingDisk(steps) });
+  assert.deepEqual(steps, ['sync content', 'sync folder', 'sync folder']);
+  assert.equal(store.has(digest), true);
 });
 
 for (const stage of ['partial-write', 'before-sync', 'before-rename', 'after-rename', 'after-sync']) {
