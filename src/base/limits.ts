@@ -576,6 +576,10 @@ export const LICENSE_CLOCK_SKEW_MAX_MS = 10 * 60_000;
 /** Revocations in one answer of a license server, and answers read one after another: 50,000 in all, the rest the next time. */
 export const LICENSE_REVOCATIONS_PAGE_MAX = 500;
 export const LICENSE_REVOCATION_PAGES_MAX = 100;
+/** Milliseconds by which a signed answer of Keygen may be away from our clock, as its documentation advises. */
+export const LICENSE_KEYGEN_AGE_MAX_MS = 5 * 60_000;
+/** Milliseconds of the shortest machine file that Keygen gives out. */
+export const LICENSE_KEYGEN_CHECKOUT_MS_MIN = 60 * 60_000;
 /** Milliseconds for which an answer of our own license server may be believed: a host asks and reads it within seconds. */
 export const LICENSE_SERVER_ANSWER_LIFE_MS = 60_000;
 /** Milliseconds for which the license server remembers a lease that ran out, so that its VM gets the same one again: a day. */
