@@ -34,7 +34,7 @@ export type AuditRecord =
       readonly code: string;
       readonly detail: string;
     }
-  /** What the agent of a VM reported first is something else than its disk had told before the boot. */
+  /** What an agent reported first, or told last before the VM went off, is something else than the disk told. */
   | {
       readonly kind: 'disk-differs';
       readonly vm: VmId;

@@ -105,6 +105,25 @@ test('what the agent told stays what counts after a stop: no disk is read [A3 A6
   assert.equal(looks.count, 0);
 });
 
+test('where the policy asks for the disk, what the agent told last is held against it once while the VM is off [A3 A6 X2]', async () => {
+  const policy = { verify: 'disk' } as const;
+  const { staging, tell, looks, notes, records } = makeOne({ policy });
+  tell(inventoryOf('1', '3'), 'confirm');
+  assert.deepEqual(await staging.inventory(never), inventoryOf('1', '3'), 'what it is staged with stays what it told');
+  await staging.inventory(never);
+  assert.equal(looks.count, 1);
+  assert.match(notes.join(), /does not bear out what its agent told last.*debian\/p1 2 -> 3/);
+  assert.match(staging.remark ?? '', /^Its disk does not bear out/);
+  assert.deepEqual(
+    records.map((record) => record.kind === 'disk-differs' && record.changed),
+    [1],
+  );
+  const agreeing = makeOne({ policy });
+  agreeing.tell(inventoryOf('1', '2'), 'confirm');
+  await agreeing.staging.inventory(never);
+  assert.deepEqual([agreeing.looks.count, agreeing.notes, agreeing.records], [1, [], []]);
+});
+
 test('neither against the policy nor of somebody else’s VM is a disk read', async () => {
   for (const options of [{ policy: { inspectDisk: false } }, { spec: ATTACHED }]) {
     const { staging, looks } = makeOne(options);

@@ -4,10 +4,10 @@ import type { Audit } from '../audit/audit.ts';
 import { describeError, PratiqueError } from '../base/errors.ts';
 import { counted, printable } from '../base/printable.ts';
 import type { VmSpec } from '../hypervisor/vm-spec.ts';
-import { type Difference, differenceOf, differenceText } from '../inspect/difference.ts';
+import { claimDifference, type Difference, differenceOf, differenceText } from '../inspect/difference.ts';
 import { InspectError } from '../inspect/errors.ts';
 import type { DiskReport } from '../inspect/inspect-disk.ts';
-import type { InventorySource } from '../inventory/inventory-store.ts';
+import type { InventorySource, InventoryStore } from '../inventory/inventory-store.ts';
 import type { VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
 import type { Policy } from '../model/policy.ts';
@@ -26,6 +26,8 @@ type StagingDeps = Pick<VmRunDeps, 'inventories' | 'inspector' | 'clock' | 'log'
   readonly audit: Pick<Audit, 'append'>;
 };
 
+type Known = NonNullable<ReturnType<InventoryStore['last']>>;
+
 /** What a disk tells when somebody asks, beside what is known. */
 export type Inspection = DiskReport & {
   /** Where the inventory comes from that counts for this VM. */
@@ -40,6 +42,8 @@ export class Staging {
   readonly #owner: StagingOwner;
   #lastRefusal = '';
   #remark: string | null = null;
+  /** When what was held against the disk had been told: nothing is held against it twice. */
+  #heldAgainstDisk: number | null = null;
 
   constructor(deps: StagingDeps, owner: StagingOwner) {
     this.#deps = deps;
@@ -55,7 +59,10 @@ export class Staging {
   async inventory(signal: AbortSignal): Promise<Inventory | null> {
     const { vm, spec, policy, note } = this.#owner;
     const known = this.#deps.inventories.last(vm);
-    if (known !== null) return known.inventory;
+    if (known !== null) {
+      if (known.source !== 'disk') await this.#holdAgainstDisk(known, signal);
+      return known.inventory;
+    }
     if (spec.kind === 'attached' || !policy().inspectDisk || this.#deps.inspector === undefined) return null;
     try {
       const report = await this.#look(signal);
@@ -69,6 +76,29 @@ export class Staging {
       signal.throwIfAborted();
       this.#tellRefusal(error);
       return null;
+    }
+  }
+
+  /**
+   * Where the policy asks for the disk, what the agent told last is held against it once the VM is off: a guest that put its disk
+   * in order for one look only is on the record before it boots again. It changes nothing: the next confirmation is held against
+   * the disk as well.
+   */
+  async #holdAgainstDisk({ inventory, atMs }: Known, signal: AbortSignal): Promise<void> {
+    const { spec, policy, note } = this.#owner;
+    const isAsked = policy().verify === 'disk' && spec.kind === 'managed' && this.#deps.inspector !== undefined;
+    if (!isAsked || this.#heldAgainstDisk === atMs) return;
+    try {
+      const report = await this.#look(signal);
+      this.#heldAgainstDisk = atMs;
+      const text = claimDifference(report.inventory, inventory);
+      if (text === null) return;
+      note('warning', `its disk does not bear out what its agent told last: ${text}`);
+      this.#remark = printable(`Its disk does not bear out what its agent told last: ${text}`, 400);
+      this.#record(differenceOf(report.inventory, inventory), text);
+    } catch (error) {
+      signal.throwIfAborted();
+      this.#tellRefusal(error);
     }
   }
 
@@ -116,10 +146,16 @@ export class Staging {
       note('guest', 'the agent reports what the disk told');
       return;
     }
-    const { changed, missing, added } = difference;
     const text = differenceText(difference);
     note('warning', text);
     this.#remark = printable(text.replace(/^the/, 'The'), 400);
+    this.#record(difference, text);
+  }
+
+  #record(difference: Difference | null, text: string): void {
+    const { vm } = this.#owner;
+    if (difference === null) return;
+    const { changed, missing, added } = difference;
     const counts = { changed: changed.count, missing: missing.count, added: added.count };
     this.#deps.audit.append({ kind: 'disk-differs', vm, ...counts, detail: text }).catch((error: unknown) => {
       this.#deps.log.error(
