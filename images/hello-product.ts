@@ -63,8 +63,10 @@ export async function makeHelloBundle(options: {
   readonly behaviour: HelloBehaviour;
   /** Why the release exists; security by default. */
   readonly kind?: Kind;
+  /** The license that it is under; absent: none. */
+  readonly license?: string;
 }): Promise<HelloBundle> {
-  const { version, folder, behaviour } = options;
+  const { version, folder, behaviour, license } = options;
   const files = join(folder, 'files');
   await writeHelloVersion(files, version);
   await writeProgram(join(files, 'bin/install'), behaviour === 'install-fails' ? REFUSE_INSTALL : PREPARE);
@@ -72,7 +74,8 @@ export async function makeHelloBundle(options: {
   const entries = { install: 'bin/install', check: 'bin/check', timeoutMs: 60_000 };
   const reboot = behaviour === 'reboot' ? { reboot: true } : {};
   const install = { action: 'bundle', prefix: HELLO_PREFIX, compression: 'none', ...entries, ...reboot } as const;
-  const description = { product: HELLO_PRODUCT, version, kind: options.kind ?? 'security', install };
+  const under = license === undefined ? {} : { license };
+  const description = { product: HELLO_PRODUCT, version, kind: options.kind ?? 'security', ...under, install };
   await writeFile(join(folder, 'release.json'), `${JSON.stringify(description, null, 2)}\n`);
   return { folder, product: HELLO_PRODUCT, version };
 }

@@ -11,6 +11,7 @@ import { publishFolder } from '../../src/vendor/tuf/publish.ts';
 
 export type DemoVendor = {
   readonly config: VendorConfig;
+  readonly origin: string;
   readonly downloads: () => ReadonlyMap<string, number>;
   readonly close: () => Promise<void>;
 };
@@ -21,11 +22,12 @@ export async function startDemoVendor(options: {
   readonly version: string;
   readonly behaviour: HelloBehaviour;
   readonly clock: Clock;
+  readonly license?: string;
 }): Promise<DemoVendor> {
-  const { folder, version, behaviour, clock } = options;
+  const { folder, version, behaviour, clock, license } = options;
   const source = join(folder, 'release');
   const repository = join(folder, 'repository');
-  await makeHelloBundle({ version, folder: source, behaviour });
+  await makeHelloBundle({ version, folder: source, behaviour, ...(license === undefined ? {} : { license }) });
   await mkdir(repository, { recursive: true });
   const publication = await publishFolder({
     source,
@@ -43,6 +45,7 @@ export async function startDemoVendor(options: {
       targetsUrl: `${server.url}/targets`,
       rootPath: publication.rootPath,
     },
+    origin: server.url,
     downloads: () => server.downloads,
     close: server.close,
   };

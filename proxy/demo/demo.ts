@@ -8,7 +8,7 @@ import { type AnyImage, buildImage } from '../../images/images.ts';
 import { makeVmParts } from '../../images/vm-parts.ts';
 import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
 import { systemClock } from '../../src/base/clock.ts';
-import { EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, PratiqueError } from '../../src/base/errors.ts';
+import { ERROR_FAMILIES, EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, PratiqueError } from '../../src/base/errors.ts';
 import { makeLog } from '../../src/base/log.ts';
 import { runCommand } from '../../src/base/run-command.ts';
 import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
@@ -16,13 +16,14 @@ import type { VmId } from '../../src/model/ids.ts';
 import type { VendorConfig } from '../../src/vendor/registry.ts';
 import type { Service, VmEventRecord } from '../service.ts';
 import { makeDemoDaemon } from './demo-daemon.ts';
+import { DEMO_LICENSE, leaseWords, startDemoLicense } from './demo-license.ts';
 import { DEMO_BRIDGE, type DemoNetwork, makeDemoNetwork, waitUntil } from './demo-network.ts';
 import { type DemoVendor, startDemoVendor } from './demo-vendor.ts';
 import { type DemoDocument, writeDocument } from './document.ts';
 import { followRun } from './follow-run.ts';
 import { debianVendor, pendingUpdates, remarksOn } from './pending.ts';
 import { brokenPromises } from './promises.ts';
-import { type DemoGuest, SCENARIO_TABLE, type Scenario, type ScenarioName } from './scenarios.ts';
+import { type DemoGuest, type LicenseFate, SCENARIO_TABLE, type Scenario, type ScenarioName } from './scenarios.ts';
 import { askGuest } from './served.ts';
 
 export type DemoOptions = {
@@ -122,6 +123,8 @@ type Stage = DemoOptions & {
 type Vendors = {
   readonly configs: readonly VendorConfig[];
   readonly remarks: readonly string[];
+  /** Of the product hello; empty where nobody offers it. */
+  readonly origin: string;
   readonly close: () => Promise<void>;
 };
 
@@ -129,6 +132,8 @@ async function runScenario(stage: Stage): Promise<DemoResult> {
   const { folder, plan, say } = stage;
   const vendors = await prepareVendors(stage);
   for (const remark of vendors.remarks) say(remark);
+  const { license: fate } = plan;
+  const license = fate === null ? null : await startDemoLicense({ folder, fate, clock: systemClock, say });
   // A unix socket's path is short; the run folder is not below the long temporary folder.
   const runFolder = await mkdtemp(join(process.getuid?.() === 0 ? '/run' : tmpdir(), 'pq'));
   const daemon = await makeDemoDaemon({
@@ -142,7 +147,9 @@ async function runScenario(stage: Stage): Promise<DemoResult> {
     const { service } = daemon;
     say('checking the vendor');
     await service.checkVendor(null);
+    await license?.add(service, vendors.origin);
     await service.addVm(await makeSpec(stage, SUBJECT), plan.policy);
+    await license?.strike(service, SUBJECT.vm);
     const run = await followRun({
       daemon,
       vm: SUBJECT.vm,
@@ -178,6 +185,7 @@ async function runScenario(stage: Stage): Promise<DemoResult> {
     await stopAll(daemon.service);
     await daemon.stop();
     await vendors.close();
+    await license?.close();
     if (stage.keep) say(`kept: ${runFolder}`);
     else await rm(runFolder, { recursive: true, force: true });
   }
@@ -186,7 +194,7 @@ async function runScenario(stage: Stage): Promise<DemoResult> {
 /** The product hello is signed here, a Debian guest's packages by Debian. Its pending updates are counted first. */
 async function prepareVendors(stage: Stage): Promise<Vendors> {
   const { image, folder, plan, say } = stage;
-  if (image.debian === null) return vendorsOf([], await startHelloVendor(folder, plan.release), []);
+  if (image.debian === null) return vendorsOf([], await startHelloVendor(folder, plan.release, plan.license), []);
   say('asking the Debian archive what is pending');
   const pending = await pendingUpdates({
     debian: image.debian,
@@ -206,17 +214,23 @@ function vendorsOf(others: readonly VendorConfig[], own: DemoVendor | null, rema
   return {
     configs: own === null ? others : [...others, own.config],
     remarks,
+    origin: own?.origin ?? '',
     close: async () => await own?.close(),
   };
 }
 
 /** A vendor whose newest release of hello behaves so; null: it has nothing newer than what the images have. */
-async function startHelloVendor(folder: string, release: HelloBehaviour | null): Promise<DemoVendor> {
+async function startHelloVendor(
+  folder: string,
+  release: HelloBehaviour | null,
+  license: LicenseFate | null = null,
+): Promise<DemoVendor> {
   return await startDemoVendor({
     folder: join(folder, 'vendor'),
     version: release === null ? HELLO_SEEDED_VERSION : NEW_VERSION,
     behaviour: release ?? 'ok',
     clock: systemClock,
+    ...(license === null ? {} : { license: DEMO_LICENSE }),
   });
 }
 
@@ -227,6 +241,7 @@ function configure({ folder, image, plan }: Stage, vendors: Vendors): Record<str
     diskRoots: [folder, ...image.disks.map(({ path }) => dirname(path)), defaultCacheFolder()],
     ...(plan.agent === 'absent' ? { deadlines: { booting: 15 } } : {}),
     ...(plan.bootsNewKernel ? { deadlines: SYSTEMD_DEADLINES } : {}),
+    ...(plan.license === null ? {} : leaseWords(plan.license)),
   };
 }
 
@@ -274,7 +289,9 @@ function conclude(stage: Stage, document: DemoDocument): DemoResult {
       ? 'kept its promise: plugged in, up to date, no frame before'
       : 'kept its promise: stayed unplugged, no frame left',
   );
-  return { document, exitCode: plan.ends === 'connected' ? EXIT_DONE : EXIT_QUARANTINED };
+  if (plan.ends === 'connected') return { document, exitCode: EXIT_DONE };
+  // Not the VM's fault: what it lacks is a license.
+  return { document, exitCode: plan.license === null ? EXIT_QUARANTINED : ERROR_FAMILIES.refused.exitCode };
 }
 
 async function stopAll(service: Service): Promise<void> {

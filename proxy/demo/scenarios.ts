@@ -12,11 +12,22 @@ export const SCENARIOS = [
   'agent-silent',
   'daemon-killed',
   'kernel',
+  'licensed',
+  'licensed-exhausted',
+  'licensed-revoked',
+  'licensed-away',
+  'licensed-lapsed',
 ] as const;
 export type ScenarioName = (typeof SCENARIOS)[number];
 
 export const DEMO_GUESTS = ['tiny', 'debian'] as const;
 export type DemoGuest = (typeof DEMO_GUESTS)[number];
+
+/**
+ * What becomes of the license before the VM starts: nothing; its one seat is another host's; its server revokes it once the update is
+ * fetched; or its server goes away, and the VM starts within the grace, or after it.
+ */
+export type LicenseFate = 'valid' | 'exhausted' | 'revoked' | 'away' | 'lapsed';
 
 export type Scenario = {
   /** One line for people. */
@@ -35,6 +46,8 @@ export type Scenario = {
   readonly policy: Partial<Policy>;
   /** The guest starts by its own boot loader, and in the end another kernel runs than in the beginning. */
   readonly bootsNewKernel: boolean;
+  /** The release is under a license; null: it is free. */
+  readonly license: LicenseFate | null;
 };
 
 const OK: Scenario = {
@@ -47,7 +60,10 @@ const OK: Scenario = {
   reason: null,
   policy: {},
   bootsNewKernel: false,
+  license: null,
 };
+
+const LICENSED: Scenario = { ...OK, guests: ['tiny'], license: 'valid' };
 
 export const SCENARIO_TABLE: Readonly<Record<ScenarioName, Scenario>> = {
   ok: OK,
@@ -96,5 +112,32 @@ export const SCENARIO_TABLE: Readonly<Record<ScenarioName, Scenario>> = {
     // A whole Debian's worth of updates would show nothing more, and take an emulated processor ten minutes.
     policy: { install: 'listed', packages: ['linux-image-*', 'nginx*'] },
     bootsNewKernel: true,
+  },
+  licensed: { ...LICENSED, title: 'an update under a license is installed with a seat of its own' },
+  'licensed-exhausted': {
+    ...LICENSED,
+    title: 'without a free seat of its license an update is not fetched, and the VM stays unplugged',
+    ends: 'quarantined',
+    license: 'exhausted',
+    reason: /demo-license.*all of its seats are taken/,
+  },
+  'licensed-revoked': {
+    ...LICENSED,
+    title: 'a license that is revoked after the update was fetched keeps it from the VM',
+    ends: 'quarantined',
+    license: 'revoked',
+    reason: /demo-license.*its server has ended it/,
+  },
+  'licensed-away': {
+    ...LICENSED,
+    title: 'with its license server away a VM goes on by its lease, and by the grace after it',
+    license: 'away',
+  },
+  'licensed-lapsed': {
+    ...LICENSED,
+    title: 'with its license server away for longer than the grace nothing new is installed',
+    ends: 'quarantined',
+    license: 'lapsed',
+    reason: /demo-license.*its lease ran out/,
   },
 };
