@@ -10,7 +10,7 @@ export type LicenseDefinition = {
   readonly license: string;
   readonly kind: 'pratique' | 'keygen';
   readonly serverUrl: string;
-  /** What the server calls it, where that is another name. */
+  /** What the server calls it, where that is another name; for Keygen the account. */
   readonly serverName?: string;
   /** What signs the server's answers: PEM, or Keygen's hex. */
   readonly publicKey: string;

@@ -11,6 +11,8 @@ import { redactText } from '../src/base/redact.ts';
 import type { DatabaseSync } from '../src/base/sqlite.ts';
 import { licenseInterceptor } from '../src/license/download-token.ts';
 import { makeLicenseTransport } from '../src/license/http-transport.ts';
+import { readKeygenKey } from '../src/license/keygen-answer.ts';
+import { makeKeygenServer } from '../src/license/keygen-server.ts';
 import { type LeaseBook, openLeaseBook, REVOKED_HERE } from '../src/license/lease-book.ts';
 import type { LeasePolicy } from '../src/license/lease-policy.ts';
 import { LicenseError } from '../src/license/license-error.ts';
@@ -18,6 +20,7 @@ import type { LicenseServer } from '../src/license/license-server.ts';
 import { makePratiqueServer } from '../src/license/pratique-server.ts';
 import { readServerKeys } from '../src/license/signed-answer.ts';
 import { checkTokenOrigins, checkTokenPlace, type TokenPlace } from '../src/license/token-place.ts';
+import type { LicenseTransport } from '../src/license/transport.ts';
 import type { SlotName, Vault } from '../src/license/vault.ts';
 import type { VmId } from '../src/model/ids.ts';
 import { ENDING_CODES, type Verdict } from '../src/model/license.ts';
@@ -412,13 +415,12 @@ export function makeServer(
   definition: LicenseDefinition,
   { vault, clock, slot }: { readonly vault: Vault; readonly clock: Clock; readonly slot: SlotName },
 ): LicenseServer {
-  const { license, serverUrl, serverName = license, publicKey, ca, isLab = false } = definition;
+  const { license, serverUrl, ca, isLab = false } = definition;
   const transport = makeLicenseTransport({
     ...{ vault, license, slot, serverUrl, clock, isLoopbackHttpAllowed: isLab },
     ...(ca === undefined ? {} : { ca }),
   });
-  const keys = readServerKeys(publicKey, `the license ${license}`);
-  const server = makePratiqueServer({ transport, clock, keys, license: serverName });
+  const server = clientOf(definition, transport, clock);
   return {
     ...server,
     close: async () => {
@@ -426,6 +428,20 @@ export function makeServer(
       await transport.close();
     },
   };
+}
+
+function clientOf(definition: LicenseDefinition, transport: LicenseTransport, clock: Clock): LicenseServer {
+  const { license, kind, serverUrl, serverName, publicKey } = definition;
+  if (kind === 'pratique') {
+    const keys = readServerKeys(publicKey, `the license ${license}`);
+    return makePratiqueServer({ transport, clock, keys, license: serverName ?? license });
+  }
+  if (serverName === undefined) {
+    throw new LicenseError('usage/license-account', `${license}: whose account it is at Keygen is not said`, {
+      next: "give the account's id with --server-name",
+    });
+  }
+  return makeKeygenServer({ transport, clock, key: readKeygenKey(publicKey), account: serverName, serverUrl });
 }
 
 function accessOf({ origins, header, isLab = false }: LicenseDefinition) {

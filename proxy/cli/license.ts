@@ -50,7 +50,10 @@ function addAdd(license: Command, build: Build): void {
       new Option('--kind <kind>', 'what the server speaks').choices(['pratique', 'keygen']).default('pratique'),
     )
     .requiredOption('--public-key <file>', "what signs the server's answers: PEM, for Keygen its hex")
-    .option('--server-name <name>', 'what the server calls the license, where that is another name')
+    .option(
+      '--server-name <name>',
+      'what the server calls the license, where that is another name; for Keygen: the account',
+    )
     .option('--ca <file>', 'the only authorities that are believed for the server (PEM)')
     .option('--origin <url...>', 'where downloads carry the token to: https://updates.example.com')
     .option('--header <name>', 'header of downloads that holds the token, instead of Authorization: Bearer')
