@@ -30,20 +30,25 @@ export async function measure(
     return false;
   };
   await waitUntil(isSettled, systemClock, settleMs, SETTLE_LOOK_MS);
+  return { ...moment, ...(await measureProcess(site, pid)), descriptors: await countDescriptors(pid), found };
+}
+
+/** The daemon's memory after a garbage collection, and what keeps its event loop. */
+export async function measureProcess(
+  site: Pick<Site, 'probePath'>,
+  pid: number,
+): Promise<Pick<Sample, 'memory' | 'resources'>> {
   const probed = await probe(site, pid);
   const status = await readFile(`/proc/${pid}/status`, 'utf8');
   const kB = (field: string) => Number(new RegExp(`${field}:\\s+(\\d+) kB`).exec(status)?.[1]);
   const { PipeWrap = 0, TCPSocketWrap = 0, ...others } = probed.resources;
   return {
-    ...moment,
     memory: {
       residentMB: megabytes(kB('VmRSS') * 1024),
       residentMaxMB: megabytes(kB('VmHWM') * 1024),
       heapMB: megabytes(probed.heapBytes + probed.externalBytes),
     },
-    descriptors: await countDescriptors(pid),
     resources: Object.values(others).reduce((sum, count) => sum + count, 0),
-    found,
   };
 }
 
@@ -52,7 +57,7 @@ const megabytes = (bytes: number): number => Math.round(bytes / 1e5) / 10;
 const allowanceOf = (allowed: Counts, what: string): number => allowed[what as keyof Counts];
 
 /** Asks the daemon to collect its garbage and to say what is left. */
-async function probe({ probePath }: Site, pid: number): Promise<Probed> {
+async function probe({ probePath }: Pick<Site, 'probePath'>, pid: number): Promise<Probed> {
   const before = await readProbe(probePath);
   process.kill(pid, 'SIGUSR2');
   let now: Probed | null = null;

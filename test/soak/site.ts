@@ -45,7 +45,13 @@ export type Site = {
   readonly close: () => Promise<void>;
 };
 
-export type SiteOptions = { readonly vms: number; readonly realVms: number; readonly seed: number };
+export type SiteOptions = {
+  readonly vms: number;
+  readonly realVms: number;
+  readonly seed: number;
+  /** Instead of a random time that an agent takes for what a real one needs time for, in milliseconds. */
+  readonly agentPauseMs?: number;
+};
 
 /** Makes it; nothing is left of it when that fails. */
 export async function openSite(options: SiteOptions): Promise<Site> {
@@ -127,7 +133,7 @@ async function mountData(folder: string): Promise<() => Promise<void>> {
 }
 
 async function makeFleet(
-  { vms, realVms, seed }: SiteOptions,
+  { vms, realVms, seed, agentPauseMs }: SiteOptions,
   { sockets, fleetNet, diary }: { sockets: string; fleetNet: TestNamespace; diary: FleetDiary },
 ): Promise<readonly LivingVm[]> {
   const indexes = Array.from({ length: vms - realVms }, (_, index) => index);
@@ -143,7 +149,7 @@ async function makeFleet(
       namespace: fleetNet.namespace,
       transport: index % 8 === 7 ? 'file' : 'direct',
       staleVersion: STALE_VERSION,
-      pauseMs: () => random.between(0, AGENT_PAUSE_MAX_MS),
+      pauseMs: () => agentPauseMs ?? random.between(0, AGENT_PAUSE_MAX_MS),
       diary,
     }),
   );

@@ -10,7 +10,7 @@ import { reportText } from './report.ts';
 import { runSoak } from './soak.ts';
 
 const SEED = Number(process.env.PRATIQUE_TEST_SEED ?? Math.floor(systemClock.nowMs() % 1_000_000));
-const SECONDS = { clean: 14, planted: 3 };
+const SECONDS = { clean: 8, planted: 3 };
 const CALM_TIMEOUT_MS = 120_000;
 
 test('a short soak finds no wrong opening and no leak [A11] [X1] [X2] [X4]', async (t) => {
