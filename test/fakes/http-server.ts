@@ -25,6 +25,8 @@ export type Fault =
   | { readonly kind: 'wrong-range' }
   /** Announces this length whatever the file's is. */
   | { readonly kind: 'length'; readonly contentLength: number }
+  /** Only for whoever comes with this header. */
+  | { readonly kind: 'needs'; readonly authorization: string }
   /** Other bytes than the file's. */
   | { readonly kind: 'bytes'; readonly bytes: Uint8Array };
 
@@ -83,6 +85,10 @@ async function answer(
     case 'status':
       response.writeHead(fault.status).end('no');
       return;
+    case 'needs':
+      if (request.headers.authorization === fault.authorization) break;
+      response.writeHead(401, { 'www-authenticate': 'Bearer' }).end('not for you');
+      return;
     case 'redirect':
       response.writeHead(fault.status ?? 302, { location: fault.to }).end();
       return;
@@ -102,9 +108,8 @@ async function answer(
         await sleep(fault.everyMs);
       }
       return;
-    default:
-      await sendFile(join(folder, normalize(path)), fault, request, response);
   }
+  await sendFile(join(folder, normalize(path)), fault, request, response);
   if (fault?.kind === 'cut' && fault.times !== undefined) {
     if (fault.times <= 1) faults.delete(path);
     else faults.set(path, { ...fault, times: fault.times - 1 });
