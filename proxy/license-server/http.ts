@@ -75,6 +75,7 @@ export function makeLicenseApi(options: LicenseApiOptions): FastifyInstance {
   } as const;
   // The cast holds: fastify's type of a server differs by its protocol, and nothing here depends on that.
   const app = (tls === undefined ? fastify(limits) : fastify({ ...limits, https: tls })) as unknown as FastifyInstance;
+  app.removeContentTypeParser('text/plain');
   app.server.maxConnections = LICENSE_SERVER_CONNECTIONS_MAX;
   app.setErrorHandler(async (error, _request, reply) => await sendProblem(reply, error, log));
   app.setNotFoundHandler(async (request) => {

@@ -108,6 +108,24 @@ test('a machine whose heartbeat died is revived, and one that somebody else made
   assert.equal(keygen.machines.size, 1);
 });
 
+test('a machine that another of our questions made meanwhile is ours, and a license that ends meanwhile has ended [A15]', async (t) => {
+  const { keygen, client } = await rig(t);
+  const lease = leaseOf(await client.lease(requestOf('web')));
+  let asked = 0;
+  keygen.alter((reply, request) => {
+    asked += 1;
+    const late = edited(({ meta }) => Object.assign(meta ?? {}, { valid: false, code: 'NO_MACHINES' }));
+    return asked === 1 ? late(reply, request, keygen) : reply;
+  });
+  assert.equal(leaseOf(await client.lease(requestOf('web'))).id, lease.id);
+  assert.ok(keygen.asked.some((line) => line.endsWith('/machines')) && keygen.machines.size === 1);
+  keygen.alter((reply, request) => {
+    if (request.endsWith('/ping')) keygen.terms.suspended = true;
+    return reply;
+  });
+  assert.equal(codeOf(await client.renew(lease, requestOf('web'))), 'SUSPENDED');
+});
+
 test('a machine file is the proof of a seat without Keygen, for its machine only [A15]', async (t) => {
   const { keygen, client } = await rig(t);
   const answer = await client.checkout?.(requestOf('web', 7_200_000));
