@@ -39,6 +39,8 @@ export type DiskViewParts = {
   readonly socketFolder: string;
   /** Device id of each disk, by the disk's id in the spec. */
   readonly devices: ReadonlyMap<string, string>;
+  /** Bytes kept of what is overwritten; default: VIEW_OLD_BYTES_MAX. */
+  readonly oldBytesMax?: number;
 };
 
 const DISK_NODE = 'view-disk';
@@ -99,11 +101,12 @@ async function refuseUnderJob({ vm, qmp }: DiskViewParts): Promise<void> {
 }
 
 /** A file of bounded size, which loses its name as soon as QEMU has it open. */
-async function keepOld({ vm, qmp, uid, spaceFolder }: DiskViewParts, sizeBytes: number): Promise<void> {
+async function keepOld(parts: DiskViewParts, sizeBytes: number): Promise<void> {
+  const { vm, qmp, uid, spaceFolder, oldBytesMax = VIEW_OLD_BYTES_MAX } = parts;
   await mkdir(spaceFolder, { recursive: true, mode: 0o711 });
   const { bavail, bsize } = await statfs(spaceFolder);
-  if (bavail * bsize < VIEW_OLD_BYTES_MAX) {
-    const mebibytes = Math.ceil(VIEW_OLD_BYTES_MAX / (1024 * 1024));
+  if (bavail * bsize < oldBytesMax) {
+    const mebibytes = Math.ceil(oldBytesMax / (1024 * 1024));
     const message = `${vm}: reading its disk beside the guest may need ${mebibytes} MiB, and ${spaceFolder} has less`;
     throw new HypervisorError('host-fault/view-space', message, { next: 'free space there' });
   }
@@ -112,9 +115,9 @@ async function keepOld({ vm, qmp, uid, spaceFolder }: DiskViewParts, sizeBytes: 
   try {
     const purpose = 'making room for a view of a disk';
     await runCommand(['qemu-img', 'create', '-q', '-f', 'qcow2', path, String(sizeBytes)], { purpose });
-    await truncate(path, VIEW_OLD_BYTES_MAX);
+    await truncate(path, oldBytesMax);
     if (uid !== null) await giveTo(uid, path);
-    const file = { driver: 'raw', size: VIEW_OLD_BYTES_MAX, file: { driver: 'file', filename: path } };
+    const file = { driver: 'raw', size: oldBytesMax, file: { driver: 'file', filename: path } };
     await qmp.execute('blockdev-add', { driver: 'qcow2', 'node-name': OLD_NODE, backing: null, file });
   } finally {
     await rm(path, { force: true });
