@@ -2,7 +2,7 @@
 import { randomInt } from 'node:crypto';
 import type { AuditRecord } from '../src/audit/record.ts';
 import { type Clock, trustedNowMs } from '../src/base/clock.ts';
-import { describeError, PratiqueError } from '../src/base/errors.ts';
+import { describeError, messageChain, PratiqueError } from '../src/base/errors.ts';
 import type { RequestInterceptor } from '../src/base/http-fetch.ts';
 import { LICENSE_USE_KEPT_MS, LICENSE_VALIDATE_MS } from '../src/base/limits.ts';
 import type { Log } from '../src/base/log.ts';
@@ -382,7 +382,7 @@ class Room implements Licenses {
     } catch (error) {
       if (this.#ending.signal.aborted) return;
       const said = this.#said.get(license)?.said ?? null;
-      this.#said.set(license, { said, trouble: printable(describeError(error), 400) });
+      this.#said.set(license, { said, trouble: printable(messageChain(error), 400) });
     }
   }
 
