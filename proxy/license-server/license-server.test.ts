@@ -117,6 +117,21 @@ test('revocations come in pages, each license with serials of its own [A15]', as
   assert.deepEqual(store.revocations(asker, 502).revoked, []);
 });
 
+test('a server restored from an old copy goes on behind what hosts have seen, as far as that is believable [A15]', (t) => {
+  const { store, asker } = storeOf(t);
+  assert.equal(store.revocations(asker, 41).serial, 41);
+  store.suspend('acme');
+  assert.deepEqual(
+    store.revocations(asker, 41).revoked.map(({ serial, code }) => [serial, code]),
+    [[42, 'SUSPENDED']],
+  );
+  assert.equal(
+    store.revocations(asker, Number.MAX_SAFE_INTEGER).serial,
+    42,
+    'nobody makes it count beyond all numbers',
+  );
+});
+
 test('the database is its owner only, and another process sees each change at once [A15]', async (t) => {
   const path = join(await folderOf(t), 'licenses.db');
   const clock = makeFakeClock();

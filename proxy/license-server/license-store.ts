@@ -68,6 +68,9 @@ export function tokenHashOf(token: string): string {
 /** How the tokens begin: a scanner for leaked credentials finds them by it. */
 const TOKEN_PREFIX = 'pratique_license_';
 
+/** Serials that a host may claim to have seen: far beyond what is ever counted, and with room to count on. */
+const SERIAL_BELIEVED_MAX = 2 ** 48;
+
 const DETAILS: Readonly<Record<ServerCode, string>> = {
   VALID: 'is valid',
   EXPIRED: 'has expired',
@@ -138,6 +141,11 @@ export class LicenseStore {
       if (license === null) {
         return { kind: 'revocations', code: 'NOT_FOUND', since, serial: since, more: false, revoked: [] };
       }
+      // A host has seen more than we know: this is a restored copy, and what is told next must come after.
+      if (since > license.serial && since <= SERIAL_BELIEVED_MAX) {
+        this.#run('UPDATE licenses SET serial = ? WHERE id = ?', since, license.id);
+      }
+      const lastSerial = this.#known(license.id).serial;
       const rows = this.#all(
         'SELECT serial, lease, code, at_ms FROM revocations WHERE license = ? AND serial > ? ORDER BY serial LIMIT ?',
         license.id,
@@ -151,7 +159,7 @@ export class LicenseStore {
         atMs: Number(row.at_ms),
       }));
       const more = rows.length > revoked.length;
-      const serial = more ? (revoked.at(-1)?.serial ?? since) : license.serial;
+      const serial = more ? (revoked.at(-1)?.serial ?? since) : lastSerial;
       return { kind: 'revocations', code: this.#standing(license), since, serial, more, revoked };
     });
   }
