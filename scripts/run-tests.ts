@@ -32,7 +32,7 @@ const CHECKS: readonly Check[] = [
 
 const ROOMS = ['src', 'proxy', 'guest-agent', 'images', 'scripts', 'test'].map((room) => `${room}/**/*.test.ts`);
 /** Tests of whole VMs wait more than they work, and each VM takes one processor: as many files at once as there are processors. */
-const WHOLE = ['e2e', 'hostile-guest', 'power-loss', 'full'].map((folder) => `test/${folder}/**/*.test.ts`);
+const WHOLE = ['e2e', 'hostile-guest', 'power-loss', 'soak', 'full'].map((folder) => `test/${folder}/**/*.test.ts`);
 /** Whole files that take minutes: left for npm run test:full, and named where they are left out. */
 const FULL_ONLY = ['test/full/**/*.test.ts'];
 /** Whole files that take all processors by themselves. */

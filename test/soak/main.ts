@@ -16,6 +16,7 @@ Needs root. Exit code 0: passed; 1: something is wrong; 2: usage.
 const STORM_MS = 8_000;
 const CALM_TIMEOUT_MS = 180_000;
 const SETTLE_MS = 30_000;
+const KILLING_SHARE = 0.4;
 const SEED_BELOW = 1_000_000;
 
 const { values } = parseArgs({
@@ -53,6 +54,7 @@ const report = await runSoak({
   stormMs: STORM_MS,
   calmTimeoutMs: CALM_TIMEOUT_MS,
   settleMs: SETTLE_MS,
+  killingShare: KILLING_SHARE,
   isAskedToEnd: () => isEnding,
 });
 process.stdout.write(values.json ? `${JSON.stringify(report)}\n` : reportText(report));

@@ -20,6 +20,7 @@ test('a short soak finds no wrong opening and no leak [A11] [X1] [X2] [X4]', asy
     ...{ vms: 9, realVms: 1, seed: SEED },
     stormMs: 3_000,
     settleMs: 30_000,
+    killingShare: 1,
     calmTimeoutMs: CALM_TIMEOUT_MS,
     say: () => {},
   });
@@ -41,6 +42,7 @@ test('a soak finds a stranger who plugs a VM in, and what is left behind', async
     ...{ vms: 3, realVms: 0, seed: SEED },
     stormMs: 200,
     settleMs: 500,
+    killingShare: 0,
     calmTimeoutMs: CALM_TIMEOUT_MS,
     limits: { ...LEAK_LIMITS, warmUpCalms: 0, calmsMin: 2, descriptorsGrowthMax: 2, heapGrowthMaxMB: 2 },
     plant: async ({ fleetNet, dataFolder, house }, cycle) => {

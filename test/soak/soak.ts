@@ -24,6 +24,8 @@ export type SoakOptions = {
   readonly calmTimeoutMs: number;
   /** What was just ended may take so long to be gone: a merge, a process. */
   readonly settleMs: number;
+  /** Share of the time after which the daemon is left alive, so that its memory can be judged. */
+  readonly killingShare: number;
   /** Called in each calm before anything is counted; for the test of the soak, which plants what it must find. */
   readonly plant?: (site: Site, cycle: number) => Promise<void>;
   /** Instead of the usual ones. */
@@ -64,8 +66,6 @@ const STORY_EVENTS = 40;
 const STOP_TIMEOUT_MS = 30_000;
 /** Every so many cycles a new release is published. */
 const RELEASE_CYCLES = 4;
-/** Share of the soak after which the daemon is left alive, so that its memory can be judged. */
-const KILLING_SHARE = 0.4;
 const NOTHING: Counts = {
   taps: 0,
   admitted: 0,
@@ -128,7 +128,7 @@ class Soak {
       !this.#isHopeless()
     ) {
       cycles += 1;
-      const mayKillDaemon = systemClock.monotonicMs() - this.#startMs < lengthMs * KILLING_SHARE;
+      const mayKillDaemon = systemClock.monotonicMs() - this.#startMs < lengthMs * this.#options.killingShare;
       if (cycles % RELEASE_CYCLES === 0) await this.#publish(cycles);
       const strikes = drawStorm(this.#weather, { lengthMs: this.#options.stormMs, mayKillDaemon });
       await this.#storm(strikes);
