@@ -28,7 +28,7 @@ const RELEASE_RECORD = 'usr/share/pratique-guest/inrelease.sha256';
 const RECORD_HOOK = `--customize-hook=mkdir -p "$1/usr/share/pratique-guest"; cat "$1"/var/lib/apt/lists/*_InRelease | sha256sum | cut -d " " -f 1 >"$1/${RELEASE_RECORD}"`;
 
 /** Bases kept in a cache: two for each image that is made from one. */
-const BASES_KEPT = 4;
+const BASES_KEPT = 6;
 
 const BasePinSchema = Type.Object({
   suite: Type.String(),

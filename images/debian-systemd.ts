@@ -64,19 +64,26 @@ const MASKED = [
   ...['fstrim.timer', 'getty.target'],
 ];
 
-export const debianSystemdRecipe: DiskBootRecipe = {
-  name: 'debian-systemd',
-  boot: 'disk',
-  memoryMiB: 768,
-  vmDisk: 'overlay',
-  packages: ['grub-pc-bin'],
-  pinFurther: async ({ cacheFolder, log }) => {
-    refuseOtherArch();
-    const { suite, digest, inRelease, packages } = await fetchDebianBase({ ...CONTENT, cacheFolder, log });
-    return { suite, base: digest, inRelease, basePackages: packages, packaging: await digestsOfPackaging() };
-  },
-  build: buildDebianSystemd,
-};
+export const debianSystemdRecipe = recipeOf('debian-systemd', CONTENT);
+
+/** The same with Debian's cloud-init, which finds its seed where the host shows it, and is silent where there is none. */
+export const debianCloudRecipe = recipeOf('debian-cloud', { ...CONTENT, include: [...CONTENT.include, 'cloud-init'] });
+
+function recipeOf(name: DiskBootRecipe['name'], content: BaseContent): DiskBootRecipe {
+  return {
+    name,
+    boot: 'disk',
+    memoryMiB: 768,
+    vmDisk: 'overlay',
+    packages: ['grub-pc-bin'],
+    pinFurther: async ({ cacheFolder, log }) => {
+      refuseOtherArch();
+      const { suite, digest, inRelease, packages } = await fetchDebianBase({ ...content, cacheFolder, log });
+      return { suite, base: digest, inRelease, basePackages: packages, packaging: await digestsOfPackaging() };
+    },
+    build: async (inputs) => await buildDebianSystemd(inputs, content),
+  };
+}
 
 async function digestsOfPackaging(): Promise<Readonly<Record<string, string>>> {
   const names = (await readdir(PACKAGING_FOLDER)).sort();
@@ -91,10 +98,10 @@ function refuseOtherArch(): void {
   });
 }
 
-async function buildDebianSystemd(inputs: RecipeInputs): Promise<void> {
+async function buildDebianSystemd(inputs: RecipeInputs, content: BaseContent): Promise<void> {
   const { workFolder, outFolder, cacheFolder, log } = inputs;
   inputs.report('unpacking the base system');
-  const base = await fetchDebianBase({ ...CONTENT, cacheFolder, log });
+  const base = await fetchDebianBase({ ...content, cacheFolder, log });
   const tools = join(workFolder, 'tools');
   for (const debianPackage of inputs.packages) await unpackPackage(debianPackage, tools);
   const root = join(workFolder, 'root');

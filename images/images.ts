@@ -13,7 +13,7 @@ import type { VmId } from '../src/model/ids.ts';
 import { markUsed, pruneCache, removeTree } from './cache.ts';
 import { debianRecipe } from './debian.ts';
 import { type DebianPackage, fetchPackage } from './debian-package.ts';
-import { debianSystemdRecipe } from './debian-systemd.ts';
+import { debianCloudRecipe, debianSystemdRecipe } from './debian-systemd.ts';
 import { withFileLock } from './file-lock.ts';
 import { kernelCommandLine } from './guest-system.ts';
 import { ImageError } from './image-error.ts';
@@ -28,6 +28,7 @@ const RECIPES: Readonly<Record<ImageName, ImageRecipe>> = {
   tiny: tinyRecipe,
   debian: debianRecipe,
   'debian-systemd': debianSystemdRecipe,
+  'debian-cloud': debianCloudRecipe,
 };
 
 export type ImageDebian = {

@@ -1,4 +1,4 @@
-// Builds a guest image by hand: sh scripts/run.sh images/main.ts tiny|debian|debian-systemd --agent PATH [--kernel cloud|generic]
+// Builds a guest image by hand: sh scripts/run.sh images/main.ts tiny|debian|debian-systemd|debian-cloud --agent PATH [--kernel cloud|generic]
 import { parseArgs } from 'node:util';
 import { defaultCacheFolder } from '../src/base/cache-folder.ts';
 import { classifyError, describeError, PratiqueError } from '../src/base/errors.ts';
@@ -6,7 +6,7 @@ import { makeLog } from '../src/base/log.ts';
 import { ImageError } from './image-error.ts';
 import { type AnyImage, buildImage } from './images.ts';
 
-const USAGE = 'usage: images/main.ts tiny|debian|debian-systemd --agent PATH [--kernel cloud|generic]';
+const USAGE = 'usage: images/main.ts tiny|debian|debian-systemd|debian-cloud --agent PATH [--kernel cloud|generic]';
 
 async function run(argv: readonly string[]): Promise<AnyImage> {
   const { values, positionals } = parseArgs({
@@ -16,7 +16,9 @@ async function run(argv: readonly string[]): Promise<AnyImage> {
   });
   const [name] = positionals;
   const flavour = values.kernel;
-  if (name !== 'tiny' && name !== 'debian' && name !== 'debian-systemd') throw new ImageError('usage/image', USAGE);
+  if (name !== 'tiny' && name !== 'debian' && name !== 'debian-systemd' && name !== 'debian-cloud') {
+    throw new ImageError('usage/image', USAGE);
+  }
   if (flavour !== 'cloud' && flavour !== 'generic') throw new ImageError('usage/kernel', USAGE);
   if (values.agent === undefined) throw new ImageError('usage/agent', USAGE);
   return await buildImage({

@@ -36,7 +36,7 @@ export type DirectBootRecipe = CommonRecipe & {
 };
 /** The disk's own boot loader starts the kernel that is installed on it. */
 export type DiskBootRecipe = CommonRecipe & {
-  readonly name: 'debian-systemd';
+  readonly name: 'debian-systemd' | 'debian-cloud';
   readonly boot: 'disk';
   readonly build: (inputs: RecipeInputs) => Promise<void>;
 };

@@ -12,6 +12,7 @@ import { makeServerTransport } from '../src/guest-config/server-transport.ts';
 import type { VmId } from '../src/model/ids.ts';
 import type { VmRun } from '../src/update/vm-run.ts';
 import type { Config, GuestConfigServer } from './config.ts';
+import { makeSeeds, type Seeds } from './guest-config-seeds.ts';
 import { type OwnPolicy, policyOf } from './vm-policy.ts';
 
 /** Folder of the data folder for keys and kept documents. */
@@ -26,6 +27,7 @@ export type HostGuestConfigOptions = {
 };
 
 export type HostGuestConfig = GuestConfig & {
+  readonly seeds: Seeds;
   /** Begins to ask the server for all VMs at intervals. */
   readonly startPolling: () => void;
   /** A VM is gone: what was kept for it goes. */
@@ -44,13 +46,18 @@ export async function openHostGuestConfig(options: HostGuestConfigOptions): Prom
     factsOf: (vm) => factsOf(options, vm),
     ...(server === null ? {} : { server }),
   });
+  const seeds = makeSeeds(join(config.dataFolder, 'seeds'), guestConfig.resolve);
   let polling: ReturnType<typeof startPolling> | null = null;
   return {
     ...guestConfig,
+    seeds,
     startPolling: () => {
       if (server !== null) polling ??= startPolling({ server, vms: () => [...runs.keys()], clock, log });
     },
-    forget: async (vm) => await server?.forget(vm),
+    forget: async (vm) => {
+      await server?.forget(vm);
+      await seeds.forget(vm);
+    },
     close: async () => {
       await Promise.all([polling?.close(), server?.close()]);
     },

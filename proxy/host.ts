@@ -92,6 +92,7 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
     overlayFolder,
     diskRoots,
     uidFor,
+    seedFor: guestConfig.seeds.seedFor,
     fenceFor: fences.fenceFor,
     clock,
     log,
@@ -106,7 +107,7 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
   const configSalt = await openConfigSalt(join(dataFolder, GUEST_CONFIG_STATE));
   const deps = makeRunDeps(timed, {
     ...{ journal, inventories, audit, store, vendors, gate, driver, inspector, exports, configSalt },
-    guestConfig: guestConfig.resolve,
+    ...{ guestConfig: guestConfig.resolve, finishSeed: guestConfig.seeds.finish },
     ...{ checkLicense: licenses.book.check, seats: licenses.book },
   });
   const rooms: HostRooms = {
@@ -168,6 +169,7 @@ type Parts = Pick<
   | 'inspector'
   | 'exports'
   | 'guestConfig'
+  | 'finishSeed'
   | 'configSalt'
   | 'checkLicense'
   | 'seats'

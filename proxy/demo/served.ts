@@ -18,6 +18,7 @@ const PAGES: Readonly<Record<ImageName, readonly string[]>> = {
   tiny: ['version'],
   debian: ['cgi-bin/versions', 'version'],
   'debian-systemd': ['facts'],
+  'debian-cloud': ['facts'],
 };
 
 /** Reads the guest's pages; null when it does not answer. */

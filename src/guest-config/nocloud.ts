@@ -26,10 +26,12 @@ export function renderNoCloud({ vm, items }: NoCloudOptions): NoCloudFiles | nul
   const hostname = items.flatMap(({ setting }) => (setting.kind === 'hostname' ? [setting.hostname] : []))[0];
   const cloudConfig = {
     ...hostnameOf(hostname),
-    ...(users.length === 0 ? {} : { users }),
-    // Users stay as they are, with their passwords and logins; only keys are added.
+    // Without a list there would be a user of the distribution's; those that are there stay as they are and get keys.
+    users,
     disable_root: false,
+    // The host's keys of the guest and its package sources are no part of a configuration that may change again.
     ssh_deletekeys: false,
+    apt: { preserve_sources_list: true },
     ...(files.length === 0 ? {} : { write_files: files }),
     ...(commands.length === 0 ? {} : { runcmd: commands }),
   };

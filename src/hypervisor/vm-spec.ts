@@ -81,6 +81,8 @@ export const ManagedVmSchema = Type.Object(
     /** Whether the guest has virtio-scsi for a CD front-end (TCG guests boot slower with it). */
     scsi: Type.Optional(Type.Boolean()),
     drive: Type.Optional(DriveChoiceSchema),
+    /** The guest has cloud-init: it gets its configuration as a NoCloud seed as well, from power-on on. */
+    cloudInit: Type.Optional(Type.Boolean()),
   },
   strict,
 );

@@ -9,6 +9,7 @@ import type { HypervisorDriver } from '../hypervisor/hypervisor.ts';
 import type { Inspector } from '../inspect/inspector.ts';
 import type { InventoryStore } from '../inventory/inventory-store.ts';
 import type { GuestConfigOf } from '../model/guest-config.ts';
+import type { VmId } from '../model/ids.ts';
 import type { LicenseCheck, LicenseSeats } from '../model/license-check.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Vendor } from '../vendor/vendor.ts';
@@ -43,6 +44,8 @@ export type VmRunDeps = {
   readonly guestConfig?: GuestConfigOf;
   /** Salts of the configuration on drives; a host that configures guests has them. */
   readonly configSalt?: ConfigSalt;
+  /** What a VM was seeded with is taken back once it was admitted by its agent's word; absent: no VM is seeded. */
+  readonly finishSeed?: (vm: VmId) => Promise<void>;
   /** Folder of the drives: one folder a VM, one below it a run. */
   readonly drivesFolder: string;
   readonly deadlinesMs?: Readonly<Partial<Record<RunState['kind'], number>>>;

@@ -246,7 +246,7 @@ export class VmRun {
       case 'close-gate':
         return await this.#closeGate(effect.reason);
       case 'open-channel':
-        this.#openChannel();
+        this.#openChannel(effect.asks === true);
         return null;
       case 'close-channel':
         await this.#letGo();
@@ -378,8 +378,11 @@ export class VmRun {
     return null;
   }
 
-  #openChannel(): void {
-    if (this.#channel !== null) return;
+  #openChannel(isAgentAsked: boolean): void {
+    if (this.#channel !== null) {
+      if (isAgentAsked) this.#channel.askForHello();
+      return;
+    }
     const running = this.#require('open-channel');
     this.#channel = this.#deps.openChannel({
       vm: this.vm,
@@ -516,6 +519,8 @@ export class VmRun {
     // Of a live update that failed: its guest never answered that it let go.
     if (state.kind === 'connected') await this.#drive.detach(this.#running);
     await this.#drive.cleanUp({ keep, isConnected: state.kind === 'connected' });
+    // An override says nothing of what the guest has taken over.
+    if (state.kind === 'connected' && state.grant.kind !== 'override') await this.#deps.finishSeed?.(this.vm);
     return null;
   }
 

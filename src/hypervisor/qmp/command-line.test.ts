@@ -145,3 +145,20 @@ test('taps have names of their own that fit the kernel and start with our prefix
   assert.notEqual(tapName('a' as VmId, 'bc'), tapName('ab' as VmId, 'c'));
   assert.equal(tapName('web-1' as VmId, 'lan'), tapName('web-1' as VmId, 'lan'));
 });
+
+test('a cloud-init seed is read-only and behind everything else, so that no other device moves by it', () => {
+  const parts = {
+    spec: SPEC,
+    qemuBinary: 'qemu',
+    accelerator: 'tcg',
+    diskPaths: ['/d/a', '/d/b'],
+    kernel: null,
+  } as const;
+  const without = commandLine(parts);
+  const seeded = commandLine({ ...parts, seedPath: '/s/web-1.iso' });
+  assert.deepEqual(seeded.slice(0, without.length), without);
+  const added = seeded.slice(without.length);
+  const [node] = valuesOf(added, '-blockdev');
+  assert.deepEqual([node?.['read-only'], node?.driver], [true, 'raw']);
+  assert.equal(valuesOf(added, '-device')[0]?.driver, 'virtio-blk-pci');
+});

@@ -13,6 +13,8 @@ export const DRIVE_PORT = 'pratique-port0';
 export const SCSI_BUS = 'pratique-scsi.0';
 export const USB_BUS = 'pratique-usb.0';
 export const DRIVE_TRAY = 'pratique-tray';
+/** Node and device of a cloud-init seed. */
+export const SEED_DEVICE = 'pratique-seed';
 
 /** Descriptors that the launcher opens and QEMU inherits. */
 export const QMP_FD = 10;
@@ -47,6 +49,8 @@ export type CommandLineParts = {
   readonly diskPaths: readonly string[];
   /** What lies beneath each disk, with resolved paths, in the same order. */
   readonly backings?: readonly (DiskImage | undefined)[];
+  /** Of a cloud-init seed; null or absent: none. */
+  readonly seedPath?: string | null;
   readonly kernel: { readonly image: string; readonly initrd: string | null; readonly commandLine: string } | null;
 };
 
@@ -88,6 +92,19 @@ export function commandLine(parts: CommandLineParts): readonly string[] {
     ...(spec.media ?? []).flatMap((medium, index) => trayArguments(medium.id, index, spec.scsi === true)),
     ...spec.nics.flatMap((nic, index) => nicArguments(nic, index)),
     ...driveArguments(spec),
+    // Behind everything else: the places of NICs and disks on the bus, and so their names, are the same with and without it.
+    ...seedArguments(parts.seedPath ?? null),
+  ];
+}
+
+/** Read-only and there from the first instruction: the host's own, and no removable medium that waits for the gate. */
+function seedArguments(path: string | null): readonly string[] {
+  if (path === null) return [];
+  const file = { driver: 'file', filename: path, 'read-only': true };
+  const node = { driver: 'raw', 'node-name': SEED_DEVICE, 'read-only': true, file };
+  return [
+    ...['-blockdev', JSON.stringify(node)],
+    ...device({ driver: 'virtio-blk-pci', id: SEED_DEVICE, drive: SEED_DEVICE }),
   ];
 }
 

@@ -46,6 +46,7 @@ export async function startManaged(spec: ManagedVm, context: ManagedContext): Pr
   const fence = await context.fenceFor(namespace);
   const uid = (await context.uidFor?.(spec.vm)) ?? null;
   const accelerator = await context.chooseAccelerator();
+  const seedPath = spec.cloudInit === true ? ((await context.seedFor?.(spec.vm, uid)) ?? null) : null;
   await recordLaunch(files, {
     format: 'pratique.launch/1',
     vm: spec.vm,
@@ -67,6 +68,7 @@ export async function startManaged(spec: ManagedVm, context: ManagedContext): Pr
       diskPaths: paths.disks,
       backings: paths.backings,
       kernel: paths.kernel,
+      seedPath,
     });
     const taps = tapsOf(spec);
     const qmp = await launch({ vm: spec.vm, namespace, files, taps, uid, accelerator, command, clock: context.clock });

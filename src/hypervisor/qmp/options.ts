@@ -22,6 +22,8 @@ export type QmpDriverOptions = {
   readonly accelerator?: Accelerator;
   /** A uid of the VM's own, remembered by the caller; null (and no function): QEMU runs as we do, the case without root. */
   readonly uidFor?: (vm: VmId) => Promise<number | null>;
+  /** A cloud-init seed's image for a VM that starts now, readable for this user; null: none this time. Asked for specs with `cloudInit`. */
+  readonly seedFor?: (vm: VmId, uid: number | null) => Promise<string | null>;
   /** How long a guest may hold on to the drive. */
   readonly unplugTimeoutMs?: number;
 };
