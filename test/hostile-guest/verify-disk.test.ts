@@ -63,15 +63,16 @@ test('a guest whose agent lies about an update that failed is caught by its disk
   assert.equal(await believed.served(), '1.0.0', 'and it is a lie');
 });
 
-test('a daemon that is killed while it reads leaves nothing in the way: the run goes on, and the disk is read anew [A10 X4]', async () => {
+test('a daemon that is killed while it reads leaves nothing in the way: the run goes on on its overlay, the disk is read anew [A10 X4 X5]', async () => {
   await house.publish({ version: '1.2.0' });
-  const vm = await house.addVm({ policy: { verify: 'disk' } });
+  const vm = await house.addVm({ policy: { verify: 'disk', overlay: true } });
   await vm.start();
   await vm.hear(/its disk is read beside it/);
   const qemu = await vm.qemu();
   await house.daemon.kill();
   await house.daemon.start();
   await vm.reach('connected');
+  await vm.hear(/overlay is merged into its disk/);
   await assertConnected(vm, '1.2.0');
   assert.deepEqual(await vm.qemu(), qemu, 'the same VM');
   assert.deepEqual(await leftovers(), []);
