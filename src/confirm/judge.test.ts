@@ -157,6 +157,17 @@ test('a true confirmation becomes evidence that holds every fact [A10]', () => {
   });
 });
 
+test('evidence names the license checks behind what was installed, as they were handed in [A15 X2]', () => {
+  const license = {
+    ...{ license: 'acme', code: 'SERVER_AWAY', lease: 'seat-1' },
+    ...{ saidAtMs: 900, expiresAtMs: 950, isInGrace: true },
+  };
+  const judged = judge({ ...TRUE_INPUT, licenses: [license] });
+  assert.deepEqual(judged.kind === 'evidence' && judged.evidence.licenses, [license]);
+  const free = judge({ ...TRUE_INPUT, licenses: [] });
+  assert.equal(free.kind === 'evidence' && 'licenses' in free.evidence, false);
+});
+
 test('an empty plan of this run is evidence too, with no manifest [A10]', () => {
   assert.equal(judge(EMPTY_INPUT).kind, 'evidence');
 });

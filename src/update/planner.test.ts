@@ -125,6 +125,32 @@ test('a held package with a known hole keeps the VM unplugged, one without does 
   assert.deepEqual(await plan(about('fix'), has), []);
 });
 
+test('the seats that a plan needs are taken before it is decided, each once, and none for a plan that comes to nothing anyway [A15]', async () => {
+  const offers = [
+    release('hello', '2.0.0', { license: 'antivirus' }),
+    release('more', '2.0.0', { license: 'antivirus' }),
+    release('free', '2.0.0'),
+  ];
+  const has = inventory(product('hello', '1.0.0'), product('more', '1.0.0'), product('free', '1.0.0'));
+  const taken: string[][] = [];
+  const seats = new Set<string>();
+  const how = {
+    takeSeats: async (licenses: readonly string[]) => {
+      taken.push([...licenses]);
+      for (const license of licenses) seats.add(license);
+    },
+    checkLicense: (_vm: string, license: string) => (seats.has(license) ? null : 'NO_LEASE'),
+  };
+  const planned = await answer([vendor(offers)], has, {}, how);
+  assert.ok(planned.kind === 'plan' && planned.plan.items.length === 3);
+  assert.deepEqual(taken, [['antivirus']]);
+  await answer([vendor(offers)], inventory(product('free', '1.0.0')), {}, how);
+  const unknown = inventory(product('hello', '1.0.0'), product('alone', '1.0.0'));
+  const refused = await answer([vendor(offers)], unknown, {}, how);
+  assert.ok(refused.kind === 'refused' && refused.reason.kind === 'plan-refused');
+  assert.equal(taken.length, 1, 'nothing licensed is missing, or nothing is planned at all');
+});
+
 test("what a license guards is planned only for a VM that holds a lease of it, and the refusal carries the license server's code [A15]", async () => {
   const vendors = [vendor([release('hello', '2.0.0', { license: 'antivirus' }), release('free', '2.0.0')])];
   const has = inventory(product('hello', '1.0.0'), product('free', '1.0.0'));
