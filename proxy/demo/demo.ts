@@ -15,6 +15,7 @@ import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
 import type { VmId } from '../../src/model/ids.ts';
 import type { VendorConfig } from '../../src/vendor/registry.ts';
 import type { Service, VmEventRecord } from '../service.ts';
+import { type Probing, STALE_ADDRESS, startProbing, writeGuestConfiguration } from './configuration.ts';
 import { makeDemoDaemon } from './demo-daemon.ts';
 import { DEMO_LICENSE, leaseWords, startDemoLicense } from './demo-license.ts';
 import { DEMO_BRIDGE, type DemoNetwork, makeDemoNetwork, waitUntil } from './demo-network.ts';
@@ -145,8 +146,13 @@ async function runScenario(stage: Stage): Promise<DemoResult> {
     folder,
     runFolder,
     clock: systemClock,
-    configuration: configure(stage, vendors),
+    configuration: {
+      ...configure(stage, vendors),
+      // Never what this machine configures its own guests with.
+      guestConfigFolder: plan.isConfigured ? await writeGuestConfiguration(folder, SUBJECT) : join(folder, 'guests'),
+    },
   });
+  let probing: Probing | null = null;
   try {
     await daemon.start();
     const { service } = daemon;
@@ -155,6 +161,7 @@ async function runScenario(stage: Stage): Promise<DemoResult> {
     await license?.add(service, vendors.origin);
     await service.addVm(await makeSpec(stage, SUBJECT), plan.policy);
     await license?.strike(service, SUBJECT.vm);
+    probing = plan.isConfigured ? startProbing(stage.network, SUBJECT.address, systemClock) : null;
     const run = await followRun({
       daemon,
       vm: SUBJECT.vm,
@@ -165,6 +172,7 @@ async function runScenario(stage: Stage): Promise<DemoResult> {
       onEvent: stage.onEvent ?? (() => {}),
     });
     const isConnected = run.state === 'connected';
+    const probes = (await probing?.end(isConnected)) ?? null;
     const served = isConnected
       ? await askGuest({ network: stage.network, image: stage.image.name, address: SUBJECT.address })
       : null;
@@ -181,12 +189,14 @@ async function runScenario(stage: Stage): Promise<DemoResult> {
       service,
       frames,
       served,
+      probed: probes === null ? null : { address: SUBJECT.address, probes },
       remarks,
     });
     await service.stopVm(SUBJECT.vm, { force: true });
     say('positive control: the same guest with the gate overridden');
     return conclude(stage, { ...seen, framesControl: await runControl(stage, service) });
   } finally {
+    await probing?.end(false);
     await stopAll(daemon.service);
     await daemon.stop();
     await vendors.close();
@@ -253,7 +263,8 @@ function configure({ folder, image, plan }: Stage, vendors: Vendors): Record<str
 async function makeSpec(stage: Stage, guest: Guest): Promise<VmSpec> {
   const { image, folder, network, plan } = stage;
   const isSilent = plan.agent === 'absent' || guest === CONTROL;
-  const wishes = { address: `${guest.address}/24`, chatter: true, ...(isSilent ? { mode: 'no-agent' as const } : {}) };
+  const address = plan.isConfigured && guest === SUBJECT ? STALE_ADDRESS : guest.address;
+  const wishes = { address: `${address}/24`, chatter: true, ...(isSilent ? { mode: 'no-agent' as const } : {}) };
   return {
     format: 'pratique.vm/1',
     kind: 'managed',

@@ -4,6 +4,7 @@ import type { EvidenceFacts } from '../../src/model/evidence.ts';
 import type { VmId } from '../../src/model/ids.ts';
 import { matchesProduct } from '../../src/model/policy.ts';
 import type { AuditEntry, Service, VmEventRecord, Why } from '../service.ts';
+import type { Probe } from './configuration.ts';
 import type { FollowedRun } from './follow-run.ts';
 import type { Scenario } from './scenarios.ts';
 import type { Served } from './served.ts';
@@ -31,6 +32,17 @@ export type DemoDocument = {
   readonly served: Readonly<Record<string, string>> | null;
   /** The kernel that the boot loader started first, and the one that the guest's page tells in the end; null for other guests. */
   readonly kernel: { readonly before: string; readonly after: string | null } | null;
+  /** The configured address, asked from the bridge all along; null where nothing is configured. */
+  readonly configured: {
+    readonly address: string;
+    /** Questions before the decision to plug in, and how many of them were answered. */
+    readonly probesBeforePlug: number;
+    readonly answersBeforePlug: number;
+    /** The positive control: the same question afterwards. */
+    readonly answersAfterPlug: number;
+    /** The items that the evidence names, with their versions. */
+    readonly items: readonly string[];
+  } | null;
   /** Milliseconds after power-on at which the guest's application started, by the guest's clock; null where its page does not tell. */
   readonly applicationStartedMs: number | null;
   /** What has to be known about this run: an archive with few updates on this day. */
@@ -48,6 +60,7 @@ export type DocumentInput = {
   readonly service: Service;
   readonly frames: readonly { readonly atMs: number }[];
   readonly served: Served | null;
+  readonly probed: { readonly address: string; readonly probes: readonly Probe[] } | null;
   readonly remarks: readonly string[];
 };
 
@@ -76,9 +89,28 @@ export async function writeDocument(input: DocumentInput): Promise<DemoDocument>
     why: { reason: why.reason, next: why.next },
     served: served === null ? null : pick(served.versions, Object.keys(products.installed)),
     kernel: image.kernel === null ? { before: image.kernelRelease, after: served?.kernel ?? null } : null,
+    configured: configuredOf(input, opened),
     applicationStartedMs: since(served?.startedAtMs ?? undefined),
     remarks: input.remarks,
     daemonKilled: run.wasKilled,
+  };
+}
+
+/** How long a question waits for its answer (the demonstration's network asks for two seconds, twice), with some room. */
+const ANSWER_MS = 5_000;
+
+function configuredOf({ probed }: DocumentInput, opened: AuditEntry | undefined): DemoDocument['configured'] {
+  if (probed === null) return null;
+  const { address, probes } = probed;
+  const answers = (some: readonly Probe[]) => some.filter(({ isAnswered }) => isAnswered).length;
+  // Whoever asked just before the decision may have been answered after it.
+  const before = probes.filter(({ atMs }) => opened === undefined || atMs + ANSWER_MS < opened.atMs);
+  return {
+    address,
+    probesBeforePlug: before.length,
+    answersBeforePlug: answers(before),
+    answersAfterPlug: answers(probes) - answers(before),
+    items: (evidenceFacts(opened)?.config ?? []).map(({ item, version }) => `${item} ${version}`),
   };
 }
 
@@ -130,8 +162,12 @@ function isAskedFor({ policy }: Scenario, product: string): boolean {
 }
 
 function evidenceItems(opened: AuditEntry | undefined): EvidenceFacts['items'] {
+  return evidenceFacts(opened)?.items ?? [];
+}
+
+function evidenceFacts(opened: AuditEntry | undefined): EvidenceFacts | null {
   // The cast holds: the audit chain's gate-opened records carry the facts as they are.
-  return opened?.record.kind === 'gate-opened' ? (opened.record.evidence as EvidenceFacts).items : [];
+  return opened?.record.kind === 'gate-opened' ? (opened.record.evidence as EvidenceFacts) : null;
 }
 
 /** `debian/jq:amd64` is about `jq`. */

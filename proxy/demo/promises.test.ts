@@ -22,6 +22,7 @@ const KEPT: DemoDocument = {
   why: { reason: 'It confirmed.', next: 'Nothing to do.' },
   served: { nginx: '2', 'linux-image-cloud-amd64': '6.1.2' },
   kernel: { before: '6.1.0-1', after: '6.1.0-2' },
+  configured: null,
   applicationStartedMs: 90_000,
   remarks: [],
   daemonKilled: false,
@@ -50,6 +51,19 @@ test('each promise of the kernel run can be broken', () => {
     assert.equal(sentences.length, 1, `${JSON.stringify(change)}: ${sentences.join('; ')}`);
     assert.match(sentences[0] ?? '', words);
   }
+});
+
+test('each promise of the configured run can be broken [A13 A14]', () => {
+  const probes = { probesBeforePlug: 4, answersBeforePlug: 0, answersAfterPlug: 1 };
+  const kept = { address: '10.77.0.2', ...probes, items: ['a', 'b', 'c'] };
+  const told = (change: Partial<typeof kept> | null) =>
+    brokenPromises(SCENARIO_TABLE.configured, { ...KEPT, configured: change === null ? null : { ...kept, ...change } });
+  assert.deepEqual(told({}), []);
+  assert.match(told({ probesBeforePlug: 0 }).join(), /nobody asked/);
+  assert.match(told({ answersBeforePlug: 1 }).join(), /1 questions were answered before/);
+  assert.match(told({ answersAfterPlug: 0 }).join(), /was not served/);
+  assert.match(told({ items: ['a'] }).join(), /names 1 configured items/);
+  assert.equal(told(null).length, 3);
 });
 
 test("the guest's pages give versions, kernel and start", () => {

@@ -18,6 +18,7 @@ export function brokenPromises(plan: Scenario, document: DemoDocument): readonly
     [isOpen || document.gate.linkUpAtMs === null, 'the gate opened'],
     [plan.reason === null || plan.reason.test(document.why.reason), `the reason is: ${document.why.reason}`],
     ...(plan.bootsNewKernel ? kernelChecks(document) : []),
+    ...(plan.isConfigured ? configuredChecks(document) : []),
   ];
   return checks.filter(([isKept]) => !isKept).map(([, words]) => words);
 }
@@ -40,5 +41,15 @@ function kernelChecks({ kernel, timelineMs }: DemoDocument): readonly (readonly 
     [after !== null, 'nobody said which kernel runs in the end'],
     [after !== kernel?.before, `the kernel is still ${kernel?.before}`],
     [timelineMs.rebooting !== undefined, 'the VM was not rebooted'],
+  ];
+}
+
+function configuredChecks({ configured }: DemoDocument): readonly (readonly [boolean, string])[] {
+  const { probesBeforePlug = 0, answersBeforePlug = 0, answersAfterPlug = 0, items = [] } = configured ?? {};
+  return [
+    [probesBeforePlug > 0, 'nobody asked for the configured address before the plug'],
+    [answersBeforePlug === 0, `${answersBeforePlug} questions were answered before the plug`],
+    [answersAfterPlug > 0, 'the configured file was not served at the configured address after the plug'],
+    [items.length === 3, `the evidence names ${items.length} configured items, not 3`],
   ];
 }

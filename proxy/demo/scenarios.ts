@@ -17,6 +17,7 @@ export const SCENARIOS = [
   'licensed-revoked',
   'licensed-away',
   'licensed-lapsed',
+  'configured',
 ] as const;
 export type ScenarioName = (typeof SCENARIOS)[number];
 
@@ -48,6 +49,8 @@ export type Scenario = {
   readonly bootsNewKernel: boolean;
   /** The release is under a license; null: it is free. */
   readonly license: LicenseFate | null;
+  /** The guest gets its address and a file by configuration alone, in the same run as its updates. */
+  readonly isConfigured: boolean;
 };
 
 const OK: Scenario = {
@@ -60,6 +63,7 @@ const OK: Scenario = {
   reason: null,
   policy: {},
   bootsNewKernel: false,
+  isConfigured: false,
   license: null,
 };
 
@@ -139,5 +143,11 @@ export const SCENARIO_TABLE: Readonly<Record<ScenarioName, Scenario>> = {
     ends: 'quarantined',
     license: 'lapsed',
     reason: /demo-license.*its lease ran out/,
+  },
+  configured: {
+    ...OK,
+    title:
+      'a stale VM gets software, an IP address and a file in one run, and answers there only once it is plugged in',
+    isConfigured: true,
   },
 };

@@ -128,6 +128,19 @@ const PROMISES: Readonly<Record<TinyScenario, { readonly promise: string; readon
       assert.deepEqual(Object.keys(run.document.timelineMs), ['booting', 'quarantined']);
     },
   },
+  configured: {
+    promise:
+      'software, an address and a file come in one run, and the address answers only after the plug [A10 A13 A14]',
+    check: (run) => {
+      checkConnected(run, { hello: '1.1.0' });
+      const { configured } = run.document;
+      assert(configured !== null && configured.probesBeforePlug > 0, 'somebody asked before the plug');
+      assert.equal(configured.answersBeforePlug, 0);
+      assert(configured.answersAfterPlug > 0, 'positive control: the same question is answered after the plug');
+      const names = configured.items.map((item) => item.replace(/ .*/, ''));
+      assert.deepEqual(names.toSorted(), ['config/greeting', 'config/lan', 'config/name']);
+    },
+  },
   'daemon-killed': {
     promise: 'a daemon that is killed in the middle of an install goes on by itself, and nothing leaks [A11 X4]',
     check: (run) => {
