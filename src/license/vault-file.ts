@@ -25,7 +25,8 @@ const FileSchema = Type.Object(
   {
     format: Type.Literal('pratique.vault/1'),
     license: LicenseIdSchema,
-    current: SlotSchema,
+    /** Absent while a first token is tried: also after a restore, for no backup has tokens. */
+    current: Type.Optional(SlotSchema),
     next: Type.Optional(SlotSchema),
   },
   { additionalProperties: false },
@@ -54,6 +55,8 @@ export async function readVaultFile(folder: string, license: string): Promise<Va
   const handle = await open(path, 'r');
   try {
     const file = parseFile(parseJson(await handle.readFile('utf8'), path, 'host-fault/vault'), path);
+    if (file.current === undefined && file.next === undefined)
+      throw new LicenseError('host-fault/vault', `${path} has no token`);
     if (file.license === license) return file;
     throw new LicenseError('host-fault/vault', `${path} is the file of another license`);
   } finally {

@@ -118,7 +118,15 @@ test('the bytes that were given are zeroed [A15]', async () => {
 test('a staged token is tried beside the one in use, and promoting it drops the old one in one step [A15]', async () => {
   const folder = await newFolder();
   const vault = await open(folder);
-  await assert.rejects(vault.stage('acme', bytes(NEXT)), { code: 'not-found/license' });
+  assert.equal(
+    (await vault.stage('acme', bytes(NEXT))).lastFour,
+    '0000',
+    'also where there is none yet, as after a restore',
+  );
+  await assert.rejects(sent(vault, 'acme'), { code: 'not-found/license' });
+  assert.equal(await sent(await open(folder), 'acme', 'next'), `Bearer ${NEXT}`);
+  await vault.drop('acme', 'next');
+  assert.throws(() => vault.describe('acme'), { code: 'not-found/license' });
   await vault.put('acme', bytes(TOKEN));
   await assert.rejects(vault.promote('acme'), { code: 'conflict/license-slot' });
   await assert.rejects(sent(vault, 'acme', 'next'), { code: 'not-found/license' });

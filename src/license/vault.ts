@@ -9,7 +9,7 @@ import { chmod, lstat, mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { syncFolder } from '../base/durable-file.ts';
-import { describeError } from '../base/errors.ts';
+import { assert, describeError } from '../base/errors.ts';
 import type { HttpHeaders, RequestInterceptor } from '../base/http-fetch.ts';
 import {
   LICENSE_TOKEN_BYTES_MAX,
@@ -62,7 +62,7 @@ export type SlotView = {
   readonly addedAtMs: number;
 };
 
-/** What may be shown of a license's tokens: those of `current`, and both slots. */
+/** What may be shown of a license's tokens: of the one in use (or the only one), and both slots. */
 export type VaultEntry = Omit<SlotView, 'slot'> & {
   readonly license: string;
   readonly slots: readonly SlotView[];
@@ -93,7 +93,7 @@ export type Vault = {
    * `usage/license-token` (too short, too long, not printable ASCII) or `host-fault/vault`; then all is as before.
    */
   readonly put: (license: string, token: Uint8Array) => Promise<VaultEntry>;
-  /** Keeps a second token beside the one in use, until it is promoted or dropped. Throws as `put`, or `not-found/license`. */
+  /** Keeps a second token beside the one in use, if there is one, until it is promoted or dropped. Throws as `put`. */
   readonly stage: (license: string, token: Uint8Array) => Promise<VaultEntry>;
   /** The staged token is the one in use, and the old one is gone, in one step. Throws LicenseError `conflict/license-slot`. */
   readonly promote: (license: string) => Promise<VaultEntry>;
@@ -187,14 +187,10 @@ class OpenedVault implements Vault {
   // ---- Tokens come and go -------------------------------------------------------------------------------------------
 
   put = async (license: string, token: Uint8Array): Promise<VaultEntry> =>
-    await this.#sealAndWrite(license, token, (slot, old) => {
-      if (old === undefined && this.#files.size >= VAULT_LICENSES_MAX)
-        throw new LicenseError('usage/licenses', `a host has at most ${VAULT_LICENSES_MAX} licenses`);
-      return { ...(old ?? newFile(license, slot)), current: slot };
-    });
+    await this.#sealAndWrite(license, token, (slot, old) => ({ ...old, current: slot }));
 
   stage = async (license: string, token: Uint8Array): Promise<VaultEntry> =>
-    await this.#sealAndWrite(license, token, (slot) => ({ ...this.#file(license), next: slot }));
+    await this.#sealAndWrite(license, token, (slot, old) => ({ ...old, next: slot }));
 
   promote = async (license: string): Promise<VaultEntry> =>
     await this.#inTurn(async () => {
@@ -209,9 +205,10 @@ class OpenedVault implements Vault {
 
   drop = async (license: string, slot: SlotName): Promise<void> =>
     await this.#inTurn(async () => {
-      const { next, ...file } = this.#file(license);
-      if (slot === 'next') return next === undefined ? undefined : void (await this.#write(file));
-      if (next === undefined) return await this.#remove(license);
+      const { next, current, ...file } = this.#file(license);
+      if (slot === 'next' && next === undefined) return;
+      if (slot === 'next' && current !== undefined) return void (await this.#write({ ...file, current }));
+      if (next === undefined || current === undefined) return await this.#remove(license);
       throw new LicenseError('conflict/license-slot', `the license ${license} has a second token that is not in use`, {
         next: 'promote that one, or drop it first',
       });
@@ -222,7 +219,7 @@ class OpenedVault implements Vault {
   async #sealAndWrite(
     license: string,
     token: Uint8Array,
-    change: (slot: SealedSlot, old: VaultFile | undefined) => VaultFile,
+    change: (slot: SealedSlot, old: VaultFile) => VaultFile,
   ): Promise<VaultEntry> {
     checkId(license);
     const tokenInClear = tokenOf(token);
@@ -230,12 +227,15 @@ class OpenedVault implements Vault {
     this.#redact(id, tokenInClear);
     try {
       return await this.#inTurn(async () => {
+        if (!this.#files.has(license) && this.#files.size >= VAULT_LICENSES_MAX)
+          throw new LicenseError('usage/licenses', `a host has at most ${VAULT_LICENSES_MAX} licenses`);
         const { sealedBy } = await this.sealing();
         const sealed = await this.#sealers[sealedBy].seal(sealName(license, id), tokenInClear);
         const isLong = tokenInClear.length >= LICENSE_TOKEN_TAIL_CHARS_MIN;
         const lastFour = isLong ? tokenInClear.subarray(-4).toString('latin1') : '';
         const addedAtMs = Math.trunc(this.#options.clock.nowMs());
-        return await this.#write(change({ id, sealedBy, sealed, addedAtMs, lastFour }, this.#files.get(license)));
+        const old = this.#files.get(license) ?? newFile(license);
+        return await this.#write(change({ id, sealedBy, sealed, addedAtMs, lastFour }, old));
       });
     } finally {
       tokenInClear.fill(0);
@@ -256,7 +256,7 @@ class OpenedVault implements Vault {
     this.#files.set(license, file);
     this.#damaged.delete(license);
     for (const slot of [old?.current, old?.next])
-      if (slot !== undefined && slot.id !== file.current.id && slot.id !== file.next?.id) this.#shut(slot.id);
+      if (slot !== undefined && slot.id !== file.current?.id && slot.id !== file.next?.id) this.#shut(slot.id);
     return viewOf(file);
   }
 
@@ -297,7 +297,7 @@ class OpenedVault implements Vault {
     const file = this.#files.get(license);
     if (file !== undefined) return file;
     const problem = this.#damaged.get(license);
-    const next = `give the token again: pratique license add ${printable(license)}`;
+    const next = `give the token: pratique license rotate ${printable(license)}`;
     if (problem === undefined)
       throw new LicenseError('not-found/license', `no token for ${printable(license)}`, { next });
     throw new LicenseError('host-fault/vault', `the token of ${license} cannot be read: ${problem}`, { next });
@@ -392,7 +392,7 @@ class OpenedVault implements Vault {
 
 const sealName = (license: string, id: string): string => `pratique-license-${license}-${id}`;
 
-const newFile = (license: string, current: SealedSlot): VaultFile => ({ format: 'pratique.vault/1', license, current });
+const newFile = (license: string): VaultFile => ({ format: 'pratique.vault/1', license });
 
 function checkId(license: string): void {
   if (new RegExp(LICENSE_ID_PATTERN).test(license)) return;
@@ -428,8 +428,13 @@ function viewOf({ license, current, next }: VaultFile): VaultEntry {
     sealedBy,
     addedAtMs,
   });
-  const slots = [slotOf('current', current), ...(next === undefined ? [] : [slotOf('next', next)])];
-  const { lastFour, sealedBy, addedAtMs } = current;
+  const slots = [
+    ...(current === undefined ? [] : [slotOf('current', current)]),
+    ...(next === undefined ? [] : [slotOf('next', next)]),
+  ];
+  const [first] = slots;
+  assert(first !== undefined, 'a license in the vault has a token');
+  const { lastFour, sealedBy, addedAtMs } = first;
   const warning = slots.some((each) => each.sealedBy === 'key-file') ? KEY_FILE_WARNING : null;
   return { license, lastFour, sealedBy, addedAtMs, slots, warning };
 }
