@@ -144,6 +144,8 @@ test('what its server revokes is known within the time of a poll, and what it me
   assert.equal(licenses.book.check(WEB, ID), 'SUSPENDED');
   const [view] = await licenses.service.checkLicenses(ID);
   assert.deepEqual([view?.ended, view?.said?.code], ['SUSPENDED', 'SUSPENDED']);
+  const told = ended.length;
+  assert.ok(await waitUntil(async () => ended.length > told, systemClock, 5_000), 'said again until it is done');
   assert.match((await licenses.doctorLines()).map(({ detail }) => detail).join(' '), /it has ended: SUSPENDED/);
   server.admin.reinstate(ID);
   await licenses.service.checkLicenses(null);

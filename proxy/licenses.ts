@@ -357,6 +357,7 @@ class Room implements Licenses {
           this.book.forgetUse(trustedNowMs(clock) - LICENSE_USE_KEPT_MS);
         }
         await this.book.readRevocations(signal);
+        this.#tellEnded();
         await this.book.tend(signal);
       } catch (error) {
         if (!signal.aborted) log.error({ detail: describeError(error) }, 'looking after the leases failed');
@@ -366,6 +367,12 @@ class Room implements Licenses {
       });
       await Promise.race([woken, clock.sleep(policy.pollMs, signal).catch(() => {})]);
     }
+  }
+
+  /** Once more: the daemon may have ended before it had taken away what a seat guards, or the hypervisor may have failed to. */
+  #tellEnded(): void {
+    for (const { vm, license, code, state } of this.book.leases())
+      if (state === 'ended') this.#options.onEnded(vm, license, code);
   }
 
   /** What the server says of the license as a whole; an explicit end counts at once. */

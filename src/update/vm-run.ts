@@ -432,10 +432,13 @@ export class VmRun {
     );
   }
 
-  /** A seat of this VM ended by an explicit word: what it guards is taken away from it now. */
+  /** A seat of this VM ended by an explicit word: what it guards is taken away from it now. Said again until it is. */
   loseLicense(license: string, code: string): void {
     const plan = this.#plan.current;
-    if (plan === null || !licensesOf(plan).includes(license)) return;
+    // What a drive was made from that was found after a restart may not be known any more.
+    if (plan !== null && !licensesOf(plan).includes(license)) return;
+    const { kind } = this.runner.state();
+    if (!this.#drive.isAttached && (plan === null || (kind !== 'offering' && kind !== 'installing'))) return;
     this.runner.post({ kind: 'drive-lost', reason: { kind: 'license-refused', license, code } });
   }
 
