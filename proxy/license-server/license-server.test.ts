@@ -5,9 +5,24 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { type Envelope, openEnvelope } from '../../src/base/dsse.ts';
-import { LICENSE_SERVER_LEASE_KEPT_MS, LICENSE_SERVER_UNKNOWN_PER_SECOND } from '../../src/base/limits.ts';
+import {
+  LICENSE_ANSWER_BYTES_MAX,
+  LICENSE_CLOCK_SKEW_MAX_MS,
+  LICENSE_REVOCATIONS_PAGE_MAX,
+  LICENSE_SERVER_BODY_BYTES_MAX,
+  LICENSE_SERVER_LEASE_KEPT_MS,
+  LICENSE_SERVER_UNKNOWN_PER_SECOND,
+} from '../../src/base/limits.ts';
 import { silentLog } from '../../src/base/log.ts';
-import { ANSWER_TYPE } from '../../src/license/pratique-protocol.ts';
+import {
+  ANSWER_TYPE,
+  ANSWERS,
+  LeaseRequestSchema,
+  ReleaseRequestSchema,
+  RevocationsRequestSchema,
+  SERVER_CODES,
+  ValidateRequestSchema,
+} from '../../src/license/pratique-protocol.ts';
 import { makeFakeClock } from '../../test/simulator/clock.ts';
 import { runCommandLine } from '../cli/program.ts';
 import { listen, makeLicenseApi, parseListen } from './http.ts';
@@ -140,6 +155,7 @@ test('the database is its owner only, and another process sees each change at on
   const { token } = one.create('acme', TERMS);
   two.suspend('acme');
   assert.equal(one.validate({ tokenHash: tokenHashOf(token), license: 'acme' }).code, 'SUSPENDED');
+  assert.equal(one.signingKeys().length, 1);
   two.rotateKey();
   assert.equal(one.signingKeys().length, 2);
   assert.equal(one.signingKeys()[0]?.keyid, two.signingKeys()[0]?.keyid);
@@ -234,6 +250,51 @@ test('it listens without TLS on this machine only [A15]', async (t) => {
   }
   assert.deepEqual(parseListen('[::1]:8475'), { host: '::1', port: 8475 });
   await app.close();
+});
+
+test('the page of the API names every request, field, code and bound that the code has [A15]', async () => {
+  const page = await readFile(new URL('../../docs/license-api.md', import.meta.url), 'utf8');
+  const requests = [
+    ValidateRequestSchema,
+    LeaseRequestSchema,
+    ReleaseRequestSchema,
+    RevocationsRequestSchema,
+    ...Object.values(ANSWERS),
+  ];
+  const fields = new Set(requests.flatMap(({ properties }) => Object.keys(properties)));
+  for (const field of [...fields, ...Object.keys(SERVER_CODES), ...Object.keys(ANSWERS)]) {
+    assert.ok(page.includes(`\`${field}\``) || page.includes(`"${field}"`), field);
+  }
+  const paths = [
+    '/v1/validate',
+    '/v1/leases',
+    '/v1/leases/ID/renew',
+    '/v1/leases/ID/release',
+    '/v1/checkouts',
+    '/v1/revocations',
+  ];
+  for (const path of paths) assert.ok(page.includes(`\`POST ${path}\``), path);
+  for (const verb of [
+    'change',
+    'create',
+    'expire',
+    'key',
+    'leases',
+    'list',
+    'log',
+    'reinstate',
+    'revoke',
+    'serve',
+    'suspend',
+    'token',
+  ]) {
+    assert.match(page.slice(page.indexOf('## A server for labs')), new RegExp(`\`${verb}\``), verb);
+  }
+  assert.ok(page.includes(`DSSEv1 ${Buffer.byteLength(ANSWER_TYPE)} ${ANSWER_TYPE} LENGTH PAYLOAD`));
+  assert.ok(page.includes(`at most ${LICENSE_ANSWER_BYTES_MAX / 1024} KiB and come`));
+  assert.ok(page.includes(`at most ${LICENSE_SERVER_BODY_BYTES_MAX / 1024} KiB)`));
+  assert.ok(page.includes(`at most ${LICENSE_CLOCK_SKEW_MAX_MS / 60_000} minutes away`));
+  assert.ok(page.includes(`at most ${LICENSE_REVOCATIONS_PAGE_MAX} of`));
 });
 
 async function run(argv: readonly string[]): Promise<{ code: number; stdout: string; stderr: string }> {

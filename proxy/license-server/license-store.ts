@@ -11,7 +11,13 @@ import {
 } from '../../src/base/limits.ts';
 import { printable } from '../../src/base/printable.ts';
 import { type DatabaseSync, inTransaction, openDatabase } from '../../src/base/sqlite.ts';
-import type { Answer, AnyAnswer, LeaseRequest, ServerCode } from '../../src/license/pratique-protocol.ts';
+import {
+  type Answer,
+  type AnyAnswer,
+  type LeaseRequest,
+  SERVER_CODES,
+  type ServerCode,
+} from '../../src/license/pratique-protocol.ts';
 import { LICENSE_ID_PATTERN } from '../../src/model/license.ts';
 import { LicenseServerError } from './error.ts';
 import { LICENSE_SERVER_MIGRATIONS } from './schema.ts';
@@ -70,18 +76,6 @@ const TOKEN_PREFIX = 'pratique_license_';
 
 /** Serials that a host may claim to have seen: far beyond what is ever counted, and with room to count on. */
 const SERIAL_BELIEVED_MAX = 2 ** 48;
-
-const DETAILS: Readonly<Record<ServerCode, string>> = {
-  VALID: 'is valid',
-  EXPIRED: 'has expired',
-  SUSPENDED: 'is suspended',
-  REVOKED: 'is revoked',
-  NOT_FOUND: 'does not exist for this token',
-  TOO_MANY_MACHINES: 'has no free seat',
-  NO_MACHINE: 'does not know this lease',
-  BANNED: 'may not be held by this machine',
-  CHECKOUT_NOT_ALLOWED: 'may not be used without the server',
-};
 
 /** The server's state over one database file, which the serving process and the admin commands share. */
 export class LicenseStore {
@@ -408,7 +402,7 @@ export class LicenseStore {
     return {
       valid: code === 'VALID',
       code,
-      detail: `the license ${DETAILS[code]}`,
+      detail: `the license ${SERVER_CODES[code]}`,
       seats: license === null ? null : { used: license.used, total: license.seats },
       licenseExpiresAtMs: license?.expiresAtMs ?? null,
     };

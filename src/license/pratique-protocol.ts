@@ -75,20 +75,20 @@ export type AnswerKind = keyof typeof ANSWERS;
 export type Answer<K extends AnswerKind> = Static<(typeof ANSWERS)[K]>;
 export type AnyAnswer = { readonly [K in AnswerKind]: Answer<K> }[AnswerKind];
 
-/** The server's words. `VALID` is the only one that grants. */
-export type ServerCode =
-  | 'VALID'
-  /** The license ran out; a lease it gave never reaches beyond that. */
-  | 'EXPIRED'
-  | 'SUSPENDED'
-  | 'REVOKED'
+/** The server's words, each with what it says of a license. `VALID` is the only one that grants. */
+export const SERVER_CODES = {
+  VALID: 'is valid',
+  /** A lease never reaches beyond that. */
+  EXPIRED: 'has expired',
+  SUSPENDED: 'is suspended',
+  REVOKED: 'is revoked',
   /** No license of this name for this token. */
-  | 'NOT_FOUND'
-  /** All seats are taken. */
-  | 'TOO_MANY_MACHINES'
+  NOT_FOUND: 'does not exist for this token',
+  TOO_MANY_MACHINES: 'has no free seat',
   /** A lease to renew that the server does not know, or that is another fingerprint's: take one anew. */
-  | 'NO_MACHINE'
+  NO_MACHINE: 'does not know this lease',
   /** This machine's lease was revoked; the license and its other leases go on. */
-  | 'BANNED'
-  /** The license may not be used without the server. */
-  | 'CHECKOUT_NOT_ALLOWED';
+  BANNED: 'may not be held by this machine',
+  CHECKOUT_NOT_ALLOWED: 'may not be used without the server',
+} as const;
+export type ServerCode = keyof typeof SERVER_CODES;
