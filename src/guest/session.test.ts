@@ -265,6 +265,19 @@ test('the channel waits for a socket that is not there yet [A4]', async (t) => {
   assert.deepEqual(events, []);
 });
 
+test('an agent that rests in a session of which its run knows nothing is asked for a hello, and begins another [A11]', async (t) => {
+  const { guest, channel } = await open(t);
+  guest.hello();
+  await guest.event('opened');
+  channel.askForHello();
+  assert.equal(channel.session(), null);
+  const asked = await guest.line('refuse');
+  assert.deepEqual([asked.code, asked.nonce], ['no-session', '0'.repeat(32)]);
+  guest.hello();
+  await guest.event('opened', 1);
+  assert.notEqual(channel.session(), null);
+});
+
 test('an agent that runs since before the host came is asked for a hello, a few times [A12]', async (t) => {
   const { guest, channel } = await open(t, { isAgentExpected: true });
   const asked = await guest.line('refuse', CHANNEL_HELLO_REQUESTS_MAX - 1);

@@ -46,6 +46,11 @@ export type GuestChannel = {
   readonly session: () => { readonly nonce: string; readonly boot: string; readonly agentVersion: string } | null;
   /** Monotonic time of the last accepted message of the agent; null before the first. */
   readonly lastHeardMs: () => number | null;
+  /**
+   * Begins anew with an agent that runs: what it has of a session ends without an event, and it is asked for a hello. For an agent
+   * that rests in a session of which its run knows nothing.
+   */
+  readonly askForHello: () => void;
   /** Ends the channel for good. No event follows. */
   readonly close: () => void;
 };
@@ -114,6 +119,13 @@ class HostEnd implements GuestChannel {
 
   lastHeardMs() {
     return this.#lastHeardMs;
+  }
+
+  askForHello(): void {
+    if (this.#isOver) return;
+    this.#endSession();
+    this.#mayHaveAgent = true;
+    this.#askForHello(CHANNEL_HELLO_REQUESTS_MAX);
   }
 
   close(): void {

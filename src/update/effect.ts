@@ -11,7 +11,8 @@ export type Effect =
   | { readonly kind: 'stop-vm'; readonly graceful: boolean }
   /** Started at once, never queued behind other effects. */
   | { readonly kind: 'close-gate'; readonly reason: string }
-  | { readonly kind: 'open-channel' }
+  /** `asks`: an agent that is there already is asked for a hello, whatever session it believes in. */
+  | { readonly kind: 'open-channel'; readonly asks?: true }
   | { readonly kind: 'close-channel' }
   /** Let the VM run, after a start or a stopped reset; refused by the gate unless it is verified closed. */
   | { readonly kind: 'resume-vm'; readonly afterReset: boolean }

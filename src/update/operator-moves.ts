@@ -28,11 +28,13 @@ export function onRetry(state: RunState, event: { readonly run: RunId; readonly 
   if (!state.isRunning) return moved({ kind: 'booting', run: newRun(event) }, forget, ...START);
   const run = nextRun(state, event);
   const close: Effect = { kind: 'close-gate', reason: 'retry' };
+  // An agent may rest in a session that the run lost: its guest's reset was told after the new boot's hello.
+  const open: Effect = state.session === null ? { kind: 'open-channel', asks: true } : { kind: 'open-channel' };
   const takeOver: readonly Effect[] = [
     forget,
     { kind: 'hold-vm' },
     close,
-    { kind: 'open-channel' },
+    open,
     // It may stand still since a reset whose closing failed half-way, whatever session it had.
     { kind: 'resume-vm', afterReset: true },
   ];
