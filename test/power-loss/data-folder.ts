@@ -195,7 +195,7 @@ async function secondLife(folder: string, rooms: Rooms, say: Say): Promise<void>
   say({ kind: 'record', seq, hash });
   say({ kind: 'unpinning', owner: 'run 1', blobs: [0, 1, 2] });
   store.unpin('run 1');
-  // What may go is said before: the plan of the run before, the blobs over the budget.
+  // Said before: from here on those over the budget may be gone.
   for (const blob of [0, 1, 2]) say({ kind: 'collecting', blob });
   await store.collect();
   await journal.savePlan(planOf(runOf(2)));
@@ -273,6 +273,9 @@ export const isSaidToTheEnd = (said: readonly Said[]): boolean =>
   said.length >= SAID_MIN && said.at(-1)?.kind === 'end';
 const SAID_MIN = 40;
 
+/** Where the runs go on to after the cut. */
+const LATER_STEP = 20;
+
 /** A host that was off and whose wall clock begins at its epoch. */
 const laterClock: Clock = { ...systemClock, nowMs: () => 1_000 };
 
@@ -289,6 +292,7 @@ export async function troubleIn(folder: string, said: readonly Said[]): Promise<
       (await troubleInAudit(rooms.audit, said)) ??
       troubleInTime(rooms.trustTime, said) ??
       (await troubleInStore(folder, rooms.store, said));
+    for (const { vm } of rooms.journal.load()) await rooms.journal.saveState(vm, journaledAt(LATER_STEP), LATER_STEP);
   } finally {
     await closeRooms(rooms);
   }
@@ -357,19 +361,15 @@ function troubleInTime(trustTime: TrustTime, said: readonly Said[]): string | nu
   return trustTime.nowMs() >= sureMs ? null : 'time that was passed is believed to be still to come';
 }
 
-/** What may be gone or bad, because what was said last about it says so. */
-function isInDoubt(said: readonly Said[], blob: number): boolean {
-  const last = said.findLast((each) => 'blob' in each && each.blob === blob);
-  return last !== undefined && last.kind !== 'stored';
-}
+const lastSaidOf = (said: readonly Said[], blob: number): Said['kind'] | undefined =>
+  said.findLast((each) => 'blob' in each && each.blob === blob)?.kind;
 
 async function troubleInStore(folder: string, store: BlobStore, said: readonly Said[]): Promise<string | null> {
   for (const [blob, digest] of DIGESTS.entries()) {
-    const isStored = said.some((each) => each.kind === 'stored' && each.blob === blob);
-    if (isStored && !isInDoubt(said, blob) && !store.has(digest)) return `blob ${blob} was stored and is gone`;
-    const isRotting = said.findLast((each) => 'blob' in each && each.blob === blob)?.kind === 'rotting';
-    if (store.has(digest) && !(await store.verify(digest)) && !isRotting)
-      return `blob ${blob} is there and is not whole`;
+    const last = lastSaidOf(said, blob);
+    if (last === 'stored' && !store.has(digest)) return `blob ${blob} was stored and is gone`;
+    const isWhole = !store.has(digest) || (await store.verify(digest));
+    if (!isWhole && last !== 'rotting') return `blob ${blob} is there and is not whole`;
   }
   const quarantined = await readdir(join(folder, 'store/quarantine'));
   for (const { blob } of saidOf(said, 'quarantined')) {
@@ -394,6 +394,8 @@ async function troubleInNextLife(folder: string): Promise<string | null> {
   const rooms = await openRooms(folder, { clock: laterClock, budgetBytes: 1e9 });
   try {
     if (!(await rooms.audit.verify()).isIntact) return 'the chain does not go on';
+    const behind = rooms.journal.load().find(({ journaled }) => journaled.step !== LATER_STEP);
+    if (behind !== undefined) return `the run of VM ${behind.vm} did not go on`;
     const lost = DIGESTS.findIndex((digest) => !rooms.store.has(digest));
     return lost < 0 ? null : `blob ${lost} was mended and is gone`;
   } finally {
