@@ -162,7 +162,7 @@ async function collect(staging: string, options: BackupOptions): Promise<Collect
     })),
     blobs,
   };
-  return { entries: all, made, remarks: [...remarksOf(options), ...missing, ...(await overlayRemarks(dataFolder))] };
+  return { entries: all, made, remarks: [...remarksOf(options), ...missing, ...(await aside(dataFolder))] };
 }
 
 /** Databases of a data folder in the order of their moments (see the head of this file). */
@@ -337,6 +337,19 @@ function remarksOf({ hasKeys, hasBlobs }: BackupOptions): readonly string[] {
     ? 'it holds the key that signs the audit records, and perhaps credentials of the configuration: keep it as safe as the host'
     : 'it holds no private keys: put audit/*.pem back before a restored host is started';
   return hasBlobs ? [keys] : [keys, 'packages are not in it: a restored host fetches them again when it needs them'];
+}
+
+/** What lies in the data folder and stays there. */
+async function aside(dataFolder: string): Promise<readonly string[]> {
+  return [...(await tokenRemarks(dataFolder)), ...(await overlayRemarks(dataFolder))];
+}
+
+/** Sealed for one host, a token opens on no other; with a key file, the backup would be as good as the tokens. */
+async function tokenRemarks(dataFolder: string): Promise<readonly string[]> {
+  const names = await readdir(join(dataFolder, 'licenses')).catch(() => []);
+  const licenses = names.filter((name) => name.endsWith('.json')).map((name) => name.slice(0, -'.json'.length));
+  if (licenses.length === 0) return [];
+  return [`tokens are not in it: after a restore give those of ${licenses.join(', ')} again (pratique license rotate)`];
 }
 
 /** What a VM has accepted and its disk does not have yet lies beside the disks, and is backed up with them. */

@@ -213,6 +213,7 @@ test('a token is found nowhere but sealed: logs, folders, drives, answers, proce
     assert.deepEqual(search.inBytes(bytes), []);
     assert.notDeepEqual(marks.inBytes(bytes), []);
     assert.ok(!bytes.includes('pratique.vault/1'), 'not even sealed');
+    assert.match(backedUp.text, /tokens are not in it.*acme-2026/);
   });
   await t.test('no file of the host has it: log, data and run folder, drives, blobs, disks', async () => {
     for (const folder of [house.folder, house.runFolder]) assert.deepEqual(await search.inFolder(folder), []);
