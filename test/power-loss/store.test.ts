@@ -102,7 +102,7 @@ describe('the data folder at every call to the disk [X4] [X6]', () => {
     });
     printTable(
       t,
-      isFull ? `all ${title}` : title,
+      isFull ? `all: ${title}` : title,
       ['cut after', 'all kept', 'unflushed lost', 'some of it kept'],
       rows,
     );
