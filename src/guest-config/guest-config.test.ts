@@ -7,13 +7,14 @@ import { type TestContext, test } from 'node:test';
 import { redactText } from '../base/redact.ts';
 import { BLANKED } from '../model/guest-config.ts';
 import { type GuestConfig, openGuestConfig, type VmFacts } from './guest-config.ts';
+import { layerOf } from './layer.ts';
 
 type House = { readonly folder: string; readonly config: GuestConfig; readonly write: (files: Files) => Promise<void> };
 type Files = Readonly<Record<string, string>>;
 
 const FACTS: VmFacts = { group: 'web', macs: ['52:54:00:00:00:01'] };
 
-async function house(t: TestContext, files: Files, facts = FACTS): Promise<House> {
+async function house(t: TestContext, files: Files, document?: object): Promise<House> {
   const root = await mkdtemp(join(tmpdir(), 'guest-config-'));
   t.after(() => rm(root, { recursive: true }));
   const folder = join(root, 'guests');
@@ -27,7 +28,16 @@ async function house(t: TestContext, files: Files, facts = FACTS): Promise<House
     }
   };
   await write(files);
-  const config = await openGuestConfig({ folder, stateFolder: join(root, 'state'), factsOf: () => facts });
+  const at = () => 'https://x/v1/vms/web1 serial 3';
+  const documentOf = async (vm: string) => {
+    return {
+      layer: layerOf(document, { name: `vm ${vm}`, source: 'server', at }),
+      trouble: [],
+      remarks: ['from afar'],
+    };
+  };
+  const server = document === undefined ? {} : { server: { documentOf } };
+  const config = await openGuestConfig({ folder, stateFolder: join(root, 'state'), factsOf: () => FACTS, ...server });
   return { folder, config, write };
 }
 
@@ -279,4 +289,33 @@ test('the examples of the page are what a VM can get', async (t) => {
     found?.items.map(({ item }) => item),
     ['admins', 'hostname', 'lan', 'shop'],
   );
+});
+
+test("a document counts between the group and the VM's own file, and gets none of the host's secrets", async (t) => {
+  const hostname = (name: string) => ({ kind: 'hostname', hostname: name });
+  const document = {
+    values: { domain: 'server.example.org' },
+    items: { hostname: hostname('of-server'), second: { kind: 'file', path: '/s', content: 'x' } },
+  };
+  const files = {
+    'default.toml': DEFAULT,
+    'group-web.toml': '[items.hostname]\nkind = "hostname"\nhostname = "of-group"\n',
+  };
+  const { config, write } = await house(t, files, document);
+  const find = async () => (await config.resolve('web1'))?.items.find(({ item }) => item === 'hostname');
+  assert.deepEqual((await find())?.setting, hostname('of-server'));
+  assert.equal((await find())?.origin.source, 'server');
+  assert.deepEqual((await config.resolve('web1'))?.remarks, ['from afar']);
+  await write({ 'vm-web1.toml': `[items.hostname]\nkind = "hostname"\nhostname = "own.\${domain}"\n` });
+  assert.deepEqual((await find())?.setting, hostname('own.server.example.org'));
+
+  const greedy = { items: { loot: { kind: 'file', path: '/loot', content: `\${password}` } } };
+  const robbed = await house(
+    t,
+    { 'default.toml': WITH_SECRET, 'secrets/db/password': SECRET, 'secrets/key.bin': 'x' },
+    greedy,
+  );
+  const found = await robbed.config.resolve('web1');
+  assert.match(found?.trouble.join() ?? '', /serial 3: `items.loot.content` names `password`, a secret of this host/);
+  assert.ok(!JSON.stringify(found?.items.filter(({ item }) => item !== 'app')).includes(SECRET));
 });
