@@ -361,6 +361,35 @@ test('a decision that cannot be recorded is not in force', async () => {
   assert.equal(seats.held().size, 1);
 });
 
+test('an end that cannot be recorded is in force all the same, and recorded as soon as that is possible [X2]', async () => {
+  let isFull = false;
+  let nowMs = 1;
+  const seats = makeSeats({ total: 1, nowMs: () => nowMs });
+  const server = seats.server(ID);
+  const told: LicenseDecision[] = [];
+  const book = openLeaseBook({
+    db: openDatabase(':memory:', LEASE_MIGRATIONS),
+    clock: { nowMs: () => nowMs, monotonicMs: () => nowMs, sleep: async () => {}, after: () => () => {} },
+    ...{ log: silentLog, policy: POLICY, serverOf: () => server, isFor: () => true },
+    ...{ tenantOf: () => 'default', onEnded: () => {}, random: () => 0.5 },
+    record: async (decision) => {
+      if (isFull) throw new Error('the disk is full');
+      told.push(decision);
+    },
+  });
+  await book.take({ vm: WEB, run: RUN, licenses: [ID] }, never);
+  isFull = true;
+  seats.end('SUSPENDED');
+  await assert.rejects(book.readRevocations(never), /disk is full/);
+  assert.equal(book.check(WEB, ID), 'SUSPENDED');
+  isFull = false;
+  for (let minute = 0; minute < 3; minute += 1) {
+    nowMs += 61_000;
+    await book.tend(never);
+  }
+  assert.deepEqual(decisions(told), ['web granted VALID', 'web revoked SUSPENDED']);
+});
+
 test('use is metered for each tenant: hours of seats until they ended, fetches and bytes [A17]', async () => {
   const { book, take, pass, tend } = house();
   await take(WEB);

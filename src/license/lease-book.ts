@@ -201,7 +201,7 @@ class Book implements LeaseBook {
     const saidAtMs = this.#now();
     if (row.seat === null) this.#put({ ...now, state: 'refused', code, saidAtMs });
     // A seat that the server gave all the same is given back.
-    else this.#put({ ...now, state: 'ended', seat: row.seat, code, saidAtMs });
+    else this.#put({ ...now, state: 'ended', seat: row.seat, code, saidAtMs, told: 'expired' });
   }
 
   async #renew(row: LeaseRow, run: RunId | null, signal: AbortSignal): Promise<void> {
@@ -295,7 +295,8 @@ class Book implements LeaseBook {
   #isDue(row: LeaseRow): boolean {
     const now = this.#now();
     if (this.#isIdle(row)) return true;
-    if (row.state === 'refused' || row.state === 'ended') return row.seat !== null && row.dueAtMs <= now;
+    if (row.state === 'refused') return false;
+    if (row.state === 'ended') return (row.seat !== null || row.told === 'nothing') && row.dueAtMs <= now;
     if (row.dueAtMs <= now) return true;
     return row.state === 'held' && (row.expiresAtMs ?? 0) <= now && row.told !== 'expired';
   }
@@ -323,6 +324,7 @@ class Book implements LeaseBook {
       }
       case 'refused':
       case 'ended':
+        if (row.state === 'ended' && row.told === 'nothing') return await this.#tellEnd(row);
         // A seat that ended may still be counted at its server.
         if (row.seat !== null) return await this.#giveBackEnded(row, signal);
         return this.#rows.remove(row, this.#now());
@@ -375,8 +377,10 @@ class Book implements LeaseBook {
     const works: Promise<void>[] = [];
     this.#rows.atOnce(() => {
       for (const { leaseId, code } of said.revoked) {
-        if (leaseId === null) works.push(this.endLicense(license, code));
-        else works.push(...this.#endSeat(license, leaseId, code));
+        const begun = leaseId === null ? [this.endLicense(license, code)] : this.#endSeat(license, leaseId, code);
+        works.push(...begun);
+        // Where the database takes none of it, nobody waits for these any more; the list is read again.
+        for (const work of begun) work.catch(() => {});
       }
       this.#rows.putWord(license, { ...this.#rows.word(license), serial: Math.max(before.serial, said.serial) });
     });
@@ -400,9 +404,17 @@ class Book implements LeaseBook {
   /** In force before anything is waited for. */
   async #end(row: LeaseRow, code: string): Promise<void> {
     const nowMs = this.#now();
-    this.#put({ ...row, state: 'ended', code, saidAtMs: nowMs, dueAtMs: nowMs });
+    const ended: LeaseRow = { ...row, state: 'ended', code, saidAtMs: nowMs, told: 'nothing' };
+    this.#put({ ...ended, dueAtMs: nowMs + LICENSE_RETRY_MS });
     this.#options.onEnded(row.vm, row.license, code);
-    await this.#record(row, 'revoked', code, leaseOf(row), null);
+    await this.#tellEnd(ended);
+  }
+
+  /** It counts whether or not it can be recorded now; then it is recorded later. */
+  async #tellEnd(row: LeaseRow): Promise<void> {
+    await this.#record(row, 'revoked', row.code, leaseOf(row), null);
+    const now = this.#rows.get(row.license, row.vm);
+    if (now?.state === 'ended') this.#put({ ...now, told: 'expired' });
   }
 
   mendLicense(license: string): void {
