@@ -15,15 +15,20 @@ export function parseProcessId(text: string): ProcessId | null {
 
 /** Whether exactly this process still runs; a zombie does not. */
 export async function isAlive(process: ProcessId): Promise<boolean> {
+  return (await processOf(process.pid))?.startTicks === process.startTicks;
+}
+
+/** The process that has this pid now; null when there is none, or only a zombie. */
+export async function processOf(pid: number): Promise<ProcessId | null> {
   let stat: string;
   try {
-    stat = await readFile(`/proc/${process.pid}/stat`, 'utf8');
+    stat = await readFile(`/proc/${pid}/stat`, 'utf8');
   } catch {
-    return false;
+    return null;
   }
   // The name in field 2 may contain spaces and brackets; what follows its last bracket starts with field 3, the state.
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  return fields[0] !== 'Z' && fields[0] !== 'X' && Number(fields[19]) === process.startTicks;
+  return fields[0] === 'Z' || fields[0] === 'X' ? null : { pid, startTicks: Number(fields[19]) };
 }
 
 /** The id of this boot of the host; pids and start times repeat in the next one. */

@@ -1,10 +1,10 @@
 // One process that exports one drive: a qemu-storage-daemon of its own, started so that it outlives us.
-import { chown, stat } from 'node:fs/promises';
+import { chown, readdir, readFile, stat } from 'node:fs/promises';
 import { connect } from 'node:net';
 import type { Clock } from '../../base/clock.ts';
 import { type Detached, type Identity, launcherArgv, scopePrefix, startDetached } from '../../base/detached.ts';
 import { EXPORT_CONNECTIONS_MAX, EXPORT_END_TIMEOUT_MS, EXPORT_START_TIMEOUT_MS } from '../../base/limits.ts';
-import { isAlive, type ProcessId } from '../../base/process-id.ts';
+import { isAlive, type ProcessId, processOf } from '../../base/process-id.ts';
 import { waitUntil } from '../../base/wait-until.ts';
 import { DriveError, systemCode } from '../drive-error.ts';
 import {
@@ -61,6 +61,19 @@ export async function startExport(record: ExportRecord, files: ExportFiles, cloc
     await child.ended;
     await clearRemains(files);
     throw error;
+  }
+}
+
+/**
+ * Ends a launch that an earlier daemon began and did not see through: until it has written its pid file, only its words tell that
+ * it is there. Afterwards the pid file tells of whatever came of it.
+ */
+export async function endLateLaunches(files: ExportFiles, clock: Clock): Promise<void> {
+  for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
+    const words = (await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')).split('\0');
+    const isLaunch = words[words.indexOf('--pid-file') + 1] === files.pidFile;
+    const found = isLaunch ? await processOf(Number(pid)) : null;
+    if (found !== null) await endExport(found, clock);
   }
 }
 

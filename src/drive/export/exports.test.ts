@@ -352,6 +352,24 @@ test('at its start a daemon ends what serves a VM that is gone, or cannot be und
   assert.equal(await exports.keep(VM, watcher().watcher), null);
 });
 
+test('a launch that a dead daemon did not see through is ended before it becomes a process that nobody knows [X4] [A11]', async (t) => {
+  const launch = async (vm: string) => {
+    await mkdir(join(runFolder, 'drives', vm), { recursive: true });
+    const words = ['-e', 'sleep 60', 'launch.pl', '--pid-file', join(runFolder, 'drives', vm, 'pid'), '--', 'true'];
+    const child = spawn('perl', words, { stdio: 'ignore' });
+    t.after(() => child.kill('SIGKILL'));
+    return child;
+  };
+  const late = await launch(VM);
+  const elsewhere = await launch('.not-a-vm');
+  const hasBegun = async () => (await readFile(`/proc/${late.pid}/cmdline`, 'utf8')).startsWith('perl');
+  assert(await waitUntil(hasBegun, systemClock, 5_000));
+  await daemon().recover(new Set([VM]));
+  assert(await waitUntil(async () => late.signalCode !== null, systemClock, 5_000), 'the launch is ended');
+  assert.deepEqual(await readdir(join(runFolder, 'drives')), ['.not-a-vm']);
+  assert.equal(elsewhere.signalCode, null, 'positive control: what is no launch of a VM here is left alone');
+});
+
 test('what was exported before the host booted is cleared away, and no process is taken for it [X4]', async () => {
   const drive = await makeDrive('booted');
   const before = daemon();

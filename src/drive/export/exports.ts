@@ -27,7 +27,7 @@ import {
   sourceOf,
   wordsOf,
 } from './export-files.ts';
-import { endExport, startExport } from './export-process.ts';
+import { endExport, endLateLaunches, startExport } from './export-process.ts';
 
 export type ExportTransport = Exclude<DriveTransport, 'direct'>;
 
@@ -185,6 +185,7 @@ export function makeDriveExports(options: {
       return sourceOf(record, files);
     }
     // One that could not be taken over.
+    await endLateLaunches(files, clock);
     const left = await readProcess(files);
     if (left !== null && (await isAlive(left))) await endExport(left, clock);
     await prepareFolder(files, record);
@@ -213,6 +214,7 @@ export function makeDriveExports(options: {
       log.warn({ vm, detail: describeError(error) }, 'the record of an export is damaged; it is ended');
       return null;
     });
+    await endLateLaunches(files, clock);
     const found = await readProcess(files);
     const isOfThisBoot = record === null || record.hostBoot === (await hostBootId());
     const isRunning = found !== null && isOfThisBoot && (await isAlive(found));
