@@ -243,13 +243,13 @@ test('of too many names the one that asked least recently is forgotten, and a ra
 test('it listens without TLS on this machine only [A15]', async (t) => {
   const { store, clock } = storeOf(t);
   const app = makeLicenseApi({ store, clock, log: silentLog });
+  t.after(async () => await app.close());
   await assert.rejects(listen(app, parseListen('0.0.0.0:0'), false), { code: 'usage/listen' });
   await assert.rejects(listen(app, parseListen('[::]:0'), false), { code: 'usage/listen' });
   for (const text of ['', '127.0.0.1', 'x:99999', '[::1:5']) {
     assert.throws(() => parseListen(text), { code: 'usage/listen' }, text);
   }
   assert.deepEqual(parseListen('[::1]:8475'), { host: '::1', port: 8475 });
-  await app.close();
 });
 
 test('the page of the API names every request, field, code and bound that the code has [A15]', async () => {

@@ -13,10 +13,13 @@ import { systemClock } from '../../src/base/clock.ts';
 import { LICENSE_ANSWER_BYTES_MAX } from '../../src/base/limits.ts';
 import { silentLog } from '../../src/base/log.ts';
 import { makeLicenseTransport } from '../../src/license/http-transport.ts';
+import { readKeygenKey } from '../../src/license/keygen-answer.ts';
+import { makeKeygenServer } from '../../src/license/keygen-server.ts';
 import { LicenseError } from '../../src/license/license-error.ts';
 import type { LeaseAnswer, LicenseServer } from '../../src/license/license-server.ts';
 import { makePratiqueServer, readProof } from '../../src/license/pratique-server.ts';
-import { openVault } from '../../src/license/vault.ts';
+import { openVault, type Vault } from '../../src/license/vault.ts';
+import { startKeygen } from '../fakes/keygen-server.ts';
 import { startLicenseServer, type TestLicenseServer, type TestLicenseServerOptions } from '../fakes/license-server.ts';
 import { makeRandom } from '../simulator/random.ts';
 
@@ -28,6 +31,21 @@ async function started(t: TestContext, options: TestLicenseServerOptions = {}): 
   const server = await startLicenseServer(options);
   t.after(async () => await server.close());
   return server;
+}
+
+/** A vault with one token in it. */
+async function vaultOf(t: TestContext, license: string, token: string): Promise<Vault> {
+  const folder = await mkdtemp(join(tmpdir(), 'pratique-license-e2e-'));
+  const runSealer = async () => {
+    throw new Error('a key file will do');
+  };
+  const vault = await openVault({ folder: join(folder, 'vault'), clock: systemClock, log: silentLog, runSealer });
+  await vault.put(license, Buffer.from(token));
+  t.after(async () => {
+    vault.close();
+    await rm(folder, { recursive: true });
+  });
+  return vault;
 }
 
 type ClientOptions = {
@@ -44,12 +62,7 @@ async function clientOf(
   options: ClientOptions = {},
 ): Promise<LicenseServer> {
   const { license = LICENSE, url = server.url, token = server.token(license), timeoutMs } = options;
-  const folder = await mkdtemp(join(tmpdir(), 'pratique-license-e2e-'));
-  const runSealer = async () => {
-    throw new Error('a key file will do');
-  };
-  const vault = await openVault({ folder: join(folder, 'vault'), clock: systemClock, log: silentLog, runSealer });
-  await vault.put(license, Buffer.from(token));
+  const vault = await vaultOf(t, license, token);
   const transport = makeLicenseTransport({
     vault,
     license,
@@ -59,11 +72,7 @@ async function clientOf(
     ...(server.ca === null ? {} : { ca: server.ca }),
     ...(timeoutMs === undefined ? {} : { timeoutMs }),
   });
-  t.after(async () => {
-    await transport.close();
-    vault.close();
-    await rm(folder, { recursive: true });
-  });
+  t.after(async () => await transport.close());
   return makePratiqueServer({ transport, clock: systemClock, keys: server.keys, license });
 }
 
@@ -232,6 +241,32 @@ test('a server that is slow, silent, endless, cut, gone or somebody else is an i
   await assert.rejects(gone.lease(requestOf('web')), ILL, 'gone');
 });
 
+test("Keygen's answers have the license key in them, and a host's own way to it takes them all the same [A15]", async (t) => {
+  const keygen = await startKeygen();
+  t.after(async () => await keygen.close());
+  const vault = await vaultOf(t, LICENSE, keygen.key);
+  const where = { vault, license: LICENSE, serverUrl: keygen.url, isLoopbackHttpAllowed: true, clock: systemClock };
+  const transport = makeLicenseTransport(where);
+  t.after(async () => await transport.close());
+  const { account, verifyKey, url: serverUrl } = keygen;
+  const key = readKeygenKey(verifyKey);
+  const client = makeKeygenServer({ transport, clock: systemClock, key, account, serverUrl });
+  assert.ok((await client.validate()).valid);
+  const web = leaseOf(await client.lease(requestOf('web')));
+  assert.equal(leaseOf(await client.renew(web, requestOf('web'))).id, web.id);
+  assert.equal((await client.checkout?.(requestOf('web')))?.kind, 'granted');
+  await client.release(web.id);
+  assert.equal(keygen.machines.size, 0);
+  const path = `/v1/accounts/${account}/licenses/actions/validate-key`;
+  const asked = {
+    method: 'POST',
+    path,
+    body: { meta: { nonce: 1 } },
+    token: { kind: 'body', field: ['meta', 'key'] },
+  } as const;
+  await assert.rejects(transport(asked), ILL, 'who does not expect the key in an answer gets none');
+});
+
 const SEATS = 900;
 const MACHINES = 1_000;
 const WORKERS = 20;
@@ -300,6 +335,13 @@ async function act(contest: Contest, machine: number): Promise<void> {
   }
 }
 
+/** Every lease that a machine was told of and did not give back stands in the database, whether the server lives or not. */
+function checkNoneLost({ server, held }: Contest): void {
+  const ids = new Map(server.admin.seats(LICENSE).map(({ fingerprint, id }) => [fingerprint, id]));
+  for (const [machine, id] of held)
+    assert.equal(ids.get(fingerprintOf(`vm-${machine}`)), id, `the lease of vm-${machine}`);
+}
+
 async function inParallel(
   count: number,
   work: (next: () => number | null) => Promise<void>,
@@ -339,6 +381,7 @@ test('1,000 machines at 900 seats, 20 at a time, with clients that give up and a
     for (let kills = 0; kills < KILLS; kills += 1) {
       await sleep(contest.random.between(300, 700));
       await server.kill();
+      checkNoneLost(contest);
       await sleep(contest.random.between(0, 50));
       await server.restart();
     }
@@ -348,6 +391,8 @@ test('1,000 machines at 900 seats, 20 at a time, with clients that give up and a
     for (let turn = next(); turn !== null; turn = next()) await act(contest, turn % MACHINES);
   };
   await Promise.all([kill(), inParallel(WORKERS, churn, CHURN_OPERATIONS)]);
+  checkNoneLost(contest);
+  assert.ok(contest.held.size > 300, `${contest.held.size} machines hold a seat`);
 
   // Everybody asks until they are answered: 900 have a seat, and the server counts just those.
   const granted = new Map<string, string>();
