@@ -50,13 +50,22 @@ async function showHost({ output, loadConfig }: Context): Promise<void> {
   const { shortDuration } = await import('../duration.ts');
   const from = files.length === 0 ? '# no file: defaults only' : files.map((file) => `# from ${file}`).join('\n');
   // The text is a file that says the same; the document has what the program works with.
-  const { policy, policyOfFiles: _said, groups, guestConfigServer, ...rest } = inForce;
+  const { policy, policyOfFiles: _said, groups, guestConfigServer, licenses, ...rest } = inForce;
   const asFile = {
     ...rest,
     policy: fileOfPolicy(policy),
     groups: Object.fromEntries(
-      Object.entries(groups).map(([name, group]) => [name, { ...group, policy: fileOfPolicy(group.policy) }]),
+      Object.entries(groups).map(([name, { policy: own, ...group }]) => [
+        name,
+        { ...group, policy: fileOfPolicy(own) },
+      ]),
     ),
+    licenses: {
+      leaseDuration: shortDuration(licenses.durationMs),
+      grace: shortDuration(licenses.graceMs),
+      idleRelease: shortDuration(licenses.idleMs),
+      poll: shortDuration(licenses.pollMs),
+    },
     ...(guestConfigServer === undefined ? {} : { guestConfigServer: serverAsFile(guestConfigServer, shortDuration) }),
   };
   output.show({ files, config: inForce }, () => `${from}\n${stringify(asFile)}`.trimEnd());

@@ -123,3 +123,17 @@ test('config sign makes a document that a host believes, and refuses what no hos
   await chmod(at('key.pem'), 0o644);
   assert.match((await sign('web1.toml')).stderr, /is open to others/);
 });
+
+test('what config show prints is a file that says the same', async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), 'config-show-'));
+  t.after(() => rm(folder, { recursive: true }));
+  const path = join(folder, 'pratique.toml');
+  const key = 'MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=';
+  const server = `[guestConfigServer]\nurl = "https://x.example/c"\npublicKeys = ["${key}"]\ngrace = "72h"\n`;
+  await writeFile(path, `guestConfigFolder = "${folder}/guests"\n${HOST}${server}[licenses]\npoll = "45s"\n`);
+  const show = async (...more: readonly string[]) => (await run(['config', 'show', '--config', path, ...more])).stdout;
+  const before = JSON.parse(await show('--json')).config;
+  assert.equal(before.guestConfigServer.graceMs, 72 * 3_600_000);
+  await writeFile(path, await show());
+  assert.deepEqual(JSON.parse(await show('--json')).config, { ...before, policyOfFiles: before.policy });
+});
