@@ -4,7 +4,7 @@ import { VmSpecSchema } from '../src/hypervisor/vm-spec.ts';
 import { DiskFormatSchema } from '../src/model/disk-image.ts';
 import { GuestConfigItemSchema } from '../src/model/guest-config.ts';
 import { RunIdSchema, VmIdSchema } from '../src/model/ids.ts';
-import { InstalledProductSchema, InventorySchema, OsSchema } from '../src/model/inventory.ts';
+import { AppliedConfigSchema, InstalledProductSchema, InventorySchema, OsSchema } from '../src/model/inventory.ts';
 import { POLICY_KEYS, POLICY_ORIGINS, type Policy, PolicySchema } from '../src/model/policy.ts';
 import { KindSchema } from '../src/model/release.ts';
 import type { DoctorLine } from './doctor-line.ts';
@@ -131,6 +131,7 @@ export const VmDetailSchema = Type.Object(
   {
     ...vmViewFields,
     products: Type.Array(InstalledProductSchema),
+    config: Type.Array(AppliedConfigSchema),
     spec: VmSpecSchema,
     known: nullable(Type.Object({ source: InventorySourceSchema, atMs: wallMs }, strict)),
   },

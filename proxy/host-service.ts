@@ -5,6 +5,7 @@ import { EVENTS_PAGE_MAX } from '../src/base/limits.ts';
 import { redactText } from '../src/base/redact.ts';
 import { isCoveredName } from '../src/hypervisor/fence.ts';
 import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
+import { findConfigDrift } from '../src/inventory/config-drift.ts';
 import { type Behind, behindLeftOut, type CompareVersions, findDrift, indexProducts } from '../src/inventory/drift.ts';
 import type { Inventory } from '../src/model/inventory.ts';
 import type { Policy } from '../src/model/policy.ts';
@@ -87,6 +88,7 @@ export function makeService(rooms: HostRooms): Service {
       return {
         ...(await viewOf(rooms, run)),
         products: known?.inventory.products ?? [],
+        config: known?.inventory.config ?? [],
         spec: run.spec,
         known: known === null ? null : { source: known.source, atMs: known.atMs },
       };
@@ -325,7 +327,10 @@ async function driftOf(rooms: HostRooms): Promise<readonly DriftRow[]> {
     const run = rooms.runs.get(vm);
     const policy = run?.policy ?? rooms.config.policy;
     const behind = await behindOf(registry, known.inventory, policy, compare);
-    rooms.inventories.setDrift(vm, behind, rooms.clock.nowMs());
+    // What a disk tells it tells of software alone.
+    const configuration = known.source === 'disk' ? null : ((await rooms.guestConfig?.resolve(vm)) ?? null);
+    const config = findConfigDrift(known.inventory, configuration);
+    rooms.inventories.setDrift(vm, [...behind, ...config], rooms.clock.nowMs());
   }
   const sources = new Map(rooms.inventories.vms().map((vm) => [vm, rooms.inventories.last(vm)?.source]));
   return rooms.inventories.drift().map((entry) => ({

@@ -4,7 +4,7 @@ import type { ShownGuestConfig } from '../src/guest-config/guest-config.ts';
 import type { VmSpec } from '../src/hypervisor/vm-spec.ts';
 import type { InventorySource } from '../src/inventory/inventory-store.ts';
 import type { VmId } from '../src/model/ids.ts';
-import type { InstalledProduct, Os } from '../src/model/inventory.ts';
+import type { AppliedConfig, InstalledProduct, Os } from '../src/model/inventory.ts';
 import type { Plan } from '../src/model/plan.ts';
 import type { Policy, PolicyOrigin } from '../src/model/policy.ts';
 import type { Kind, Release } from '../src/model/release.ts';
@@ -88,6 +88,8 @@ export type VmView = {
 
 export type VmDetail = VmView & {
   readonly products: readonly InstalledProduct[];
+  /** Applied configuration, by name and version. */
+  readonly config: readonly AppliedConfig[];
   readonly spec: VmSpec;
   /** Who told of these products, and when; null while nothing is known. */
   readonly known: { readonly source: InventorySource; readonly atMs: number } | null;

@@ -23,6 +23,9 @@ export type Walk =
  */
 export function walkTo(platform: Platform, paths: Paths, path: string): Walk {
   const names = path.split('/').filter((name) => name !== '');
+  // The schema says so already; a way that climbs would not be the way that was looked at.
+  if (names.some((name) => name === '.' || name === '..'))
+    throw new AgentError('path-protected', `${path} has dots in it`);
   for (let links = 0; ; links += 1) {
     if (links > AGENT_CONFIG_LINKS_MAX) throw new AgentError('path-link', `${path}: its links go round in circles`);
     const step = walkOnce(platform, paths, names);

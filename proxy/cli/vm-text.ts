@@ -82,7 +82,15 @@ export function vmText(vm: VmDetail, output: Output, nowMs: number): string {
   );
   const more = vm.products.length - products.length;
   const rest = more > 0 ? [`… and ${more} more; --json shows all`] : [];
-  return [printable(vm.vm), ...lines, '', table, ...rest].join('\n');
+  return [printable(vm.vm), ...lines, '', table, ...rest, ...configLines(vm, output)].join('\n');
+}
+
+/** Applied configuration, where there is any. */
+function configLines({ config }: VmDetail, output: Output): readonly string[] {
+  if (config.length === 0) return [];
+  const head = ['CONFIGURATION', 'VERSION', 'STATE'].map((title) => ({ title }));
+  const rows = config.map(({ item, version, state }) => [item, version, state ?? 'applied']);
+  return ['', renderTable(head, rows, { columns: output.columns, ifEmpty: '' })];
 }
 
 /** The policy in a line; `vm policy` has all of it. */
@@ -130,14 +138,31 @@ export function planText(plan: Plan, output: Output): string {
     sizeText(release.artifact.sizeBytes),
     release.advisories.join(' '),
   ]);
-  const table = renderTable(head, rows, { columns: output.columns, ifEmpty: 'Nothing to install: up to date.' });
+  const isAsConfigured = planConfigRows(plan).length === 0;
+  const ifEmpty = isAsConfigured ? 'Nothing to install: up to date.' : 'No software to install.';
+  const table = renderTable(head, rows, { columns: output.columns, ifEmpty });
   const stale = plan.vendors
     .filter(({ fresh }) => !fresh)
     .map(({ vendor }) => `Not fresh: vendor ${printable(vendor)}`);
   const sizeBytes = plan.items.reduce((sum, { release }) => sum + release.artifact.sizeBytes, 0);
   const total =
     rows.length === 0 ? [] : [`${counted(rows.length, 'item')}, at most ${sizeText(sizeBytes)} to download`];
-  return [table, ...total, ...leftOutLines(plan, output), ...stale].join('\n');
+  return [table, ...total, ...planConfigLines(plan, output), ...leftOutLines(plan, output), ...stale].join('\n');
+}
+
+function planConfigRows({ config = [], configRemoved = [] }: Plan): readonly (readonly string[])[] {
+  return [
+    ...config.map(({ item, fromVersion, version, kind }) => [item, kind, fromVersion ?? '-', version]),
+    ...configRemoved.map(({ item, version }) => [item, '-', version, '(taken back)']),
+  ];
+}
+
+/** What would be configured; what an item says is shown by `config show`. */
+function planConfigLines(plan: Plan, output: Output): readonly string[] {
+  const rows = planConfigRows(plan);
+  if (rows.length === 0) return [];
+  const head = ['CONFIGURATION', 'KIND', 'APPLIED', 'NEW'].map((title) => ({ title }));
+  return ['', renderTable(head, rows, { columns: output.columns, ifEmpty: '' })];
 }
 
 /** What the plan does without, security in red. */

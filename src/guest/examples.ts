@@ -1,5 +1,6 @@
 // One example of every message, both ways: for the protocol page and for whoever writes another agent. A test validates each.
 import type { Digest } from '../base/digest-text.ts';
+import type { ConfigDriveFile } from '../model/guest-config.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
 import { MANIFEST_FORMAT, type Manifest } from '../model/manifest.ts';
@@ -148,4 +149,23 @@ export const MANIFEST_EXAMPLE: Manifest = {
     },
   ],
   extraFiles: [],
+};
+
+/** A file below /config/ of such a drive. */
+export const CONFIG_EXAMPLE: ConfigDriveFile = {
+  format: 'pratique.config/1',
+  vm: VM,
+  run: RUN,
+  salt: ARTIFACT_DIGEST,
+  item: {
+    item: 'shop',
+    version: '3+9c1d52e07f3a4b68',
+    setting: {
+      kind: 'product',
+      product: 'shop',
+      files: [{ path: '/etc/shop/shop.conf', content: 'listen = 8080\n', mode: '0640', owner: 'root', group: 'shop' }],
+    },
+    apply: [{ restart: 'shop.service' }],
+    health: ['service:shop.service', 'port:8080'],
+  },
 };

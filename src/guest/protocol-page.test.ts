@@ -4,8 +4,9 @@ import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import type { TSchema } from 'typebox';
 import { Compile } from 'typebox/compile';
+import { ConfigDriveFileSchema } from '../model/guest-config.ts';
 import { ManifestSchema } from '../model/manifest.ts';
-import { AGENT_EXAMPLES, HOST_EXAMPLES, MANIFEST_EXAMPLE } from './examples.ts';
+import { AGENT_EXAMPLES, CONFIG_EXAMPLE, HOST_EXAMPLES, MANIFEST_EXAMPLE } from './examples.ts';
 import { receiveLine, type Session } from './inbound.ts';
 import { AGENT_MESSAGES, HOST_MESSAGES, REFUSE_CODES } from './messages.ts';
 import { renderProtocolPage } from './protocol-page.ts';
@@ -28,8 +29,9 @@ for (const [side, schemas, examples] of [
   }
 }
 
-test('the example of the manifest is valid [A9]', () => {
+test('the examples of the manifest and of configuration are valid [A9 A14]', () => {
   assert.equal(firstError(ManifestSchema, MANIFEST_EXAMPLE), undefined);
+  assert.equal(firstError(ConfigDriveFileSchema, CONFIG_EXAMPLE), undefined);
 });
 
 test("the page's transcript is a conversation that the host's end accepts line by line [A10]", () => {

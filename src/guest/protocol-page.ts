@@ -10,8 +10,9 @@ import {
   CHANNEL_MESSAGE_BYTES_MAX,
   CHANNEL_REFUSALS_MAX,
 } from '../base/limits.ts';
+import { ConfigDriveFileSchema } from '../model/guest-config.ts';
 import { DRIVE_LABEL, MANIFEST_FORMAT, ManifestSchema } from '../model/manifest.ts';
-import { AGENT_EXAMPLES, HOST_EXAMPLES, MANIFEST_EXAMPLE } from './examples.ts';
+import { AGENT_EXAMPLES, CONFIG_EXAMPLE, HOST_EXAMPLES, MANIFEST_EXAMPLE } from './examples.ts';
 import {
   AGENT_MESSAGES,
   CHANNEL_PORT_NAME,
@@ -73,6 +74,7 @@ function sections(): readonly string[] {
     ['## What the agent sends', ...messages(AGENT_MESSAGES, AGENT_PURPOSES, AGENT_EXAMPLES)].join('\n\n'),
     ['## What the host sends', ...messages(HOST_MESSAGES, HOST_PURPOSES, HOST_EXAMPLES)].join('\n\n'),
     [DRIVE, schemaTable(ManifestSchema), 'Example:', json(MANIFEST_EXAMPLE)].join('\n\n'),
+    [CONFIGURATION, schemaTable(ConfigDriveFileSchema), 'Example:', json(CONFIG_EXAMPLE)].join('\n\n'),
     DURABILITY,
   ];
 }
@@ -170,6 +172,21 @@ Not so where the drive itself was not what was announced (\`mount-failed\`, \`ma
 \`digest-mismatch\`, \`size-mismatch\`, \`file-missing\`): the host asks it back with \`release\`, looks at its own copies, and sends an \`offer\` again, at
 most twice in a run. It may carry the same \`manifestDigest\`: then the agent begins anew with what was not installed.`;
 
+const CONFIGURATION = `## Configuration on the drive
+
+Only an agent whose inventory says \`abilities.config: true\` is offered a manifest with \`config\` or \`configRemoved\`. Each entry of \`config\` names a
+file below \`/config/\`: one JSON document, verified like every file, with the fields below. Its \`vm\` and \`run\` are those of the manifest, its \`item\`
+and \`version\` those of the entry. The \`salt\` is to be ignored. The document may hold secrets: nothing of it goes into a message, a result,
+a log or a record of the agent.
+
+All of it is one set, applied after the items: everything, or the guest is as before. The ids of its results are \`config/<item>\`, also for what
+\`configRemoved\` names: of that, what was made for the item is taken away and what was there before it stays. If something fails, everything is
+put back, the failed item's result comes first with its code, and the others are \`skipped\` with \`set-rolled-back\`. Codes: \`config-malformed\`, \`config-wrong-vm\`,
+\`path-link\`, \`path-not-folder\`, \`path-is-folder\`, \`path-not-file\`, \`path-protected\`, \`path-twice\`, \`no-user\`, \`no-group\`, \`no-home\`, \`bad-base64\`,
+\`no-network-way\`, \`no-interface\`, \`apply-failed\`, \`health-failed\`, \`no-space\`, \`too-large\`, \`rollback-failed\`.
+
+\`inventory.config\` lists what is applied, each item with its version, and \`state: "changed"\` where somebody changed since what it had set.`;
+
 const DURABILITY = `## What an agent must keep, and survive
 
 Power may fail at any moment. On the disk, each written to a temporary file, synced, renamed, folder synced:
@@ -178,14 +195,16 @@ Power may fail at any moment. On the disk, each written to a temporary file, syn
    half-unpacked version is deleted first and never reachable as \`current\`.
 2. **After** an item: its result. A repeated \`offer\` of the same run does not install it again but reports the kept result,
    provided that the version is still there.
-3. **Before** \`bye\` with reason \`reboot\` or \`shutdown\`: the products and the boot id, reported later as \`inventory.lastShutdown\`.
+3. **Before** anything of a set of configuration is written: all that it changes, with what was there. After a crash everything is put back, before
+   anything is reported, unless the record that makes the set count is there: that record is written last.
+4. **Before** \`bye\` with reason \`reboot\` or \`shutdown\`: the products, the configuration and the boot id, reported later as \`inventory.lastShutdown\`.
 
 Results of one run are kept until an \`offer\` of another run. The nonce, the counters and the transfers are never kept. \`confirm\` reads
 the inventory anew: from the package manager and the bundles' \`current\` links, never from what the agent remembers. \`broken\` is
 reported for whatever is half-installed.
 
 The agent starts after the operating system and before applications (on systemd before \`network-pre.target\`), needs no
-network, and never touches the network itself: the cable is the host's.`;
+network, and sets an address only where configuration says so: the cable is the host's.`;
 
 function refuseTable(): string {
   const rows = Object.entries(REFUSE_CODES).map(([code, meaning]) => {

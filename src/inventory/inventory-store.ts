@@ -4,6 +4,7 @@ import { parseJson } from '../base/parse.ts';
 import { type DatabaseSync, inTransaction, type Migration } from '../base/sqlite.ts';
 import type { VmId } from '../model/ids.ts';
 import type { Inventory } from '../model/inventory.ts';
+import type { ConfigBehind } from './config-drift.ts';
 import type { Behind } from './drift.ts';
 
 /** How an inventory was learnt: the agent's report, its confirmation, or the switched-off disk. */
@@ -15,8 +16,8 @@ export type KnownInventory = {
   readonly source: InventorySource;
 };
 
-/** A product that is behind, with the wall time since when we know it. */
-export type DriftEntry = Behind & { readonly vm: VmId; readonly sinceMs: number };
+/** A product that is behind, or an item of configuration, with the wall time since when we know it. */
+export type DriftEntry = (Behind | ConfigBehind) & { readonly vm: VmId; readonly sinceMs: number };
 
 export type InventoryStore = {
   /** Remembers the newest inventory; an older one than what is known is ignored. */
@@ -27,7 +28,7 @@ export type InventoryStore = {
    * Replaces what is known to be behind. A product keeps its time as long as it stays behind, also when a still newer
    * version comes out; one that is up to date is forgotten.
    */
-  readonly setDrift: (vm: VmId, behind: readonly Behind[], nowMs: number) => readonly DriftEntry[];
+  readonly setDrift: (vm: VmId, behind: readonly (Behind | ConfigBehind)[], nowMs: number) => readonly DriftEntry[];
   /** What is behind, of one VM or of all, oldest first. */
   readonly drift: (vm?: VmId) => readonly DriftEntry[];
   readonly forget: (vm: VmId) => void;
@@ -87,7 +88,7 @@ export function makeInventoryStore(db: DatabaseSync): InventoryStore {
 type InventoryRow = { readonly inventory: string; readonly at_ms: number; readonly source: InventorySource };
 type DriftRow = { readonly vm: VmId; readonly key: string; readonly since_ms: number; readonly behind: string };
 
-function replaceDrift(db: DatabaseSync, vm: VmId, behind: readonly Behind[], nowMs: number): void {
+function replaceDrift(db: DatabaseSync, vm: VmId, behind: readonly (Behind | ConfigBehind)[], nowMs: number): void {
   const rows = db.prepare('SELECT vm, key, since_ms, behind FROM drift WHERE vm = ?').all(vm) as DriftRow[];
   const known = new Map(rows.map((row) => [row.key, row]));
   const seen = new Set<string>();
@@ -105,12 +106,12 @@ function replaceDrift(db: DatabaseSync, vm: VmId, behind: readonly Behind[], now
   for (const key of known.keys()) if (!seen.has(key)) remove.run(vm, key);
 }
 
-function driftKey({ ecosystem, product, arch }: Behind): string {
+function driftKey({ ecosystem, product, arch }: Behind | ConfigBehind): string {
   return `${ecosystem}/${product}${arch === null ? '' : `:${arch}`}`;
 }
 
 function driftEntry(row: DriftRow): DriftEntry {
   // The cast holds: only replaceDrift() writes this column.
-  const behind = parseJson(row.behind, `the drift of VM ${row.vm}`, 'host-fault/database') as Behind;
+  const behind = parseJson(row.behind, `the drift of VM ${row.vm}`, 'host-fault/database') as Behind | ConfigBehind;
   return { ...behind, vm: row.vm, sinceMs: row.since_ms };
 }

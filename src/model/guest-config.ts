@@ -21,7 +21,7 @@ const unit = Type.String({ minLength: 1, maxLength: 200, pattern: '^[A-Za-z0-9][
 const absolutePath = Type.String({
   minLength: 2,
   maxLength: 1024,
-  pattern: '^/(?!.*(^|/)\\.\\.?(/|$))[^\\u0000-\\u001f\\\\]+$',
+  pattern: '^(?!.*/\\.\\.?(/|$))/[^\\u0000-\\u001f\\\\]+$',
 });
 
 /** What is done after an item was written; typed, because the agent never runs a command that the host sends. */

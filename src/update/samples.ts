@@ -155,6 +155,7 @@ export const EVENTS: readonly RunEvent[] = [
   { kind: 'fetched', step: SAMPLE_STEP },
   { kind: 'staged', step: SAMPLE_STEP, itemCount: 1, sizeBytes: 1 },
   { kind: 'drive-attached', step: SAMPLE_STEP, manifestDigest: MANIFEST },
+  { kind: 'config-changed', step: SAMPLE_STEP, run: OTHER_RUN, atMs: 9 },
   { kind: 'drive-detached', step: SAMPLE_STEP },
   { kind: 'judged', step: SAMPLE_STEP, evidence },
   { kind: 'judged-refused', step: SAMPLE_STEP, code: 'x', detail: 'y' },

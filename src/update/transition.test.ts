@@ -1,7 +1,7 @@
 // Every state answers every event; the moves that matter most are named one by one.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { REBOOTS_MAX } from '../base/limits.ts';
+import { REBOOTS_MAX, REPLANS_MAX } from '../base/limits.ts';
 import { DEFAULT_POLICY } from '../model/policy.ts';
 import type { RunEvent } from './event.ts';
 import { newRun } from './new-run.ts';
@@ -535,4 +535,44 @@ test('a fence that somebody else changed closes every gate; an open VM proves it
   const gated = next({ kind: 'installing', run: offered, session }, changed);
   movedTo(gated, 'installing');
   assert.deepEqual(effectsOf(gated), ['close-gate']);
+});
+
+const planned = (configCount: number): RunEvent => ({
+  kind: 'planned',
+  step: SAMPLE_STEP,
+  plan: { digest: MANIFEST, itemCount: 1, configCount, sizeBytes: 0, versions: [] },
+  rebootRequired: false,
+});
+
+test('a configuration that changes is applied to a VM that is plugged in while it stays so, unless its policy wants it gated [A12]', () => {
+  const planning: RunState = { kind: 'planning', run: live, session, phase: 'comparing' };
+  const gate = { ...DEFAULT_POLICY, configChange: 'gate' as const };
+  const asLive = next(planning, planned(1));
+  assert.deepEqual(effectsOf(asLive), ['fetch-plan']);
+  assert.equal(isGateOpen(movedTo(asLive, 'planning')), true);
+  const gated = next(planning, planned(1), gate);
+  assert.deepEqual(effectsOf(gated), ['close-gate', 'fetch-plan']);
+  assert.equal(isGateOpen(movedTo(gated, 'planning')), false);
+  assert.deepEqual(effectsOf(next(planning, planned(0), gate)), ['fetch-plan'], 'software alone is no reason');
+});
+
+test('a configuration that changed before its drive was made begins a run of its own, a bounded number of times [A14]', () => {
+  const changed: RunEvent = { kind: 'config-changed', step: SAMPLE_STEP, run: OTHER_RUN, atMs: 9 };
+  const offering = (replans: number): RunState => ({
+    kind: 'offering',
+    run: { ...live, reboots: 2, replans },
+    session,
+    phase: 'attaching',
+  });
+  const anew = next(offering(0), changed);
+  assert.deepEqual(effectsOf(anew), ['send ask-inventory']);
+  const run = runOf(movedTo(anew, 'reporting'));
+  assert.equal(run?.run, OTHER_RUN);
+  assert.deepEqual([run.plan, run.manifests, run.replans, run.reboots], [null, [], 1, 2]);
+  assert.equal(run.startedAtMs, live.startedAtMs, 'its deadline is not put off');
+  assert.notEqual(run.liveGrant, null, 'it stays plugged in');
+  const offeredAlready: RunState = { kind: 'offering', run: live, session, phase: 'offered' };
+  assert.equal(next(offeredAlready, changed).kind, 'ignored');
+  const given = movedTo(next(offering(REPLANS_MAX), changed), 'connected');
+  assert.ok(given.kind === 'connected' && given.trouble?.kind === 'plan-refused');
 });

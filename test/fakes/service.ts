@@ -272,7 +272,7 @@ export function makeFakeService(state: RunStateName = 'off'): FakeService {
         },
       ] as const;
       const known = { source: 'confirm', atMs: 1_700_000_000_000 } as const;
-      return { ...view(vm), products: [...products], spec: find(vm).spec, known };
+      return { ...view(vm), products: [...products], config: [], spec: find(vm).spec, known };
     },
     vmPolicy: async (vm) => {
       enter('vmPolicy', vm);

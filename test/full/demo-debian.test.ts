@@ -59,3 +59,12 @@ test('a Debian guest gets a new kernel and a new nginx, reboots into the one, an
   // The guest's clock was set by QEMU to the second.
   assert(applicationStartedMs >= gate.confirmedAtMs - 2_000, `nginx started at ${applicationStartedMs} ms`);
 });
+
+test('a Debian guest gets its updates, an address and a file in one run, and answers there only once it is plugged in [A10 A13 A14]', async () => {
+  const run = await runDemoCommand(['--guest', 'debian', '--scenario', 'configured']);
+  assert.equal(run.exitCode, 0, run.said);
+  checkConnected(run);
+  const { configured } = run.document;
+  assert(configured !== null && configured.probesBeforePlug > 0);
+  assert.deepEqual([configured.answersBeforePlug, configured.answersAfterPlug > 0], [0, true]);
+});
