@@ -141,6 +141,13 @@ export function readKeygen<T>(parse: Parser<T>, body: Uint8Array): T {
   }
 }
 
+/** A time as Keygen writes it. Throws LicenseError `vendor-ill/license-server` for one that no calendar has. */
+export function keygenTime(text: string): number {
+  const atMs = Date.parse(text);
+  if (Number.isNaN(atMs)) throw ill(`${WHAT} names a time that there is not`);
+  return atMs;
+}
+
 export type MachineFile = {
   readonly machine: string;
   readonly license: string;
@@ -166,7 +173,7 @@ export function readMachineFile(certificate: string, key: VerifyKey): MachineFil
     machine: data.id,
     license: data.relationships.license.data.id,
     fingerprint: data.attributes.fingerprint,
-    issuedAtMs: Date.parse(meta.issued),
-    expiresAtMs: Date.parse(meta.expiry),
+    issuedAtMs: keygenTime(meta.issued),
+    expiresAtMs: keygenTime(meta.expiry),
   };
 }

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { generateKeyPairSync, sign } from 'node:crypto';
 import { type TestContext, test } from 'node:test';
+import fc from 'fast-check';
 import { type FakeKeygen, type KeygenReply, startKeygen } from '../../test/fakes/keygen-server.ts';
 import { makeTestTransport } from '../../test/fakes/license-server.ts';
 import { type Clock, systemClock } from '../base/clock.ts';
@@ -245,6 +246,63 @@ test('a heartbeat that is answered for another machine or license is not believe
     await assert.rejects(client.lease(requestOf('web')), ILL);
   }
 });
+
+test('whatever a signed answer of Keygen says, it is an ill server or an answer that holds together [A15]', async (t) => {
+  const { keygen, client } = await rig(t);
+  leaseOf(await client.lease(requestOf('web')));
+  const places = [
+    'meta',
+    'meta.ts',
+    'meta.valid',
+    'meta.code',
+    'meta.scope',
+    'data',
+    'data.id',
+    'data.attributes',
+    'data.attributes.expiry',
+  ];
+  const more = [
+    'data.attributes.maxMachines',
+    'data.attributes.fingerprint',
+    'data.attributes.nextHeartbeat',
+    'data.relationships',
+  ];
+  const values = fc.oneof(
+    fc.jsonValue({ maxDepth: 1 }),
+    fc.constantFrom('2026-99-99T99:99:99Z', '9999-12-31T23:59:59Z', 'VALID', 'SUSPENDED', true, false, null, 1e300),
+  );
+  await fc.assert(
+    fc.asyncProperty(fc.constantFrom(...places, ...more), values, async (place, value) => {
+      keygen.alter((reply, request) =>
+        edited((document) => put(document, place.split('.'), value))(reply, request, keygen),
+      );
+      const answer = await client.lease(requestOf('web')).catch(onlyIll);
+      if (answer?.kind === 'granted') {
+        const { lease } = answer;
+        assert.ok(
+          keygen.machines.has(lease.id) && Number.isInteger(lease.expiresAtMs) && Number.isInteger(lease.grantedAtMs),
+        );
+        assert.ok(lease.expiresAtMs <= Date.now() + 300_000);
+      }
+      const verdict = await client.validate().catch(onlyIll);
+      if (verdict !== null) assert.ok(verdict.expiresAtMs === null || Number.isInteger(verdict.expiresAtMs));
+    }),
+    { numRuns: 150 },
+  );
+});
+
+function onlyIll(error: unknown): null {
+  assert.ok(error instanceof LicenseError && error.code === ILL.code, String(error));
+  return null;
+}
+
+/** Puts a value at a place of a document; where there is no such place, nothing. */
+function put(document: object, path: readonly string[], value: unknown): void {
+  const [name = '', ...rest] = path;
+  if (rest.length === 0) Object.assign(document, { [name]: value });
+  const inner: unknown = Object.entries(document).find(([key]) => key === name)?.[1];
+  if (rest.length > 0 && typeof inner === 'object' && inner !== null) put(inner, rest, value);
+}
 
 test('no word of Keygen answers with the license key in them comes out of the adapter [A15]', async (t) => {
   const { keygen, client } = await rig(t);

@@ -14,6 +14,7 @@ import { ENDING_CODES, type Lease, type Verdict } from '../model/license.ts';
 import {
   checkKeygenSignature,
   ErrorsSchema,
+  keygenTime,
   MachineFileSchema,
   MachineSchema,
   readKeygen,
@@ -213,9 +214,9 @@ class KeygenServer {
     if (meta.nonce !== nonce || (fingerprint !== null && meta.scope?.fingerprint !== fingerprint)) {
       throw ill("Keygen's answer is to another question: it may be an old one that somebody sent again");
     }
-    const atMs = Date.parse(meta.ts);
+    const atMs = keygenTime(meta.ts);
     const seats = seatsOf(data);
-    const expiresAtMs = data === null || data.attributes.expiry === null ? null : Date.parse(data.attributes.expiry);
+    const expiresAtMs = data === null || data.attributes.expiry === null ? null : keygenTime(data.attributes.expiry);
     const { valid, code } = meta;
     return {
       verdict: { valid, code, detail: detailOf(code), seats, expiresAtMs },
@@ -282,7 +283,7 @@ function leaseOf({ id, attributes }: Machine, { atMs, sentAtMs }: Validation, re
   const { license, vm, durationMs } = request;
   assert(isVmId(vm), 'a seat is asked for a VM');
   const due = attributes.nextHeartbeat ?? null;
-  const lifeMs = due === null ? durationMs : Math.min(durationMs, Date.parse(due) - atMs);
+  const lifeMs = due === null ? durationMs : Math.min(durationMs, keygenTime(due) - atMs);
   if (!(lifeMs > 0)) throw ill("Keygen's next heartbeat was due before its answer");
   return { id, license, vm, grantedAtMs: sentAtMs, expiresAtMs: Math.trunc(sentAtMs + lifeMs) };
 }
