@@ -16,6 +16,8 @@ import { isEvidence } from '../../src/confirm/judge.ts';
 import { type Gate, makeGate } from '../../src/gate/gate.ts';
 import { openGuestChannel } from '../../src/guest/session.ts';
 import { INVENTORY_MIGRATIONS, makeInventoryStore } from '../../src/inventory/inventory-store.ts';
+import type { LeaseBook } from '../../src/license/lease-book.ts';
+import { LEASE_MIGRATIONS } from '../../src/license/lease-rows.ts';
 import type { VmId } from '../../src/model/ids.ts';
 import { DEFAULT_POLICY } from '../../src/model/policy.ts';
 import {
@@ -29,6 +31,7 @@ import type { VmRun } from '../../src/update/vm-run.ts';
 import type { VmRunDeps } from '../../src/update/vm-run-deps.ts';
 import type { ProcessClock } from './clock.ts';
 import { JOURNAL_DB } from './disk.ts';
+import { licenseRoom, openLicenses } from './licenses.ts';
 import { makeDriver, makeFence, SimulatedFault, type Touch } from './machine.ts';
 import { DISK_FULL, makeDrives, makeStore, makeVendor, type RoomsParts } from './rooms.ts';
 import type { World } from './world.ts';
@@ -42,6 +45,8 @@ export type Daemon = {
   readonly startedAtMs: number;
   readonly clock: ProcessClock;
   readonly rooms: HostRooms;
+  /** Null in a life where nothing is under a license. */
+  readonly leases: LeaseBook | null;
   readonly service: Service;
   readonly runOf: (vm: VmId) => VmRun | null;
   /** Closings of a VM's gate under way. */
@@ -80,6 +85,7 @@ export async function startDaemon(world: World): Promise<Daemon> {
     ...INVENTORY_MIGRATIONS,
     ...FAILED_UPDATE_MIGRATIONS,
     ...OWN_POLICY_MIGRATIONS,
+    ...LEASE_MIGRATIONS,
   ]);
   fillUp(db, () => world.full.has('journal'));
   const realAudit = await openAudit({ folder: `${folder()}/audit`, clock, log: silentLog });
@@ -124,7 +130,13 @@ export async function startDaemon(world: World): Promise<Daemon> {
     uids: { first: 1000, count: 100 },
   } as unknown as Config; // The cast holds: host, service and maintenance read no more of it here.
   const driver = makeDriver(world.driverHooks(clock, touchOf, () => mine.isDead));
+  const runs = new Map<VmId, VmRun>();
+  const touch = touchOf(null);
+  const licenses = openLicenses(world, { db, clock, audit, touch, runOf: (vm) => runs.get(vm) ?? null });
+  const leases = licenses?.book ?? null;
+  const isBlind = world.mutation === 'keeps-licensed';
   const deps: VmRunDeps = {
+    ...(leases === null ? {} : { checkLicense: isBlind ? () => null : leases.check, seats: leases }),
     clock,
     log: silentLog,
     journal,
@@ -149,7 +161,8 @@ export async function startDaemon(world: World): Promise<Daemon> {
     store,
     gate,
     vendors: {} as VendorBook, // The cast holds: nobody asks the service about vendors here.
-    runs: new Map(),
+    runs,
+    ...(leases === null ? {} : { licenses: licenseRoom(leases) }),
     fenceFor,
     ownPolicies: new Map(),
     addRun: (spec, given) => addRun(rooms, deps, spec, given),
@@ -159,6 +172,7 @@ export async function startDaemon(world: World): Promise<Daemon> {
   let maintenance: { readonly close: () => Promise<void> } | null = null;
   const daemon: Daemon = Object.assign(mine, {
     rooms,
+    leases,
     service: makeService(rooms),
     startedAtMs: clock.monotonicMs(),
     readyAtMs: Number.POSITIVE_INFINITY,
@@ -166,6 +180,7 @@ export async function startDaemon(world: World): Promise<Daemon> {
     close: async () => {
       mine.isClosing = true;
       await maintenance?.close();
+      licenses?.close();
       await Promise.all([...rooms.runs.values()].map((run) => run.close()));
       journal.flush();
     },

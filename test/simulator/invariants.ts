@@ -10,12 +10,15 @@ import {
 import type { VmId } from '../../src/model/ids.ts';
 import { isGateOpen, isUnderWay, type RunState, runOf } from '../../src/update/state.ts';
 import { explain, type Reason } from '../../src/update/why.ts';
+import { isLicensed, LICENSE } from './licenses.ts';
 import { Broken, type SimVm, type World } from './world.ts';
 
 /** Until a boot that no reset announced is gated, and until a step that is over its deadline has moved on. */
 const GRACE_MS = 90_000;
 /** In which a VM with which nothing is wrong comes from its start to the network. */
 const CALM_RUN_MS = 15 * 60_000;
+/** In which a drive is taken away, whatever goes wrong with the first tries. */
+const WITHDRAW_MS = 5 * 60_000;
 const TIMERS_PER_VM = 40;
 
 /** What was seen of a VM before. */
@@ -27,6 +30,8 @@ type Watch = {
   stepAtMs: number;
   unpluggedSinceMs: number | null;
   startedAtMs: number | null;
+  /** Since when it holds no seat that counts. */
+  seatlessSinceMs: number | null;
   /** The newest version of each product that was ever plugged in. */
   readonly reached: Map<string, number>;
 };
@@ -47,6 +52,7 @@ export class Invariants {
       this.#narrate(vm, watch);
       this.#checkKept(vm, watch);
       this.#checkEntitled(vm, watch);
+      this.#checkLicensed(vm, watch);
       this.#checkWhy(vm);
       this.#checkSilence(vm, watch);
       this.#checkSteps(vm, watch);
@@ -65,6 +71,7 @@ export class Invariants {
       stepAtMs: 0,
       unpluggedSinceMs: null,
       startedAtMs: null,
+      seatlessSinceMs: null,
       reached: new Map(),
     };
     this.#watches.set(vm, known);
@@ -133,6 +140,20 @@ export class Invariants {
     const { daemon } = world;
     if (daemon?.isReady === true && (daemon.closing.get(vm.vm) ?? 0) === 0)
       throw new Broken(`the gate is open while the run of ${vm.vm} is ${state.kind}, and nobody closes it`);
+  }
+
+  /** A lease that merely runs out leaves what is being read; one that was ended takes it along as soon as the host knows. */
+  #checkLicensed({ vm, machine }: SimVm, watch: Watch): void {
+    const { daemon, clock, wellSinceMs } = this.#world;
+    if (daemon?.isReady !== true || daemon.leases === null) return;
+    const code = daemon.leases.check(vm, LICENSE);
+    const isSeatless = code !== null && code !== 'LEASE_EXPIRED';
+    const nowMs = clock.monotonicMs();
+    watch.seatlessSinceMs = isSeatless ? (watch.seatlessSinceMs ?? nowMs) : null;
+    if (machine.drive === null || !isLicensed(machine.drive.plan) || watch.seatlessSinceMs === null) return;
+    const sinceMs = Math.max(watch.seatlessSinceMs, wellSinceMs, daemon.readyAtMs);
+    if (nowMs - sinceMs > WITHDRAW_MS)
+      throw new Broken(`${vm} has a drive with what no lease of it allows (${code}), and nobody takes it away`);
   }
 
   /** An attached VM that nobody has handed over to us, or that its owner started anew before we were asked. */

@@ -106,6 +106,7 @@ export class Life {
     world.isStormy = false;
     world.isDiskSlow = false;
     world.full.clear();
+    world.licenses?.calm();
     Object.assign(world.server, { isDown: false, isSlow: false, isStale: false });
     Object.assign(world.server, { givesWrongBytes: false, withdraws: false });
     for (const { guest, wire } of world.vms) {

@@ -39,6 +39,8 @@ export type VendorServer = {
   readonly newest: Map<string, number>;
   /** Every artifact that it ever signed. */
   readonly signed: Set<Digest>;
+  /** Products that are under a license. */
+  readonly licensed: Map<string, string>;
   isDown: boolean;
   isSlow: boolean;
   /** Its signatures are out of date. */
@@ -85,6 +87,7 @@ export function makeServer(products: readonly string[]): VendorServer {
   const server: VendorServer = {
     newest: new Map([[LATE, 9]]),
     signed: new Set(),
+    licensed: new Map(),
     isDown: false,
     isSlow: false,
     isStale: false,
@@ -123,7 +126,11 @@ export function makeVendor({ server, files, clock, random, touch }: RoomsParts):
     isFresh: vendor.checkedAtMs !== null && !vendor.isStale,
     trouble: null,
   });
-  const releases = () => [...vendor.newest].map(([product, version]) => makeRelease(product, version));
+  const releases = () =>
+    [...vendor.newest].map(([product, version]) => {
+      const license = server.licensed.get(product);
+      return { ...makeRelease(product, version), ...(license === undefined ? {} : { license }) };
+    });
   return {
     name: 'v',
     kind: 'tuf',

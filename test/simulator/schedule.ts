@@ -44,6 +44,8 @@ export function makeSchedule(seed: number, length: number, mutation: Mutation | 
       [2, 0.01],
       [1, 0.05],
     ]),
+    // Of a chance of its own, so that lives without a license are as they always were; and a license can go wrong with any VM.
+    isLicensed: !calm && makeRandom(seedFor(seed, 'licensed')).chance(0.3),
     mutation,
   };
   // A random subset for each seed: with all of them on, nothing would ever come far.

@@ -12,6 +12,7 @@ import { makeFakeClock } from './clock.ts';
 import { type Daemon, startDaemon } from './daemon.ts';
 import { type HostDisk, makeHostDisk } from './disk.ts';
 import { type Guest, makeGuest } from './guest.ts';
+import { LICENSE, type LicenseWorld, makeLicenseWorld } from './licenses.ts';
 import {
   beginEpoch,
   type DriverHooks,
@@ -57,6 +58,8 @@ export type Setup = {
   /** Chances of a touch to be late, and to fail. */
   readonly lateness: number;
   readonly failures: number;
+  /** The product that all VMs share is under a license. */
+  readonly isLicensed: boolean;
   readonly mutation: Mutation | null;
 };
 
@@ -101,6 +104,8 @@ export class World {
   /** How often each fault met each state. */
   readonly coverage = new Map<string, number>();
   readonly story: string[] = [];
+  /** Null in a life where nothing is under a license. */
+  readonly licenses: LicenseWorld | null;
   #complaint: string | null = null;
   #said = '';
   readonly #openSeen = new Set<VmId>();
@@ -111,6 +116,8 @@ export class World {
     this.setup = setup;
     this.vms = Array.from({ length: setup.vms }, (_, index) => this.#makeVm(index));
     this.server = makeServer([...new Set(this.vms.flatMap(({ products }) => products))]);
+    this.licenses = setup.isLicensed ? makeLicenseWorld(this) : null;
+    if (this.licenses !== null) this.server.licensed.set('hello', LICENSE);
   }
 
   get mutation(): Mutation | null {
