@@ -12,7 +12,7 @@ import { makeServerTransport } from '../src/guest-config/server-transport.ts';
 import type { VmId } from '../src/model/ids.ts';
 import type { VmRun } from '../src/update/vm-run.ts';
 import type { Config, GuestConfigServer } from './config.ts';
-import { makeSeeds, type Seeds } from './guest-config-seeds.ts';
+import { openSeeds, type Seeds } from './guest-config-seeds.ts';
 import { type OwnPolicy, policyOf } from './vm-policy.ts';
 
 /** Folder of the data folder for keys and kept documents. */
@@ -46,7 +46,11 @@ export async function openHostGuestConfig(options: HostGuestConfigOptions): Prom
     factsOf: (vm) => factsOf(options, vm),
     ...(server === null ? {} : { server }),
   });
-  const seeds = makeSeeds(join(config.dataFolder, 'seeds'), guestConfig.resolve);
+  const seeds = await openSeeds({
+    folder: join(config.dataFolder, 'seeds'),
+    guestConfigOf: guestConfig.resolve,
+    ...{ clock, log },
+  });
   let polling: ReturnType<typeof startPolling> | null = null;
   return {
     ...guestConfig,
@@ -59,6 +63,7 @@ export async function openHostGuestConfig(options: HostGuestConfigOptions): Prom
       await seeds.forget(vm);
     },
     close: async () => {
+      seeds.close();
       await Promise.all([polling?.close(), server?.close()]);
     },
   };

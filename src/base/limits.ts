@@ -543,5 +543,7 @@ export const GUEST_CONFIG_POLL_JITTER = 0.25;
 export const GUEST_CONFIG_FIRST_POLL_MS = 20_000;
 /** Questions at once to a configuration server. */
 export const GUEST_CONFIG_ASKED_AT_ONCE_MAX = 4;
+/** Milliseconds for which a seed stays after its VM was admitted: an agent may be done before the guest's cloud-init has begun to read. */
+export const SEED_READ_MS = 10 * 60_000;
 /** Bytes of one secret: a keystore with its chain has some ten thousand. */
 export const GUEST_SECRET_BYTES_MAX = 256 * 1024;
