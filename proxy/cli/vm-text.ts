@@ -94,7 +94,7 @@ function configLines({ config }: VmDetail, output: Output): readonly string[] {
 }
 
 /** The policy in a line; `vm policy` has all of it. */
-function policyLine({ policy, group }: VmDetail): string {
+function policyLine({ policy, group, tenant }: VmDetail): string {
   const held = policy.holds.length === 0 ? [] : [`holds ${policy.holds.join(' ')}`];
   const words = [
     policy.install === 'listed' ? `install ${policy.packages.join(' ')}` : `install ${policy.install}`,
@@ -104,6 +104,7 @@ function policyLine({ policy, group }: VmDetail): string {
     ...(policy.verify === 'disk' ? ['verified on its disk'] : []),
     ...(policy.overlay ? ['on an overlay'] : []),
     ...(group === null ? [] : [`group ${group}`]),
+    ...(tenant === 'default' ? [] : [`tenant ${tenant}`]),
   ];
   return words.join(', ');
 }
