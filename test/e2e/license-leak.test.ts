@@ -169,6 +169,7 @@ test('a token is found nowhere but sealed: logs, folders, drives, answers, proce
   const search = searchFor({ token, next, wrong: WRONG });
   const marks = searchFor({ mark: MARK });
   const watching = searchFor({ token, next, wrong: WRONG, mark: MARK }).watchProcesses();
+  t.after(async () => void (await watching.stop()));
   let said = await addLicense(house, server, own);
   const artifact = await publishLicensed(house, token);
   const vm = await house.addVm();
