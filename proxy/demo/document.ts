@@ -23,7 +23,7 @@ export type DemoDocument = {
   readonly framesControl: number;
   /** Milliseconds after power-on; null if it never came to it. */
   readonly gate: { readonly linkUpAtMs: number | null; readonly confirmedAtMs: number | null };
-  /** Milliseconds after power-on at which each state was first reached. */
+  /** Milliseconds after power-on at which each state was first reached; negative where that was before. */
   readonly timelineMs: Readonly<Record<string, number>>;
   /** The audit record that opened the gate; null if it stayed closed. */
   readonly evidence: unknown;
