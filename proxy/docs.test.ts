@@ -28,7 +28,16 @@ test('the configuration page names every key, and its example is a correct file'
     .filter(([, schema]) => !('deprecated' in schema))
     .map(([key]) => `policy.${key}`);
   const licenses = ['leaseDuration', 'grace', 'idleRelease', 'poll'].map((key) => `licenses.${key}`);
-  for (const key of [...keys, ...policy, ...deadlines, ...licenses, 'groups.NAME.tenant', 'network.bridge', 'uids.first', 'groups.NAME.policy'])
+  for (const key of [
+    ...keys,
+    ...policy,
+    ...deadlines,
+    ...licenses,
+    'groups.NAME.tenant',
+    'network.bridge',
+    'uids.first',
+    'groups.NAME.policy',
+  ])
     assert.ok(text.includes(`\`${key}\``), key);
   const example = await parseConfigText(tomlOf(text), 'configuration.md');
   assert.equal(example.vendors?.length, 2);
