@@ -10,6 +10,8 @@ const MAGIC = 0x6a736677736872n;
 const SUPERBLOCK = { magicAt: 0, versionAt: 8, entriesAt: 16, sectorBytesAt: 24 } as const;
 const ENTRY = { sectorAt: 0, sectorsAt: 8, flagsAt: 16 } as const;
 const FLUSH = 1n;
+/** ext4 itself takes the block of its superblock for one that is written whole: half of it is no file system any more. */
+const SUPERBLOCK_BLOCK_BYTES = 4096;
 
 export type Write = { readonly kind: 'write'; readonly at: number; readonly bytes: Buffer };
 export type Entry = Write | { readonly kind: 'flush' };
@@ -40,7 +42,7 @@ export type Cut = { readonly count: number; readonly ending: Ending; readonly ra
 
 /**
  * Cuts the power of a disk after its first `count` writes and flushes; the returned function is asked with counts that do not fall. A
- * sector is written whole or not at all.
+ * sector is written whole or not at all, and so is the disk's first block.
  */
 export function makeReplay(base: Buffer, entries: readonly Entry[]): (cut: Cut) => Buffer {
   const durable = Buffer.from(base);
@@ -59,9 +61,10 @@ export function makeReplay(base: Buffer, entries: readonly Entry[]): (cut: Cut) 
     const disk = Buffer.from(durable);
     if (ending === 'cut') return disk;
     for (const { at, bytes } of unflushed) {
-      for (let start = 0; start < bytes.length; start += SECTOR_BYTES) {
-        if (ending === 'torn' && random() < 0.5) continue;
-        bytes.copy(disk, at + start, start, start + SECTOR_BYTES);
+      for (let start = 0; start < bytes.length; ) {
+        const end = start + (at + start === 0 ? SUPERBLOCK_BLOCK_BYTES : SECTOR_BYTES);
+        if (ending !== 'torn' || random() < 0.5) bytes.copy(disk, at + start, start, end);
+        start = end;
       }
     }
     return disk;
