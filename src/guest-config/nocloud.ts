@@ -26,12 +26,14 @@ export function renderNoCloud({ vm, items }: NoCloudOptions): NoCloudFiles | nul
   const hostname = items.flatMap(({ setting }) => (setting.kind === 'hostname' ? [setting.hostname] : []))[0];
   const cloudConfig = {
     ...hostnameOf(hostname),
-    // Without a list there would be a user of the distribution's; those that are there stay as they are and get keys.
-    users,
+    // Without a list there would be a user of the distribution's, and an empty one is against the schema.
+    users: users.length === 0 ? [{ name: 'root', lock_passwd: false }] : users,
     disable_root: false,
     // The host's keys of the guest and its package sources are no part of a configuration that may change again.
     ssh_deletekeys: false,
     apt: { preserve_sources_list: true },
+    // The word by which the image's own stays; cloud-init's default fails where that locale is not installed.
+    locale: 'false',
     ...(files.length === 0 ? {} : { write_files: files }),
     ...(commands.length === 0 ? {} : { runcmd: commands }),
   };

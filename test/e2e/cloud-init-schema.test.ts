@@ -85,6 +85,11 @@ test("cloud-init's schema has nothing against what it is told [A14]", async (t) 
   assert.equal(exitCode, 0, output);
   assert.match(output, /Valid cloud-config/);
   assert.doesNotMatch(output, /deprecat|warning/i);
+  // One item alone leaves lists that have nothing in them.
+  for (const item of ITEMS) {
+    const alone = await check(renderNoCloud({ vm: 'web1', items: [item] })?.userData ?? '');
+    assert.equal(alone.exitCode, 0, `${item.item}: ${alone.output}`);
+  }
   // The control: it does look.
   const bad = await check(userData.replace('"runcmd": [', '"runcmd": [ 5,'));
   assert.notEqual(bad.exitCode, 0);
