@@ -4,7 +4,7 @@ import { describe, test } from 'node:test';
 import { makeSeats, type Seats } from '../../test/fakes/seats.ts';
 import type { Clock } from '../base/clock.ts';
 import { silentLog } from '../base/log.ts';
-import { openDatabase } from '../base/sqlite.ts';
+import { type DatabaseSync, openDatabase } from '../base/sqlite.ts';
 import type { RunId, VmId } from '../model/ids.ts';
 import type { LicenseDecision } from '../model/license-check.ts';
 import { type LeaseBook, openLeaseBook, REVOKED_HERE } from './lease-book.ts';
@@ -21,6 +21,7 @@ const RUN = 'run-1' as RunId;
 const never = new AbortController().signal;
 
 type House = {
+  readonly db: DatabaseSync;
   readonly book: LeaseBook;
   readonly seats: Seats;
   readonly told: LicenseDecision[];
@@ -69,7 +70,7 @@ function house({
     return book.check(vm, ID);
   };
   return {
-    ...{ book, seats, told, ended, take, restart: open },
+    ...{ db, book, seats, told, ended, take, restart: open },
     pass: (ms) => {
       nowMs += ms;
       monotonicMs += Math.max(ms, 60_000);
@@ -187,6 +188,31 @@ describe('a server that does not answer', () => {
   });
 });
 
+test('a question that its own VM gave up does not make the server count as away for the others', async () => {
+  const seats = makeSeats({ total: 2, nowMs: () => 1 });
+  const server = seats.server(ID);
+  const book = openLeaseBook({
+    db: openDatabase(':memory:', LEASE_MIGRATIONS),
+    clock: { nowMs: () => 1, monotonicMs: () => 0, sleep: async () => {}, after: () => () => {} },
+    ...{ log: silentLog, policy: POLICY, isFor: () => true, tenantOf: () => 'default', onEnded: () => {} },
+    ...{ random: () => 0.5, record: async () => {} },
+    serverOf: () => ({
+      ...server,
+      lease: async (request, signal) => {
+        if (request.vm === SHOP) return await server.lease(request);
+        return await new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)));
+      },
+    }),
+  });
+  const ending = new AbortController();
+  const given = book.take({ vm: WEB, run: RUN, licenses: [ID] }, ending.signal);
+  await new Promise((resolve) => setImmediate(resolve));
+  ending.abort(new Error('the VM was stopped'));
+  await assert.rejects(given, /was stopped/);
+  await book.take({ vm: SHOP, run: RUN, licenses: [ID] }, never);
+  assert.equal(book.check(SHOP, ID), null);
+});
+
 describe('an explicit word', () => {
   for (const [what, revoke] of [
     ['of a whole license', ({ seats }: House) => seats.end('SUSPENDED')],
@@ -237,6 +263,41 @@ describe('an explicit word', () => {
     assert.equal(await here.take(SHOP), REVOKED_HERE);
     here.book.mendLicense(ID);
     assert.equal(await here.take(SHOP), null);
+  });
+
+  test('of this host is lifted by no server: a VM that waited for its answer is given nothing [A15]', async () => {
+    const here = house();
+    here.seats.isAway = true;
+    assert.equal(await here.take(), 'SERVER_AWAY');
+    await here.book.endLicense(ID, REVOKED_HERE);
+    here.seats.isAway = false;
+    for (let minute = 0; minute < 3; minute += 1) {
+      here.pass(61_000);
+      await here.tend();
+    }
+    assert.equal(here.book.endedBy(ID), REVOKED_HERE);
+    assert.equal(here.book.check(WEB, ID), REVOKED_HERE);
+    assert.equal(await here.take(SHOP), REVOKED_HERE);
+    assert.equal(here.seats.held().size, 0, 'what the server gave all the same is given back');
+    assert.ok(!decisions(here.told).includes('web granted VALID'));
+  });
+
+  test('that was not written down for every seat is in force for all, and carried through later [A15]', async () => {
+    const here = house();
+    await here.take(WEB);
+    await here.take(SHOP);
+    const isHeld = "NEW.state = 'ended' AND NEW.vm = 'web'";
+    here.db.exec(`CREATE TRIGGER full BEFORE INSERT ON lease WHEN ${isHeld} BEGIN SELECT RAISE(ABORT, 'full'); END`);
+    await assert.rejects(here.book.endLicense(ID, REVOKED_HERE), /full/);
+    here.db.exec('DROP TRIGGER full');
+    const again = here.restart();
+    assert.equal(again.check(WEB, ID), REVOKED_HERE);
+    for (let minute = 0; minute < 3; minute += 1) {
+      here.pass(61_000);
+      await here.tend(again);
+    }
+    assert.ok(here.ended.includes(`web acme ${REVOKED_HERE}`));
+    assert.equal(here.seats.held().size, 0);
   });
 
   test('that comes while an answer with the seat is under way wins', async () => {

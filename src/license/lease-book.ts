@@ -108,7 +108,8 @@ class Book implements LeaseBook {
     const row = this.#rows.get(license, vm);
     if (row === null || row.state === 'releasing') return this.endedBy(license) ?? 'NO_LEASE';
     if (row.state !== 'held') return row.code;
-    return this.#standing(row) === 'over' ? 'LEASE_EXPIRED' : null;
+    // A license that has ended has no seats: one that is still held was not reached by the end, and is by the next look.
+    return this.endedBy(license) ?? (this.#standing(row) === 'over' ? 'LEASE_EXPIRED' : null);
   };
 
   prospect = (vm: VmId, license: string): string | null => {
@@ -166,7 +167,7 @@ class Book implements LeaseBook {
   async #ask(row: LeaseRow, run: RunId | null, signal: AbortSignal): Promise<void> {
     this.#put(row);
     const endedBefore = this.#rows.word(row.license).ended;
-    const answer = await this.#word(row.license, (server) => server.lease(this.#request(row), signal));
+    const answer = await this.#word(row.license, signal, (server) => server.lease(this.#request(row), signal));
     signal.throwIfAborted();
     const now = this.#rows.get(row.license, row.vm);
     if (answer === null) {
@@ -183,7 +184,8 @@ class Book implements LeaseBook {
     const { license, vm } = row;
     const { ended } = this.#rows.word(license);
     // It was ended while the answer was under way: which of the two came later nobody knows, and the next plan asks again.
-    const isEnded = this.#revoked.has(lease.id) || (ended !== null && ended !== endedBefore);
+    // A word of this host's operator is lifted by no answer at all.
+    const isEnded = ended === REVOKED_HERE || this.#revoked.has(lease.id) || (ended !== null && ended !== endedBefore);
     if (isEnded) return await this.#refuse({ ...row, seat: lease.id }, ended ?? 'REVOKED', run, true);
     await this.#record(row, 'granted', 'VALID', lease, run);
     if (this.#rows.get(license, vm)?.state !== 'asking') return;
@@ -208,10 +210,10 @@ class Book implements LeaseBook {
     const lease = leaseOf(row);
     if (lease === null) return;
     const { license, vm } = row;
-    let answer = await this.#word(license, (server) => server.renew(lease, this.#request(row), signal));
+    let answer = await this.#word(license, signal, (server) => server.renew(lease, this.#request(row), signal));
     // A lease that ran out may be another's by now: then it is asked for like a new one, and the same VM gets the same seat if there is one.
     if (answer?.kind === 'refused' && !ENDING_CODES.has(answer.verdict.code) && this.#standing(row) !== 'valid')
-      answer = await this.#word(license, (server) => server.lease(this.#request(row), signal));
+      answer = await this.#word(license, signal, (server) => server.lease(this.#request(row), signal));
     signal.throwIfAborted();
     const now = this.#rows.get(license, vm);
     if (now?.state !== 'held' || now.seat !== row.seat) return;
@@ -237,7 +239,7 @@ class Book implements LeaseBook {
     const seat = row.seat ?? (await this.#findSeat(row, signal));
     if (seat === undefined) return this.#put({ ...row, dueAtMs: this.#now() + LICENSE_RETRY_MS });
     if (seat !== null) {
-      const done = await this.#word(license, async (server) => {
+      const done = await this.#word(license, signal, async (server) => {
         await server.release(seat, signal);
         return true;
       });
@@ -250,7 +252,7 @@ class Book implements LeaseBook {
 
   /** The seat that an answer which never came may have given: whoever asks again gets the same one. Undefined: not known now. */
   async #findSeat(row: LeaseRow, signal: AbortSignal): Promise<string | null | undefined> {
-    const answer = await this.#word(row.license, (server) => server.lease(this.#request(row), signal));
+    const answer = await this.#word(row.license, signal, (server) => server.lease(this.#request(row), signal));
     signal.throwIfAborted();
     if (answer === null) return undefined;
     if (answer.kind === 'refused') return null;
@@ -259,7 +261,7 @@ class Book implements LeaseBook {
   }
 
   /** What a server says; null when it says nothing that counts. */
-  async #word<T>(license: string, ask: (server: LicenseServer) => Promise<T>): Promise<T | null> {
+  async #word<T>(license: string, signal: AbortSignal, ask: (server: LicenseServer) => Promise<T>): Promise<T | null> {
     const { clock, log } = this.#options;
     const server = this.#options.serverOf(license);
     if (server === null || clock.monotonicMs() < (this.#awayUntil.get(license) ?? 0)) return null;
@@ -268,6 +270,8 @@ class Book implements LeaseBook {
       this.#awayUntil.delete(license);
       return said;
     } catch (error) {
+      // Whoever asked waits no more: that says nothing about the server.
+      if (signal.aborted) return null;
       log.warn(
         { license, detail: describeError(error) },
         'a license server did not answer; no lease is changed by that',
@@ -295,6 +299,7 @@ class Book implements LeaseBook {
   #isDue(row: LeaseRow): boolean {
     const now = this.#now();
     if (this.#isIdle(row)) return true;
+    if (row.state === 'held' && this.endedBy(row.license) !== null) return true;
     if (row.state === 'refused') return false;
     if (row.state === 'ended') return (row.seat !== null || row.told === 'nothing') && row.dueAtMs <= now;
     if (row.dueAtMs <= now) return true;
@@ -316,6 +321,8 @@ class Book implements LeaseBook {
         if (this.#isIdle(row)) return await this.#letGo(row, signal);
         return await this.#ask({ ...row, dueAtMs: this.#now() + LICENSE_RETRY_MS }, null, signal);
       case 'held': {
+        const ended = this.endedBy(license);
+        if (ended !== null) return await this.#end(row, ended);
         await this.#tellStanding(row);
         if (this.#isIdle(row)) return await this.#letGo(row, signal);
         const told = this.#rows.get(license, vm);
@@ -342,7 +349,7 @@ class Book implements LeaseBook {
   async #giveBackEnded(row: LeaseRow, signal: AbortSignal): Promise<void> {
     const { seat, license, vm } = row;
     if (seat === null) return;
-    const done = await this.#word(license, async (server) => {
+    const done = await this.#word(license, signal, async (server) => {
       await server.release(seat, signal);
       return true;
     });
@@ -372,7 +379,7 @@ class Book implements LeaseBook {
 
   async #readRevocationsOf(license: string, signal: AbortSignal): Promise<void> {
     const before = this.#rows.word(license);
-    const said = await this.#word(license, (server) => server.revocations(before.serial, signal));
+    const said = await this.#word(license, signal, (server) => server.revocations(before.serial, signal));
     if (said === null || signal.aborted) return;
     const works: Promise<void>[] = [];
     this.#rows.atOnce(() => {
