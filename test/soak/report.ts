@@ -13,7 +13,7 @@ export function reportText(report: SoakReport): string {
     ['openings recorded by override', String(openings.byOverride)],
     ["real VMs' frames at the peer", String(openings.frames)],
     ['audit records, verified by the files', String(runs.auditRecords)],
-    ['checkpoints they were held against', String(runs.checkpoints)],
+    ['checkpoints taken', String(runs.checkpoints)],
     ['daemon processes', String(runs.daemons)],
     ["the daemon's resident memory at most", `${memory.residentMaxMB} MB`],
     ...leaks.trends.map(({ what, from, to, limit }) => [what, `${from} to ${to} (at most ${limit} more)`] as const),
