@@ -6,6 +6,7 @@ import fc from 'fast-check';
 import type { Clock } from '../base/clock.ts';
 import { type Envelope, makePrivatePem, type SigningKey, sealEnvelope, signingKeyOf } from '../base/dsse.ts';
 import { LICENSE_ANSWER_BYTES_MAX, LICENSE_CLOCK_SKEW_MAX_MS, LICENSE_REVOCATION_PAGES_MAX } from '../base/limits.ts';
+import { rememberSecret } from '../base/redact.ts';
 import { LicenseError } from './license-error.ts';
 import type { LicenseServer } from './license-server.ts';
 import { ANSWER_FORMAT, ANSWER_TYPE } from './pratique-protocol.ts';
@@ -406,6 +407,31 @@ test('revocations come oldest first over as many pages as there are, and a list 
     'a list without an end is left for the next time',
   );
   assert.equal(asked.length, LICENSE_REVOCATION_PAGES_MAX);
+});
+
+test('a list of revocations that is told slowly is read on the next time: other licenses wait for theirs', async () => {
+  const { client, say, times, asked } = makeRig();
+  say((request, now) => {
+    times.monotonicMs += 14_000;
+    return saying((payload) => ({ serial: Number(payload.since) + 1, more: true }))(request, now);
+  });
+  assert.equal((await client.revocations(0)).serial, 2);
+  assert.equal(asked.length, 2);
+});
+
+test('a token that a server hides in what it says of a license is not shown [A15]', async () => {
+  const { client, say } = makeRig();
+  const { forget } = rememberSecret('pratique_license_Zb9');
+  try {
+    // JSON spells a letter in more than one way, and control characters are taken out before anything is shown.
+    const hidden = 'it is pratique\u0000_license_Zb9';
+    say(saying({ detail: hidden }));
+    assert.equal((await client.validate()).detail, 'it is [redacted]');
+    say(() => ({ status: 500, headers: {}, body: Buffer.from(JSON.stringify({ detail: hidden })) }));
+    await assert.rejects(client.validate(), { message: 'the license server answered 500: it is [redacted]' });
+  } finally {
+    forget();
+  }
 });
 
 test('a server that knows the license no more for this token has revoked it as a whole, and counts no seat of ours [A15]', async () => {

@@ -3,7 +3,7 @@ import { type Clock, trustedNowMs } from '../base/clock.ts';
 import { randomToken } from '../base/digest.ts';
 import type { VerifyKey } from '../base/dsse.ts';
 import { assert } from '../base/errors.ts';
-import { LICENSE_REVOCATION_PAGES_MAX } from '../base/limits.ts';
+import { LICENSE_ANSWER_TIMEOUT_MS, LICENSE_REVOCATION_PAGES_MAX } from '../base/limits.ts';
 import { printable } from '../base/printable.ts';
 import { redactText } from '../base/redact.ts';
 import { isVmId } from '../model/ids.ts';
@@ -73,7 +73,11 @@ class PratiqueServer {
   ): Promise<{ readonly serial: number; readonly revoked: readonly Revocation[] }> {
     const revoked: Revocation[] = [];
     let serial = sinceSerial;
+    const { clock } = this.#options;
+    const untilMs = clock.monotonicMs() + LICENSE_ANSWER_TIMEOUT_MS;
     for (let page = 0; page < LICENSE_REVOCATION_PAGES_MAX; page += 1) {
+      // However slowly it is told, the lists of other licenses are read after this one.
+      if (page > 0 && clock.monotonicMs() >= untilMs) break;
       const { answer } = await this.#ask('revocations', '/v1/revocations', { since: serial }, signal);
       checkOrder(answer, serial);
       // No list of its own has this word: the license or this token of it is gone as a whole.
@@ -103,6 +107,9 @@ class PratiqueServer {
   }
 }
 
+/** Redacted last: a token that a server hides between control characters, or in another spelling of JSON, is whole only now. */
+const shown = (text: string): string => redactText(printable(text));
+
 /** The title of a problem document, for people: it is signed by nobody and decides nothing. */
 function reasonOf({ body }: LicenseHttpAnswer): string {
   if (body.length > 16 * 1024) return '';
@@ -111,7 +118,7 @@ function reasonOf({ body }: LicenseHttpAnswer): string {
     if (typeof value !== 'object' || value === null) return '';
     const text =
       'detail' in value && typeof value.detail === 'string' ? value.detail : 'title' in value ? value.title : null;
-    return typeof text === 'string' ? `: ${printable(redactText(text))}` : '';
+    return typeof text === 'string' ? `: ${shown(text)}` : '';
   } catch {
     return '';
   }
@@ -123,7 +130,7 @@ function verdictOf(answer: Judged, question: Question): Verdict {
   const { valid, code, detail, seats, licenseExpiresAtMs } = answer;
   if (valid !== (code === 'VALID')) throw ill(`the license server says both ${valid ? 'yes' : 'no'} and ${code}`);
   const expiresAtMs = licenseExpiresAtMs === null ? null : onOurClock(licenseExpiresAtMs, answer, question);
-  return { valid, code, detail: printable(detail), seats, expiresAtMs };
+  return { valid, code, detail: shown(detail), seats, expiresAtMs };
 }
 
 /**
