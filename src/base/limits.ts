@@ -531,6 +531,8 @@ export const GUEST_CONFIG_VALUES_MAX = 1_000;
 export const GUEST_CONFIG_FILES_MAX = 20_000;
 /** Bytes of one signed document of a configuration server, in base64 and with its signatures. */
 export const GUEST_CONFIG_ANSWER_BYTES_MAX = 16 * 1024 * 1024;
+/** Characters of the tag by which its document is asked for again. */
+export const ETAG_CHARS_MAX = 1_024;
 /** Milliseconds for a configuration server to answer, connection and body included: a VM that starts waits for it. */
 export const GUEST_CONFIG_ANSWER_TIMEOUT_MS = 15_000;
 /** Milliseconds for which a VM's document counts as asked for; and for which a server that was away is not asked again. */

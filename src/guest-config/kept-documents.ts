@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { type Static, Type } from 'typebox';
 import { EnvelopeSchema } from '../base/dsse.ts';
 import { writeDurably } from '../base/durable-file.ts';
+import { ETAG_CHARS_MAX } from '../base/limits.ts';
 import { makeParser, parseJson } from '../base/parse.ts';
 import { DigestSchema } from '../model/digest-schema.ts';
 import { VmIdSchema } from '../model/ids.ts';
@@ -20,7 +21,7 @@ const KeptSchema = Type.Object(
     /** Null: the VM is gone. */
     envelope: nullable(EnvelopeSchema),
     url: Type.String(),
-    etag: nullable(Type.String({ maxLength: 1024 })),
+    etag: nullable(Type.String({ maxLength: ETAG_CHARS_MAX })),
     fetchedAtMs: Type.Number(),
   },
   { additionalProperties: false },

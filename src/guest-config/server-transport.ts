@@ -1,7 +1,7 @@
 // Asks a configuration server for one document: over TLS only, past no redirect, bounded in bytes and time.
 import { type Dispatcher, EnvHttpProxyAgent, request } from 'undici';
 import type { Clock } from '../base/clock.ts';
-import { GUEST_CONFIG_ANSWER_BYTES_MAX, GUEST_CONFIG_ANSWER_TIMEOUT_MS } from '../base/limits.ts';
+import { ETAG_CHARS_MAX, GUEST_CONFIG_ANSWER_BYTES_MAX, GUEST_CONFIG_ANSWER_TIMEOUT_MS } from '../base/limits.ts';
 import { GuestConfigError } from './error.ts';
 
 export type TransportOptions = {
@@ -63,8 +63,9 @@ async function get(
       signal: AbortSignal.any([signal, ours.signal]),
     });
     if (statusCode === 200) {
-      const tag = headers.etag;
-      return { kind: 'document', text: await readBounded(body, url), etag: typeof tag === 'string' ? tag : null };
+      // One that could not be kept is left out: then the document is merely asked for as a whole again.
+      const tag = typeof headers.etag === 'string' && headers.etag.length <= ETAG_CHARS_MAX ? headers.etag : null;
+      return { kind: 'document', text: await readBounded(body, url), etag: tag };
     }
     await body.dump({ limit: 64 * 1024 });
     if (statusCode === 304 && etag !== null) return { kind: 'not-modified' };

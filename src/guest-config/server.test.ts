@@ -1,6 +1,8 @@
 // A configuration server as the host believes it: real TLS, real signatures, and everything a server or a thief may do to them.
 import assert from 'node:assert/strict';
 import { mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { createServer } from 'node:https';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -13,12 +15,19 @@ import {
 } from '../../test/fakes/config-server.ts';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { sealEnvelope } from '../base/dsse.ts';
-import { GUEST_CONFIG_AWAY_MS, GUEST_CONFIG_RECHECK_MS } from '../base/limits.ts';
+import {
+  ETAG_CHARS_MAX,
+  GUEST_CONFIG_ASKED_AT_ONCE_MAX,
+  GUEST_CONFIG_AWAY_MS,
+  GUEST_CONFIG_RECHECK_MS,
+} from '../base/limits.ts';
 import { silentLog } from '../base/log.ts';
+import { waitUntil } from '../base/wait-until.ts';
+import { GuestConfigError } from './error.ts';
 import { type ConfigServer, type ConfigServerOptions, openConfigServer } from './server.ts';
 import { DOCUMENT_FORMAT, DOCUMENT_TYPE } from './server-document.ts';
 import { startPolling } from './server-poll.ts';
-import { makeServerTransport } from './server-transport.ts';
+import { makeServerTransport, type ServerTransport } from './server-transport.ts';
 
 const ITEMS = { hostname: { kind: 'hostname', hostname: 'one' } };
 const HOUR_MS = 3_600_000;
@@ -294,4 +303,51 @@ test('VMs that are off have their documents before they start [A1]', async (t) =
   await polling.close();
   assert.deepEqual((await readdir(folder)).sort(), ['web1.json', 'web2.json']);
   assert.equal(waits.length, 2);
+});
+
+test('a VM of which nothing is known asks itself where a round of all VMs passed it over [A1]', async (t) => {
+  const { server, open } = await site(t);
+  const away = new GuestConfigError('vendor-ill/guest-config-away', 'no answer');
+  const first = Promise.withResolvers<never>();
+  let asked = 0;
+  const transport: ServerTransport = {
+    get: async () => {
+      asked += 1;
+      return await first.promise;
+    },
+    close: async () => {},
+  };
+  const host = await open({ transport });
+  const others = Array.from({ length: GUEST_CONFIG_ASKED_AT_ONCE_MAX }, (_, index) => `other${index}`);
+  const round = host.refresh([...others, 'web1'], new AbortController().signal);
+  const word = host.documentOf('web1');
+  await waitUntil(async () => asked === others.length, systemClock, 5_000, 5);
+  first.reject(away);
+  await round;
+  assert.match((await word).trouble.join(), /no document of the configuration server yet: .*no answer/);
+  assert.equal(server.requests.length, 0);
+});
+
+test('an ETag longer than any is left out, and the document is kept and asked for again', async (t) => {
+  const { server, time, open } = await site(t);
+  server.publish('web1', { items: ITEMS });
+  const answers: (string | null)[] = [];
+  const text = server.servedFor('web1') ?? '';
+  const odd = createServer(
+    { cert: server.ca, key: await readFile(`${server.caPath.slice(0, -4)}.key`) },
+    (request, response) => {
+      answers.push(request.headers['if-none-match'] ?? null);
+      response.writeHead(200, { etag: `"${'x'.repeat(2 * ETAG_CHARS_MAX)}"` }).end(text);
+    },
+  );
+  await new Promise<void>((resolve) => odd.listen(0, '127.0.0.1', resolve));
+  t.after(() => odd.close());
+  const { port } = odd.address() as AddressInfo; // The cast holds: it listens on TCP.
+  const host = await open({ url: `https://127.0.0.1:${port}` });
+  assert.deepEqual(await namesOf(host), ['hostname']);
+  time.passedMs += GUEST_CONFIG_RECHECK_MS;
+  const again = await host.documentOf('web1');
+  assert.deepEqual([again.trouble, again.remarks], [[], []]);
+  assert.deepEqual(answers, [null, null]);
+  await host.forget('web1');
 });

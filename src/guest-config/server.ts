@@ -75,7 +75,9 @@ export async function openConfigServer(options: ConfigServerOptions): Promise<Co
     const begin = () => slots.withSlot(ending.signal, async () => (isSkipped() ? undefined : await askOnce(vm)));
     const running = asking.get(vm) ?? begin();
     asking.set(vm, running);
-    const done = () => asking.delete(vm);
+    const done = () => {
+      if (asking.get(vm) === running) asking.delete(vm);
+    };
     running.then(done, done);
     return running;
   };
@@ -89,7 +91,11 @@ export async function openConfigServer(options: ConfigServerOptions): Promise<Co
   return {
     documentOf: async (vm) => {
       if (!isVmId(vm)) return { layer: null, trouble: [`${vm} is no name of a VM`], remarks: [] };
-      if (isDue(vm, await documents.load(vm))) await askFor(vm);
+      const isStillDue = async () => isDue(vm, await documents.load(vm));
+      const before = asked.get(vm);
+      if (await isStillDue()) await askFor(vm);
+      // A round of all VMs that found the server away has passed this one over: of it nothing was asked yet.
+      if (asked.get(vm) === before && (await isStillDue())) await askFor(vm);
       return await wordOf(options, await documents.load(vm), { vm, last: asked.get(vm) ?? null });
     },
     refresh: async (vms, signal) => {
