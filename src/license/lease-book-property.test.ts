@@ -13,6 +13,7 @@ import type { LicenseDecision } from '../model/license-check.ts';
 import { type LeaseBook, openLeaseBook } from './lease-book.ts';
 import { LEASE_MIGRATIONS } from './lease-rows.ts';
 import { LicenseError } from './license-error.ts';
+import type { LicenseServer } from './license-server.ts';
 
 const MINUTE = 60_000;
 const HOUR = 60 * MINUTE;
@@ -104,15 +105,16 @@ class Host {
       sleep: async () => {},
       after: () => () => {},
     };
+    const reached: LicenseServer = {
+      ...server,
+      lease: (request, signal) => orNever(server.lease(request, signal)),
+      renew: (lease, request, signal) => orNever(server.renew(lease, request, signal)),
+      release: (id, signal) => orNever(server.release(id, signal)),
+      revocations: (since, signal) => orNever(server.revocations(since, signal)),
+    };
     return openLeaseBook({
       ...{ db: this.db, clock, log: silentLog, policy: POLICY, isFor: () => true, random: Math.random },
-      serverOf: () => ({
-        ...server,
-        lease: (request, signal) => orNever(server.lease(request, signal)),
-        renew: (lease, request, signal) => orNever(server.renew(lease, request, signal)),
-        release: (id, signal) => orNever(server.release(id, signal)),
-        revocations: (since, signal) => orNever(server.revocations(since, signal)),
-      }),
+      serverOf: () => reached,
       tenantOf: () => 'default',
       onEnded: () => {},
       record: (decision) => orNever(turns().then(() => void this.told.push(decision))),

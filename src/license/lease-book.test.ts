@@ -10,6 +10,7 @@ import type { LicenseDecision } from '../model/license-check.ts';
 import { type LeaseBook, openLeaseBook, REVOKED_HERE } from './lease-book.ts';
 import { endsLease, renewalAt } from './lease-policy.ts';
 import { LEASE_MIGRATIONS } from './lease-rows.ts';
+import type { LicenseServer } from './license-server.ts';
 
 const HOUR = 3_600_000;
 const POLICY = { durationMs: 24 * HOUR, graceMs: 72 * HOUR, idleMs: 30 * 24 * HOUR };
@@ -190,19 +191,19 @@ describe('a server that does not answer', () => {
 
 test('a question that its own VM gave up does not make the server count as away for the others', async () => {
   const seats = makeSeats({ total: 2, nowMs: () => 1 });
-  const server = seats.server(ID);
+  const honest = seats.server(ID);
+  const server: LicenseServer = {
+    ...honest,
+    lease: async (request, signal) => {
+      if (request.vm === SHOP) return await honest.lease(request);
+      return await new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)));
+    },
+  };
   const book = openLeaseBook({
     db: openDatabase(':memory:', LEASE_MIGRATIONS),
     clock: { nowMs: () => 1, monotonicMs: () => 0, sleep: async () => {}, after: () => () => {} },
     ...{ log: silentLog, policy: POLICY, isFor: () => true, tenantOf: () => 'default', onEnded: () => {} },
-    ...{ random: () => 0.5, record: async () => {} },
-    serverOf: () => ({
-      ...server,
-      lease: async (request, signal) => {
-        if (request.vm === SHOP) return await server.lease(request);
-        return await new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)));
-      },
-    }),
+    ...{ random: () => 0.5, record: async () => {}, serverOf: () => server },
   });
   const ending = new AbortController();
   const given = book.take({ vm: WEB, run: RUN, licenses: [ID] }, ending.signal);
@@ -211,6 +212,45 @@ test('a question that its own VM gave up does not make the server count as away 
   await assert.rejects(given, /was stopped/);
   await book.take({ vm: SHOP, run: RUN, licenses: [ID] }, never);
   assert.equal(book.check(SHOP, ID), null);
+});
+
+test('a denial that the token before a rotation was given is none: the server is asked again with the new one [A15]', async () => {
+  const seats = makeSeats({ total: 2, nowMs: () => 1 });
+  const fresh = seats.server(ID);
+  let isRotated = false;
+  let answer = (): void => {};
+  const stale: LicenseServer = {
+    ...fresh,
+    revocations: async (since) => {
+      await new Promise<void>((resolve) => {
+        answer = resolve;
+      });
+      return { serial: since, revoked: [{ serial: since, leaseId: null, code: 'NOT_FOUND' }] };
+    },
+  };
+  const ended: string[] = [];
+  const book = openLeaseBook({
+    db: openDatabase(':memory:', LEASE_MIGRATIONS),
+    clock: { nowMs: () => 1, monotonicMs: () => 0, sleep: async () => {}, after: () => () => {} },
+    ...{ log: silentLog, policy: POLICY, isFor: () => true, tenantOf: () => 'default' },
+    ...{ random: () => 0.5, record: async () => {}, serverOf: () => (isRotated ? fresh : stale) },
+    onEnded: (_vm, _license, code) => void ended.push(code),
+  });
+  await book.take({ vm: WEB, run: RUN, licenses: [ID] }, never);
+  const reading = book.readRevocations(never);
+  await new Promise((resolve) => setImmediate(resolve));
+  isRotated = true;
+  answer();
+  await reading;
+  assert.equal(book.check(WEB, ID), null);
+  assert.deepEqual(ended, []);
+  assert.equal(seats.asked().at(-1), 'revocations', 'asked again');
+  isRotated = false;
+  const again = book.readRevocations(never);
+  await new Promise((resolve) => setImmediate(resolve));
+  answer();
+  await again;
+  assert.deepEqual(ended, ['NOT_FOUND'], 'positive control: without a rotation it counts');
 });
 
 describe('an explicit word', () => {
@@ -330,6 +370,24 @@ describe('an explicit word', () => {
     assert.deepEqual(decisions(told), ['web refused REVOKED']);
     assert.equal(here.seats.asked().length, 0);
   });
+});
+
+test('after a restore nothing that was held counts before its server has said so again; what is gone there is gone [A15]', async () => {
+  const here = house();
+  await here.take(WEB);
+  await here.take(SHOP);
+  here.seats.revoke('seat-1', 'BANNED');
+  here.seats.refuse('TOO_MANY_MACHINES');
+  here.seats.isAway = true;
+  const restored = here.restart();
+  restored.doubt();
+  assert.equal(restored.check(WEB, ID), 'SERVER_AWAY');
+  assert.equal(restored.check(SHOP, ID), 'SERVER_AWAY');
+  here.seats.isAway = false;
+  await here.tend(restored);
+  assert.equal(restored.check(WEB, ID), 'TOO_MANY_MACHINES');
+  assert.equal(restored.check(SHOP, ID), null, 'its server still has it');
+  assert.equal(here.seats.held().size, 1);
 });
 
 describe('a crash', () => {

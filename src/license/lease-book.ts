@@ -34,7 +34,7 @@ export type LeaseBookOptions = {
   readonly clock: Clock;
   readonly log: Log;
   readonly policy: LeasePolicy;
-  /** Null: there is no such license here. */
+  /** Null: there is no such license here. Another object once the license has another token. */
   readonly serverOf: (license: string) => LicenseServer | null;
   /** Whether the license is for this VM at all: that of another tenant is as if it were not there. */
   readonly isFor: (license: string, vm: VmId) => boolean;
@@ -67,6 +67,8 @@ export type LeaseBook = LicenseSeats & {
   /** Nothing of it is left; its seats must have been given back. */
   readonly forgetLicense: (license: string) => void;
   readonly endedBy: (license: string) => string | null;
+  /** After a restore: nothing that is held counts before its server has said so again, for it may be another's by now. */
+  readonly doubt: () => void;
   /** VMs that are no more give back what they held. */
   readonly reconcile: (vms: ReadonlySet<string>) => void;
   readonly leases: (filter?: { readonly vm?: string; readonly license?: string }) => readonly LeaseView[];
@@ -268,6 +270,8 @@ class Book implements LeaseBook {
     try {
       const said = await ask(server);
       this.#awayUntil.delete(license);
+      // The license has another token since, or is gone: what the old one was told counts no more.
+      if (this.#options.serverOf(license) !== server) return await this.#word(license, signal, ask);
       return said;
     } catch (error) {
       // Whoever asked waits no more: that says nothing about the server.
@@ -470,6 +474,14 @@ class Book implements LeaseBook {
     this.#rows.atOnce(() => {
       for (const row of this.#rows.list({ license })) this.#rows.remove(row, this.#now());
       this.#rows.forgetWord(license);
+    });
+  }
+
+  doubt(): void {
+    const held = this.#rows.list().filter(({ state }) => state === 'held');
+    const dueAtMs = this.#now();
+    this.#rows.atOnce(() => {
+      for (const row of held) this.#put({ ...row, state: 'asking', code: 'SERVER_AWAY', dueAtMs });
     });
   }
 
