@@ -150,6 +150,8 @@ test('cloud-init takes the seed at its first boot, is left alone at its second, 
   assert.ok((await stat(seed)).size > 0, 'the seed is there while it may still be read');
 
   await scene.daemon.service.stopVm(VM, { force: true });
+  const isOff = async () => (await scene.daemon.service.showVm(VM)).state === 'off';
+  assert.ok(await waitUntil(systemClock, 60_000, isOff));
   await bootToPlug(scene);
   const plain = await pageOf(scene, '/plain');
   t.diagnostic(plain.trim().replaceAll('\n', ' | '));
