@@ -1,4 +1,5 @@
 // One item with its named values and secrets put in: as the guest gets it, and as people may see it. Strict from here on.
+import { CONFIG_FILE_CHARS_MAX, CONFIG_ITEM_BYTES_MAX } from '../base/limits.ts';
 import { printable } from '../base/printable.ts';
 import { type Misfit, makeCheck, misfitText } from '../base/schema-check.ts';
 import {
@@ -73,6 +74,8 @@ type Twice<T> = { readonly clear: T; readonly shown: T };
 class Filler {
   readonly used = new Set<string>();
   hasSecret = false;
+  /** Characters that its texts may still have. */
+  #charsLeft = CONFIG_ITEM_BYTES_MAX;
   readonly #name: string;
   readonly #raw: RawItem;
   readonly #layer: Layer;
@@ -192,8 +195,9 @@ class Filler {
   #fill(text: string, path: Path): Omit<FilledText, 'used'> {
     if (this.#raw.verbatim === true) return { ...same(text), hasSecret: false };
     const { values } = this.#deps;
-    const filled = fillText(text, values);
+    const filled = fillText(text, values, Math.min(this.#charsLeft, CONFIG_FILE_CHARS_MAX));
     if ('fault' in filled) throw this.#fault(path, filled.fault);
+    this.#charsLeft -= filled.clear.length;
     for (const name of filled.used) this.used.add(name);
     // Whoever signs documents must not learn what the host keeps for others by having it put into a guest of their own.
     const isOurs = (name: string) => values.get(name)?.isSecret === true && values.get(name)?.origin.source === 'file';

@@ -319,3 +319,31 @@ test("a document counts between the group and the VM's own file, and gets none o
   assert.match(found?.trouble.join() ?? '', /serial 3: `items.loot.content` names `password`, a secret of this host/);
   assert.ok(!JSON.stringify(found?.items.filter(({ item }) => item !== 'app')).includes(SECRET));
 });
+
+test('values that would make a small text a huge one are trouble, and nothing is built up for it', async (t) => {
+  const long = 'x'.repeat(100_000);
+  const content = '${long}'.repeat(100_000);
+  const files = JSON.stringify({
+    values: { long },
+    items: { big: { kind: 'file', path: '/etc/big', content } },
+  });
+  const { config } = await house(t, { 'default.json': files });
+  const startedMs = performance.now();
+  const found = await config.resolve('web1');
+  assert.match(found?.trouble.join() ?? '', /`items\.big\.content` is too long once its values are put in/);
+  assert.ok(performance.now() - startedMs < 2_000);
+});
+
+test('a secret that a document brings is taken out of logs as one of the host is', async (t) => {
+  const document = {
+    values: { token: { secretText: 'brought-by-document' } },
+    items: {
+      a: { kind: 'file', path: '/etc/a', content: 't=${token}' },
+      b: { kind: 'file', path: '/etc/b', content: { secretText: 'whole-of-a-file\n' } },
+    },
+  };
+  const { config } = await house(t, {}, document);
+  assert.equal(redactText('brought-by-document whole-of-a-file'), 'brought-by-document whole-of-a-file');
+  assert.deepEqual((await config.resolve('web1'))?.trouble, []);
+  assert.doesNotMatch(redactText('brought-by-document whole-of-a-file'), /brought|whole/);
+});

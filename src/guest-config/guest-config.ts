@@ -4,10 +4,10 @@ import { describeError, PratiqueError } from '../base/errors.ts';
 import type { ConfigOrigin, GuestConfigItem, ResolvedGuestConfig } from '../model/guest-config.ts';
 import { BLANKED } from '../model/guest-config.ts';
 import type { FilledItem } from './fill-item.ts';
-import type { Layer } from './layer.ts';
+import { type Layer, secretTextsOf } from './layer.ts';
 import { type FileRole, listFolder, readLayer, SECRETS_SUBFOLDER } from './layer-files.ts';
 import { type Rendered, renderLayers } from './render.ts';
-import { openSecretFolder } from './secrets.ts';
+import { makeSecretMemory, openSecretFolder } from './secrets.ts';
 import type { ConfigServer } from './server.ts';
 import { openVersionKey } from './version-key.ts';
 
@@ -56,9 +56,13 @@ export type GuestConfig = {
 export async function openGuestConfig(options: GuestConfigOptions): Promise<GuestConfig> {
   const versionOf = await openVersionKey(options.stateFolder);
   const secrets = openSecretFolder(join(options.folder, SECRETS_SUBFOLDER));
+  const remember = makeSecretMemory();
   const render = async (vm: string): Promise<Rendered | null> => {
     const facts = options.factsOf(vm);
     const found = await layersOf(options, vm, facts.group);
+    const brought = found.layers.flatMap(secretTextsOf);
+    // A server that is away takes nothing back of what its guests may have by now.
+    if (brought.length > 0) remember(vm, brought);
     if (found.layers.length === 0 && found.trouble.length === 0) return null;
     const rendered = await renderLayers({ vm, ...facts, layers: found.layers, readSecret: secrets.read, versionOf });
     return {

@@ -206,3 +206,13 @@ function misfitError(found: Misfit, at: PlaceOf): GuestConfigError {
 export function faultAt(at: PlaceOf, path: Path, message: string): GuestConfigError {
   return misfitError({ path, message, nearest: null }, at);
 }
+
+/** The secrets that stand in a layer themselves: a document of the server brings them. */
+export function secretTextsOf({ values, items }: Layer): readonly string[] {
+  const contents = [...items.values()].flatMap((raw) =>
+    raw?.kind === 'file' ? [raw.content] : raw?.kind === 'product' ? raw.files.map((each) => each.content) : [],
+  );
+  return [...values.values(), ...contents].flatMap((each) =>
+    typeof each === 'object' && 'secretText' in each ? [each.secretText] : [],
+  );
+}

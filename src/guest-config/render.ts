@@ -35,9 +35,14 @@ export async function renderLayers(options: RenderOptions): Promise<Rendered> {
   const values = await placeValues(options, placed, trouble);
   const { readSecret, versionOf } = options;
   const items: FilledItem[] = [];
+  let totalBytes = 0;
   for (const [name, { raw, layer }] of [...placed].sort(([a], [b]) => (a < b ? -1 : 1))) {
     const filled = await orTrouble(trouble, () => fillItem(name, raw, layer, { values, readSecret, versionOf }));
-    if (filled !== null) items.push(filled);
+    if (filled === null) continue;
+    items.push(filled);
+    totalBytes += Buffer.byteLength(JSON.stringify(filled.item));
+    // The rest would only take memory: `faultsOfSizes` says what is wrong.
+    if (totalBytes > GUEST_CONFIG_BYTES_MAX) break;
   }
   trouble.push(...faultsOfItems(items), ...faultsOfSizes(items));
   return { items, values, trouble, remarks: remarksOfItems(items, options.macs) };

@@ -13,18 +13,30 @@ export type SecretFolder = {
 
 /** What was read is taken out of logs and messages as long as the process lives, or until the file says something else. */
 export function openSecretFolder(folder: string, uid = process.getuid?.() ?? 0): SecretFolder {
-  const remembered = new Map<string, { readonly text: string; readonly forget: () => void }>();
+  const remember = makeSecretMemory();
   return {
     read: async (name, at) => {
       const bytes = await readSecret({ path: join(folder, name), at, uid });
-      const text = bytes.toString('utf8').trim();
-      const before = remembered.get(name);
-      if (before?.text !== text) {
-        remembered.set(name, { text, forget: rememberSecret(text).forget });
-        before?.forget();
-      }
+      remember(name, [bytes.toString('utf8')]);
       return bytes;
     },
+  };
+}
+
+/** Has the secrets of an owner taken out of logs and messages, until the owner has others. */
+export function makeSecretMemory(): (owner: string, secrets: readonly string[]) => void {
+  const remembered = new Map<string, { readonly key: string; readonly forget: () => void }>();
+  return (owner, secrets) => {
+    const texts = secrets.map((each) => each.trim());
+    const key = JSON.stringify(texts);
+    const before = remembered.get(owner);
+    if (before?.key === key) return;
+    const kept = texts.map((text) => rememberSecret(text));
+    const forget = (): void => {
+      for (const each of kept) each.forget();
+    };
+    remembered.set(owner, { key, forget });
+    before?.forget();
   };
 }
 

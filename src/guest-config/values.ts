@@ -1,4 +1,5 @@
 // Puts named values into texts: `${name}`, and `$${` for a `${` of the text's own. There is no more to this language.
+import { CONFIG_FILE_CHARS_MAX } from '../base/limits.ts';
 import { nearestWord } from '../base/nearest-word.ts';
 import { printable } from '../base/printable.ts';
 import { BLANKED, type ConfigOrigin } from '../model/guest-config.ts';
@@ -22,10 +23,11 @@ export type FilledText = {
 
 const PLACE = /\$(\$\{)|\$\{([^}\n]*)\}?/g;
 
-/** Fills a text, or says in a sentence's end what is wrong: "names `${dmain}`, which is no known value; …". */
+/** Fills a text of at most so many characters in the end, or says in a sentence's end what is wrong: "names `${dmain}`, which is no known value; …". */
 export function fillText(
   text: string,
   values: ReadonlyMap<string, NamedValue>,
+  charsMax = CONFIG_FILE_CHARS_MAX,
 ): FilledText | { readonly fault: string } {
   if (!text.includes('${')) return { clear: text, shown: text, used: [], hasSecret: false };
   const used = new Set<string>();
@@ -48,6 +50,8 @@ export function fillText(
     hasSecret ||= value.isSecret;
     clear += before + value.text;
     shown += before + (value.isSecret ? BLANKED : value.text);
+    // A value that stands in a text ten thousand times makes a huge one of two small ones.
+    if (clear.length > charsMax) return { fault: 'is too long once its values are put in' };
   }
   const rest = text.slice(done);
   return { clear: clear + rest, shown: shown + rest, used: [...used], hasSecret };
