@@ -38,8 +38,10 @@ async function rooms(fault: Error | null = null, known: readonly unknown[] = BOT
       },
     };
   };
+  let doubts = 0;
   const given = {
     config,
+    licenses: { book: { doubt: () => (doubts += 1) } },
     log: silentLog,
     fenceFor,
     journal: { load: () => known.map((spec) => ({ spec })) },
@@ -50,8 +52,8 @@ async function rooms(fault: Error | null = null, known: readonly unknown[] = BOT
       },
     },
   };
-  // The cast holds for what is used here: verify, expel, load, append.
-  return { given: given as unknown as Given, admitted, records };
+  // The cast holds for what is used here: verify, expel, load, append, doubt.
+  return { given: given as unknown as Given, admitted, records, doubts: () => doubts };
 }
 
 const restored = () => join(folder, 'restored.json');
@@ -59,9 +61,17 @@ const mark = () =>
   writeFileSync(restored(), '{"format":"pratique.restored/1","madeAtMs":1790000000000,"restoredAtMs":1790000001000}');
 
 test('without a restore no tap is touched', async () => {
-  const { given, admitted } = await rooms();
+  const { given, admitted, doubts } = await rooms();
   assert.equal(await beginAfterRestore(given), null);
   assert.equal(admitted.get('host')?.size, 2);
+  assert.equal(doubts(), 0);
+});
+
+test('after a restore no seat counts by what an old database says [A15]', async () => {
+  mark();
+  const { given, doubts } = await rooms();
+  await beginAfterRestore(given);
+  assert.equal(doubts(), 1);
 });
 
 test('after a restore no tap is admitted in any namespace, whoever it belonged to, before VMs are taken over [A11]', async () => {

@@ -21,10 +21,11 @@ type Restored = Static<typeof RestoredSchema>;
 
 const parseRestored = makeParser(RestoredSchema, 'host-fault/restored');
 
-type Rooms = Pick<HostRooms, 'config' | 'journal' | 'fenceFor' | 'log' | 'audit'>;
+type Rooms = Pick<HostRooms, 'config' | 'journal' | 'fenceFor' | 'log' | 'audit' | 'licenses'>;
 
 /**
- * Before VMs are taken over: puts every tap back behind the fence, so that no VM counts as plugged in by what an old journal says.
+ * Before VMs are taken over: puts every tap back behind the fence, so that no VM counts as plugged in by what an old journal says. Nor
+ * does a seat count that an old database says is held: it may have been revoked, or given back and be another's by now.
  * The returned function ends the matter once they were taken over; until then each start does it again. Null: no restore.
  */
 export async function beginAfterRestore(rooms: Rooms): Promise<(() => Promise<void>) | null> {
@@ -33,6 +34,7 @@ export async function beginAfterRestore(rooms: Rooms): Promise<(() => Promise<vo
   const restored = await readRestored(path);
   if (restored === null) return null;
   await expelAll(rooms);
+  rooms.licenses?.book.doubt();
   const detail = `the data folder was restored at ${isoTime(restored.restoredAtMs)} from a backup of ${isoTime(restored.madeAtMs)}`;
   log.warn({ detail }, 'the first start over a restored backup: every gate is closed');
   return async () => {

@@ -14,6 +14,7 @@ import { LEASE_MIGRATIONS } from '../src/license/lease-rows.ts';
 import { openVault, type Vault } from '../src/license/vault.ts';
 import type { RunId, VmId } from '../src/model/ids.ts';
 import { startLicenseServer, type TestLicenseServer } from '../test/fakes/license-server.ts';
+import { makeSeats } from '../test/fakes/seats.ts';
 import { type Licenses, openLicenses } from './licenses.ts';
 import type { LicenseDefinition } from './licenses-service.ts';
 
@@ -71,6 +72,9 @@ const codeOf = async (work: Promise<unknown>): Promise<string> =>
     () => 'done',
     (error: unknown) => (error instanceof PratiqueError ? error.code : String(error)),
   );
+
+const untilAborted = async (signal: AbortSignal | undefined): Promise<never> =>
+  await new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)));
 
 test('a license is kept once its server has accepted its token, which nobody is shown again [A15]', async () => {
   const view = await add();
@@ -135,6 +139,58 @@ test('a new token is tried before the old one is gone, and lifts what an operato
   ]);
 });
 
+test('a license that is added twice at once is added once, and keeps its token; so does none that is removed while it gets another [A15]', async () => {
+  const codes = await Promise.all([codeOf(add()), codeOf(add())]);
+  assert.deepEqual(codes.sort(), ['conflict/license', 'done']);
+  assert.equal(vault.list().length, 1);
+  assert.equal(await take(WEB), null);
+  const token = server.admin.addToken(ID, { isOnly: false });
+  const removed = codeOf(licenses.service.removeLicense(ID, { isForced: false, actor: 'ann' }));
+  const rotated = codeOf(licenses.service.rotateLicense(ID, { token, actor: 'ann' }));
+  assert.deepEqual([await removed, await rotated], ['done', 'not-found/license']);
+  assert.deepEqual(vault.list(), [], 'no token is left of a license that is none');
+});
+
+test('a revocation by an operator while a new token is being tried stands: only one that was there before is lifted [A15]', async () => {
+  await add();
+  assert.equal(await take(WEB), null);
+  const token = server.admin.addToken(ID, { isOnly: true });
+  const rotating = licenses.service.rotateLicense(ID, { token, actor: 'ann' });
+  await licenses.service.revokeLicense(ID, { reason: 'it leaked', actor: 'bob' });
+  await rotating;
+  assert.equal((await licenses.service.showLicense(ID)).ended, 'REVOKED_HERE');
+  assert.equal(await take(WEB), 'REVOKED_HERE');
+});
+
+test('a license server that never answers holds up the revocations of no other license [A15]', async () => {
+  const other = 'other' as const;
+  const slow = makeSeats({ total: 1, nowMs: systemClock.nowMs });
+  const quick = makeSeats({ total: 1, nowMs: systemClock.nowMs });
+  const both = openLicenses({
+    ...{ db, vault, clock: systemClock, log: silentLog, record: async () => {}, groupTenantOf: () => null },
+    policy: { durationMs: 30, graceMs: HOUR, idleMs: HOUR, pollMs: 20 },
+    onEnded: (vm, license, code) => void ended.push(`${vm} ${license} ${code}`),
+    makeServer: ({ license }) =>
+      license === other
+        ? quick.server(other)
+        : { ...slow.server(ID), renew: async (_lease, _request, signal) => await untilAborted(signal) },
+  });
+  for (const license of [ID, other]) {
+    const given = { token: server.token(ID), isUnchecked: true, actor: 'ann' };
+    await both.service.addLicense(definition({ license }), given);
+    await both.book.take({ vm: WEB, run: RUN, licenses: [license] }, never);
+  }
+  try {
+    both.start(new Set([WEB]));
+    await systemClock.sleep(100);
+    quick.revoke('seat-1', 'BANNED');
+    assert.ok(await waitUntil(async () => ended.length > 0, systemClock, 5_000));
+    assert.deepEqual([ended[0], both.book.check(WEB, ID)], [`${WEB} ${other} BANNED`, null]);
+  } finally {
+    await both.close();
+  }
+});
+
 test('what its server revokes is known within the time of a poll, and what it mends as well [A15]', async () => {
   await add();
   assert.equal(await take(WEB), null);
@@ -187,6 +243,7 @@ test('a VM that is removed gives its seats back, also those of before a crash; s
   await take(WEB);
   await take(SHOP);
   assert.deepEqual(await licenses.service.releaseSeats(SHOP, { actor: 'ann' }), []);
+  assert.deepEqual(ended, [`shop ${ID} NO_LEASE`], 'what it guards goes from its drive');
   assert.equal(server.admin.seats(ID).length, 1);
   assert.equal(await codeOf(licenses.service.releaseSeats(SHOP, { actor: 'ann' })), 'not-found/lease');
   await licenses.close();

@@ -14,6 +14,7 @@ import { makeLicenseTransport } from '../src/license/http-transport.ts';
 import { readKeygenKey } from '../src/license/keygen-answer.ts';
 import { makeKeygenServer } from '../src/license/keygen-server.ts';
 import { type LeaseBook, openLeaseBook, REVOKED_HERE } from '../src/license/lease-book.ts';
+import { makeLanes } from '../src/license/lease-lanes.ts';
 import type { LeasePolicy } from '../src/license/lease-policy.ts';
 import { LicenseError } from '../src/license/license-error.ts';
 import type { LicenseServer } from '../src/license/license-server.ts';
@@ -77,6 +78,8 @@ class Room implements Licenses {
   readonly #said = new Map<string, Said>();
   readonly #tenants = new Map<string, string>();
   readonly #ending = new AbortController();
+  /** What changes a license and its token happens one after another. */
+  readonly #lanes = makeLanes();
   #loop: Promise<void> = Promise.resolve();
   #wake = (): void => {};
 
@@ -162,7 +165,7 @@ class Room implements Licenses {
       void (await this.#options.record({ kind: 'operator', actor, action, detail: redactText(detail) }));
     return {
       addLicense: async (definition, { token, isUnchecked, actor }) => {
-        await this.#add(definition, Buffer.from(token), isUnchecked);
+        await this.#lanes.run(definition.license, () => this.#add(definition, Buffer.from(token), isUnchecked));
         await tell(actor, 'license-added', `${definition.license} at ${definition.serverUrl}`);
         return this.#view(definition.license);
       },
@@ -175,7 +178,7 @@ class Room implements Licenses {
         return asked.map((each) => this.#view(each));
       },
       rotateLicense: async (license, { token, actor }) => {
-        await this.#rotate(this.#definition(license), Buffer.from(token));
+        await this.#lanes.run(license, () => this.#rotate(license, Buffer.from(token)));
         await tell(actor, 'license-rotated', license);
         return this.#view(license);
       },
@@ -188,7 +191,7 @@ class Room implements Licenses {
         return this.#view(license);
       },
       removeLicense: async (license, { isForced, actor }) => {
-        await this.#remove(this.#definition(license).license, isForced);
+        await this.#lanes.run(license, () => this.#remove(this.#definition(license).license, isForced));
         await tell(actor, 'license-removed', isForced ? `${license} by force` : license);
       },
       leases: async (filter) => this.#leases(filter),
@@ -201,6 +204,8 @@ class Room implements Licenses {
         await tell(actor, 'seats-released', vm);
         // The cast holds: a lease is of a VM with this very name.
         this.book.releaseVm(vm as VmId);
+        for (const lease of before)
+          if (lease.state === 'held') this.#options.onEnded(lease.vm, lease.license, 'NO_LEASE');
         await this.book.tend(this.#ending.signal);
         return this.#leases({ vm });
       },
@@ -231,9 +236,10 @@ class Room implements Licenses {
     }
   }
 
-  async #rotate(definition: LicenseDefinition, token: Uint8Array): Promise<void> {
+  async #rotate(license: string, token: Uint8Array): Promise<void> {
     const { vault } = this.#options;
-    const { license } = definition;
+    const definition = this.#definition(license);
+    const endedBefore = this.book.endedBy(license);
     await vault.stage(license, token);
     try {
       const trial = this.#serverFor(definition, 'next');
@@ -244,8 +250,14 @@ class Room implements Licenses {
       await vault.drop(license, 'next').catch(() => {}); // What it says of that is worth less than why the token is refused.
       throw error;
     }
-    if (this.book.endedBy(license) !== null) this.book.mendLicense(license);
-    if (!this.#entries.has(license)) this.#open(definition);
+    const ended = this.book.endedBy(license);
+    // What an operator revoked while this token was being tried stays so.
+    const isLifted = ended !== null && (ended !== REVOKED_HERE || endedBefore === REVOKED_HERE);
+    if (isLifted) this.book.mendLicense(license);
+    const entry = this.#entries.get(license);
+    // Another object: what is under way with the old token is not taken for a word about the new one.
+    if (entry !== undefined) this.#entries.set(license, { definition, server: { ...entry.server } });
+    else this.#open(definition);
   }
 
   /** The server's word on a token that is to be used. Throws LicenseError `refused/license` where that is no. */
@@ -349,6 +361,10 @@ class Room implements Licenses {
     const { clock, policy, log } = this.#options;
     const { signal } = this.#ending;
     let validatedMs = Number.NEGATIVE_INFINITY;
+    let tending: Promise<void> | null = null;
+    const tellFailure = (error: unknown): void => {
+      if (!signal.aborted) log.error({ detail: describeError(error) }, 'looking after the leases failed');
+    };
     while (!signal.aborted) {
       try {
         if (clock.monotonicMs() - validatedMs >= LICENSE_VALIDATE_MS) {
@@ -358,15 +374,22 @@ class Room implements Licenses {
         }
         await this.book.readRevocations(signal);
         this.#tellEnded();
-        await this.book.tend(signal);
       } catch (error) {
-        if (!signal.aborted) log.error({ detail: describeError(error) }, 'looking after the leases failed');
+        tellFailure(error);
       }
+      // Beside the reading: a server that takes its time for each seat holds up nobody's revocations.
+      tending ??= this.book
+        .tend(signal)
+        .catch(tellFailure)
+        .finally(() => {
+          tending = null;
+        });
       const woken = new Promise<void>((resolve) => {
         this.#wake = resolve;
       });
       await Promise.race([woken, clock.sleep(policy.pollMs, signal).catch(() => {})]);
     }
+    await tending;
   }
 
   /** Once more: the daemon may have ended before it had taken away what a seat guards, or the hypervisor may have failed to. */
@@ -381,6 +404,8 @@ class Room implements Licenses {
     if (entry === undefined) return;
     try {
       const verdict = await entry.server.validate(this.#ending.signal);
+      // It has another token since, or is gone.
+      if (this.#entries.get(license) !== entry) return;
       this.#note(license, verdict);
       const ended = this.book.endedBy(license);
       if (!verdict.valid && ENDING_CODES.has(verdict.code) && ended === null)

@@ -90,6 +90,8 @@ class Book implements LeaseBook {
   readonly #use: ReturnType<typeof openLeaseUse>;
   readonly #lanes = makeLanes();
   readonly #slots = makeSlots(LICENSE_ASKS_AT_ONCE_MAX);
+  /** Of their own: what was revoked is read also while all others wait for a server. */
+  readonly #readingSlots = makeSlots(LICENSE_ASKS_AT_ONCE_MAX);
   readonly #hostKey: Uint8Array;
   /** On the monotonic clock: until then a server that did not answer is not asked by others. */
   readonly #awayUntil = new Map<string, number>();
@@ -377,7 +379,7 @@ class Book implements LeaseBook {
   async readRevocations(signal: AbortSignal): Promise<void> {
     const licenses = [...new Set(this.#rows.list().map(({ license }) => license))];
     await Promise.all(
-      licenses.map((license) => this.#slots.withSlot(signal, () => this.#readRevocationsOf(license, signal))),
+      licenses.map((license) => this.#readingSlots.withSlot(signal, () => this.#readRevocationsOf(license, signal))),
     );
   }
 
