@@ -98,6 +98,11 @@ class Host {
       if ('error' in settled) throw settled.error;
       return settled.value;
     };
+    /** Nor does it ask anything more: what it had begun in this very turn ends with it. */
+    const ifAlive = async <T>(ask: () => Promise<T>): Promise<T> => {
+      if (mine !== this.#generation) await new Promise(() => {});
+      return await orNever(ask());
+    };
     const clock: Clock = {
       nowMs: () => this.#wallMs,
       trustedMs: () => this.#sureMs,
@@ -107,10 +112,10 @@ class Host {
     };
     const reached: LicenseServer = {
       ...server,
-      lease: (request, signal) => orNever(server.lease(request, signal)),
-      renew: (lease, request, signal) => orNever(server.renew(lease, request, signal)),
-      release: (id, signal) => orNever(server.release(id, signal)),
-      revocations: (since, signal) => orNever(server.revocations(since, signal)),
+      lease: (request, signal) => ifAlive(() => server.lease(request, signal)),
+      renew: (lease, request, signal) => ifAlive(() => server.renew(lease, request, signal)),
+      release: (id, signal) => ifAlive(() => server.release(id, signal)),
+      revocations: (since, signal) => ifAlive(() => server.revocations(since, signal)),
     };
     return openLeaseBook({
       ...{ db: this.db, clock, log: silentLog, policy: POLICY, isFor: () => true, random: Math.random },
