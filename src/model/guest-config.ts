@@ -103,8 +103,8 @@ export const GuestConfigItemSchema = Type.Object(
   {
     item: word,
     /**
-     * The source's own version where it has one, else made from the content with a key of this host (a plain digest
-     * of a short secret could be guessed back).
+     * Made from the content with a key of this host (a plain digest of a short secret could be guessed back), behind the source's own
+     * version where it has one: a change counts even if nobody raised that.
      */
     version: name,
     setting: ConfigSettingSchema,
