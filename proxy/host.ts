@@ -23,6 +23,7 @@ import { makeQmpDriver } from '../src/hypervisor/qmp/driver.ts';
 import type { Namespace, VmSpec } from '../src/hypervisor/vm-spec.ts';
 import { makeInspector } from '../src/inspect/inspector.ts';
 import { makeInventoryStore } from '../src/inventory/inventory-store.ts';
+import { openBlobTerms } from '../src/license/blob-terms.ts';
 import { openVault } from '../src/license/vault.ts';
 import type { VmId } from '../src/model/ids.ts';
 import { openBlobStore } from '../src/store/blob-store.ts';
@@ -108,7 +109,7 @@ export async function startHost(options: HostOptions): Promise<RunningHost> {
   const deps = makeRunDeps(timed, {
     ...{ journal, inventories, audit, store, vendors, gate, driver, inspector, exports, configSalt },
     ...{ guestConfig: guestConfig.resolve, finishSeed: guestConfig.seeds.finish },
-    ...{ checkLicense: licenses.book.check, seats: licenses.book },
+    ...{ checkLicense: licenses.book.check, seats: licenses.book, blobTerms: openBlobTerms(db) },
   });
   const rooms: HostRooms = {
     config,
@@ -173,6 +174,7 @@ type Parts = Pick<
   | 'configSalt'
   | 'checkLicense'
   | 'seats'
+  | 'blobTerms'
 > & {
   readonly vendors: VendorBook;
 };

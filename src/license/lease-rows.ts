@@ -26,6 +26,12 @@ export const LEASE_MIGRATIONS: readonly Migration[] = [
       CREATE TABLE vm_tenant (vm TEXT PRIMARY KEY, tenant TEXT NOT NULL) STRICT;
       CREATE TABLE license_key (id INTEGER PRIMARY KEY CHECK (id = 1), key BLOB NOT NULL) STRICT;
     `),
+  (db) =>
+    db.exec(`
+      CREATE TABLE license_blob (
+        digest TEXT NOT NULL, license TEXT NOT NULL, proven INTEGER NOT NULL, PRIMARY KEY (digest, license)
+      ) STRICT, WITHOUT ROWID;
+    `),
 ];
 
 /**

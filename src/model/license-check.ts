@@ -1,4 +1,5 @@
 // Whether a VM may have what a license guards, as every room asks it; and the seats of a run, as the host takes them for it.
+import type { Digest } from '../base/digest-text.ts';
 import type { RunId, VmId } from './ids.ts';
 
 /** Null while the VM holds a lease of the license now; otherwise the license server's code (`NO_LICENSE`, `TOO_MANY_MACHINES` …). */
@@ -44,6 +45,16 @@ export type LicenseSeats = {
   readonly factsOf: (vm: VmId, licenses: readonly string[]) => readonly LicenseFact[];
   /** Counts what was brought for a VM, whether or not the host had it already. */
   readonly countFetch: (vm: VmId, license: string, sizeBytes: number) => void;
+};
+
+/** What the host's blobs were brought under, so that what one license guards is not had by naming its digest under other terms. */
+export type BlobTerms = {
+  /** Before the first byte of it is asked for under a license. */
+  readonly guard: (digest: Digest, license: string) => void;
+  /** A vendor has shown all of its bytes under these terms; null: under no license. */
+  readonly prove: (digest: Digest, license: string | null) => void;
+  /** Whether a vendor has to show that it has the bytes before they are used under these terms, also where the host has them. */
+  readonly mustProve: (digest: Digest, license: string | null) => boolean;
 };
 
 /** One decision about a seat, as it is recorded. */

@@ -1,10 +1,13 @@
 // Brings every artifact of a plan into the store: pinned, downloaded once, looked into by its vendor.
+import { createHash } from 'node:crypto';
 import type { Clock } from '../base/clock.ts';
 import { classifyError, describeError } from '../base/errors.ts';
 import { PROGRESS_INTERVAL_MS } from '../base/limits.ts';
+import type { BlobTerms } from '../model/license-check.ts';
 import { type Plan, type PlanItem, planSizeBytes } from '../model/plan.ts';
 import type { Trouble } from '../model/quarantine.ts';
 import type { BlobStore } from '../store/blob-store.ts';
+import { VendorError } from '../vendor/errors.ts';
 import type { Vendor } from '../vendor/vendor.ts';
 
 export type FetchRequest = {
@@ -16,6 +19,8 @@ export type FetchRequest = {
   readonly clock: Clock;
   /** Looks into artifacts that are under way or done, by digest: one look serves every VM of the host. */
   readonly inspections: Inspections;
+  /** Absent: this host has no licenses. */
+  readonly terms?: BlobTerms;
   readonly signal: AbortSignal;
   readonly onProgress: (doneBytes: number, totalBytes: number) => void;
 };
@@ -53,19 +58,28 @@ function makeProgress({ plan, clock, onProgress }: FetchRequest): Report {
 }
 
 async function fetchItem(item: PlanItem, request: FetchRequest, report: Report): Promise<Trouble | null> {
-  const { store, signal } = request;
+  const { store, signal, terms } = request;
   const { artifact, vendor: name, license } = item.release;
   const vendor = request.vendors.find((each) => each.name === name);
   if (vendor === undefined)
     return { kind: 'vendor-unavailable', vendor: name, detail: 'it is not configured any more' };
+  const { digest, sizeBytes } = artifact;
+  /** Where the bytes began that this vendor was asked for now. */
+  const asked: number[] = [];
   try {
+    if (license !== undefined) terms?.guard(digest, license);
     const { path } = await store.ensure({
-      digest: artifact.digest,
-      sizeBytes: artifact.sizeBytes,
-      open: (offsetBytes, openSignal) => vendor.open(artifact, offsetBytes, openSignal, license),
-      signal,
-      onProgress: (doneBytes) => report(artifact.digest, doneBytes),
+      ...{ digest, sizeBytes, signal },
+      open: (offsetBytes, openSignal) => {
+        asked.push(offsetBytes);
+        return vendor.open(artifact, offsetBytes, openSignal, license);
+      },
+      onProgress: (doneBytes) => report(digest, doneBytes),
     });
+    const isShown = asked[0] === 0;
+    const mustShow = !isShown && terms?.mustProve(digest, license ?? null) === true;
+    if (mustShow) await showAll(item, vendor, signal);
+    if (isShown || mustShow) terms?.prove(digest, license ?? null);
     await inspectOnce(item, vendor, path, request.inspections);
     return null;
   } catch (error) {
@@ -74,6 +88,21 @@ async function fetchItem(item: PlanItem, request: FetchRequest, report: Report):
     if (classifyError(error).blame === 'vendor') return { kind: 'vendor-unavailable', vendor: name, detail };
     return { kind: 'host-failure', step: 'fetch', detail };
   }
+}
+
+/** Reads the whole artifact from its vendor once more, and keeps nothing of it: the host has it from another one, under a license. */
+async function showAll({ release }: PlanItem, vendor: Vendor, signal: AbortSignal): Promise<void> {
+  const { artifact, license } = release;
+  const hash = createHash('sha256');
+  let sizeBytes = 0;
+  for await (const piece of await vendor.open(artifact, 0, signal, license)) {
+    signal.throwIfAborted();
+    sizeBytes += piece.length;
+    if (sizeBytes > artifact.sizeBytes) break;
+    hash.update(piece);
+  }
+  if (sizeBytes === artifact.sizeBytes && hash.digest('hex') === artifact.digest) return;
+  throw new VendorError('vendor-ill/digest-mismatch', `${vendor.name} sends other bytes than it names`);
 }
 
 async function inspectOnce(item: PlanItem, vendor: Vendor, path: string, inspections: Inspections): Promise<void> {

@@ -88,7 +88,7 @@ export class VmDrive {
 
   /** Brings the bytes of a plan into the store and keeps them there, for the run or until the VM starts. Null, or why not. */
   async fetch(plan: Plan, purpose: 'run' | 'stage', signal: AbortSignal): Promise<Trouble | null> {
-    const { store, vendors, clock, inspections, seats } = this.#deps;
+    const { store, vendors, clock, inspections, seats, blobTerms } = this.#deps;
     // Whatever the store has for others: without a lease of its own nothing is brought for this VM.
     const refusal = this.#export.refusalOf(licensesOf(plan));
     if (refusal !== null) return refusal;
@@ -97,7 +97,9 @@ export class VmDrive {
     const onProgress = (done: number, total: number) => {
       this.#owner.note('progress', 'download', { item: 'download', phase: 'download', done, total });
     };
-    const trouble = await fetchPlan({ plan, owner, store, vendors: vendors(), signal, onProgress, clock, inspections });
+    const terms = blobTerms === undefined ? {} : { terms: blobTerms };
+    const around = { store, vendors: vendors(), clock, inspections, ...terms };
+    const trouble = await fetchPlan({ plan, owner, signal, onProgress, ...around });
     if (trouble === null) {
       for (const { release } of plan.items)
         if (release.license !== undefined)

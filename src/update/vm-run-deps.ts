@@ -10,7 +10,7 @@ import type { Inspector } from '../inspect/inspector.ts';
 import type { InventoryStore } from '../inventory/inventory-store.ts';
 import type { GuestConfigOf } from '../model/guest-config.ts';
 import type { VmId } from '../model/ids.ts';
-import type { LicenseCheck, LicenseSeats } from '../model/license-check.ts';
+import type { BlobTerms, LicenseCheck, LicenseSeats } from '../model/license-check.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Vendor } from '../vendor/vendor.ts';
 import type { ConfigSalt } from './config-salt.ts';
@@ -40,6 +40,8 @@ export type VmRunDeps = {
   readonly checkLicense?: LicenseCheck;
   /** Takes seats for plans and counts what they bring; absent: only what a VM holds already counts. */
   readonly seats?: LicenseSeats;
+  /** Under which licenses the store's blobs came; absent: this host has no licenses. */
+  readonly blobTerms?: BlobTerms;
   /** What each VM is to be configured with; absent: this host configures no guest. */
   readonly guestConfig?: GuestConfigOf;
   /** Salts of the configuration on drives; a host that configures guests has them. */
