@@ -9,10 +9,15 @@ export function parentOf(path: string): string {
 }
 
 /** A file's content, also of files in /proc whose size says 0; null if there is none. Throws AgentError `too-large`. */
-export function readBytes(platform: Platform, path: string, sizeMax: number): Uint8Array<ArrayBuffer> | null {
+export function readBytes(
+  platform: Platform,
+  path: string,
+  sizeMax: number,
+  open = platform.files.open,
+): Uint8Array<ArrayBuffer> | null {
   const found = platform.files.stat(path);
   if (found === null) return null;
-  const file = platform.files.open(path);
+  const file = open(path);
   try {
     // One more than expected, so that the end is seen in one go.
     let bytes = new Uint8Array(Math.min(sizeMax, Math.max(found.sizeBytes, 4095)) + 1);

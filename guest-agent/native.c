@@ -219,6 +219,22 @@ static JSValue open_folder(JSContext *ctx, JSValueConst self, int argc, JSValueC
   return value;
 }
 
+/* openPlain(path): for reading; a plain file only, never by a symbolic link at its end, and without waiting for a pipe's writer */
+static JSValue open_plain(JSContext *ctx, JSValueConst self, int argc, JSValueConst *argv) {
+  const char *path = JS_ToCString(ctx, argv[0]);
+  if (path == NULL) return JS_EXCEPTION;
+  int result = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+  struct stat found;
+  if (result >= 0 && (fstat(result, &found) < 0 || !S_ISREG(found.st_mode))) {
+    close(result);
+    result = -1;
+    errno = EINVAL;
+  }
+  JSValue value = result_of(ctx, result);
+  JS_FreeCString(ctx, path);
+  return value;
+}
+
 static JSValue hard_link(JSContext *ctx, JSValueConst self, int argc, JSValueConst *argv) {
   const char *from = JS_ToCString(ctx, argv[0]);
   const char *to = from == NULL ? NULL : JS_ToCString(ctx, argv[1]);
@@ -479,6 +495,7 @@ static const JSCFunctionListEntry functions[] = {
     JS_CFUNC_DEF("fileMode", 2, file_mode),
     JS_CFUNC_DEF("fileOwner", 3, file_owner),
     JS_CFUNC_DEF("openFolder", 1, open_folder),
+    JS_CFUNC_DEF("openPlain", 1, open_plain),
     JS_CFUNC_DEF("hardLink", 2, hard_link),
     JS_CFUNC_DEF("freeBytes", 1, free_bytes),
     JS_CFUNC_DEF("mountReadOnly", 3, mount_read_only),

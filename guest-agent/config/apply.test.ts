@@ -1,7 +1,18 @@
 // Configuration in a guest: applied as one set, rolled back as one, and never written where it must not be.
 import assert from 'node:assert/strict';
-import { chmodSync, existsSync, lstatSync, mkdirSync, readdirSync, statSync, symlinkSync } from 'node:fs';
-import { join } from 'node:path';
+import { execFileSync } from 'node:child_process';
+import {
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  realpathSync,
+  renameSync,
+  statSync,
+  symlinkSync,
+} from 'node:fs';
+import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
 import type { GuestConfigItem } from '../../src/model/guest-config.ts';
@@ -30,6 +41,12 @@ const applied = async () =>
     [item, version, ...(state ? [state] : [])].join(' '),
   );
 const mode = (path: string) => (statSync(join(guest.folder, path)).mode & 0o7777).toString(8);
+/** The agent again, on what is overridden by now. */
+async function restarted(): Promise<void> {
+  guest.cutPower();
+  guest.newBoot();
+  await guest.started();
+}
 /** Everything below a folder that configuration could have left behind. */
 const names = (path: string) => readdirSync(join(guest.folder, path)).sort();
 
@@ -321,4 +338,109 @@ test('a failure says nothing of what was configured', async () => {
   await apply(guest, { items });
   assert.doesNotMatch(JSON.stringify(guest.host.messages) + guest.log.join('\n'), /hunter2/);
   assert.doesNotMatch(read(guest, 'state/run.json') ?? '', /hunter2/);
+});
+
+const KEYS: GuestConfigItem = {
+  item: 'keys',
+  version: '1',
+  setting: { kind: 'ssh-keys', user: 'ops', keys: ['ssh-ed25519 AAAAC3Nza one'] },
+};
+
+test('a folder that its user puts a link in the place of, as soon as it is made, gives away no other folder', async () => {
+  mkdirSync(join(guest.folder, 'elsewhere'), { mode: 0o755 });
+  chmodSync(join(guest.folder, 'home/ops'), 0o777);
+  const { files } = nodePlatform(systemClock);
+  guest.overrides = {
+    files: {
+      ...files,
+      makeFolder: (path, folderMode) => {
+        files.makeFolder(path, folderMode);
+        if (!path.endsWith('/.ssh')) return;
+        renameSync(path, `${path}-aside`);
+        symlinkSync('../../elsewhere', path);
+      },
+    },
+  };
+  await restarted();
+  const [line] = await apply(guest, { items: [KEYS] });
+  assert.match(line ?? '', /^config\/keys failed/);
+  assert.equal(mode('elsewhere'), '755');
+});
+
+for (const [what, put] of [
+  ['a link to what only root reads', (path: string) => symlinkSync('../../../etc/shadow', path)],
+  ['a pipe', (path: string) => execFileSync('mkfifo', [`${realpathSync(dirname(path))}/authorized_keys`])],
+] as const) {
+  test(`a file that becomes ${what} between two looks is not read, and nobody waits for it`, async () => {
+    write(guest, 'etc/shadow', 'root:hunter2\n');
+    write(guest, 'home/ops/.ssh/authorized_keys', 'ssh-ed25519 OWN ops\n');
+    const { files } = nodePlatform(systemClock);
+    let looks = 0;
+    guest.overrides = {
+      files: {
+        ...files,
+        stat: (path) => {
+          const found = files.stat(path);
+          // Each of the looks at a file that is there may be the last one before it is read.
+          if (path.endsWith('/authorized_keys') && found?.kind === 'file' && ++looks === 5) {
+            files.remove(path);
+            put(path);
+          }
+          return found;
+        },
+      },
+    };
+    await restarted();
+    const [line] = await apply(guest, { items: [KEYS] });
+    assert.match(line ?? '', /^config\/keys failed/);
+    assert.ok(looks >= 5, `${looks} looks`);
+    assert.doesNotMatch(JSON.stringify(names('home/ops/.ssh')), /pratique/);
+    if (statSync(join(guest.folder, 'home/ops/.ssh/authorized_keys')).isFile())
+      assert.doesNotMatch(read(guest, 'home/ops/.ssh/authorized_keys') ?? '', /AAAAC3Nza/);
+  });
+}
+
+test('one place that cannot be put back keeps no other from it', async () => {
+  write(guest, 'etc/one', 'old\n');
+  write(guest, 'home/ops/d/two', 'old\n');
+  chmodSync(join(guest.folder, 'home/ops'), 0o777);
+  const at = join(guest.folder, 'home/ops/d');
+  service('bad', 'etc/one', `/bin/rm -rf ${at}; /bin/ln -s /etc ${at}; exit 1`);
+  const items = [
+    fileItem('one', '/etc/one', 'new\n', { apply: [{ restart: 'bad' }] }),
+    fileItem('two', '/home/ops/d/two', 'new\n'),
+  ];
+  assert.deepEqual(await apply(guest, { items }), [
+    'config/one failed rollback-failed',
+    'config/two skipped set-rolled-back',
+  ]);
+  assert.equal(read(guest, 'etc/one'), 'old\n');
+  assert.equal(read(guest, 'etc/two'), null);
+});
+
+test('a disk that is full when the set is to count leaves everything as before, and says so', async () => {
+  const { files } = nodePlatform(systemClock);
+  guest.overrides = {
+    files: {
+      ...files,
+      create: (path, fileMode) => {
+        if (path.endsWith('/config/applied.json.new')) throw new SystemError('ENOSPC', `making ${path}`);
+        return files.create(path, fileMode);
+      },
+    },
+  };
+  await restarted();
+  assert.deepEqual(await apply(guest, { items: [fileItem('one', '/etc/one', 'new\n')] }), [
+    'config/one failed no-space',
+  ]);
+  assert.equal(read(guest, 'etc/one'), null);
+});
+
+test('a set that is too large for the journal to be read again is refused before anything is written', async () => {
+  const deep = (index: number) => `/opt/${index}${'/a'.repeat(480)}/x`;
+  const files = Array.from({ length: 21 }, (_, index) => ({ path: deep(index), content: 'x' }));
+  const item: GuestConfigItem = { item: 'deep', version: '1', setting: { kind: 'product', product: 'p', files } };
+  assert.deepEqual(await apply(guest, { items: [item] }), ['config/deep failed too-large']);
+  assert.equal(existsSync(join(guest.folder, 'opt/0')), false);
+  assert.equal(existsSync(join(guest.folder, 'state/config/journal.json')), false);
 });

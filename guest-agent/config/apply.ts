@@ -108,13 +108,17 @@ async function applyOrUndo(context: ConfigContext): Promise<ItemFailure | null> 
     await applySet(context);
     return null;
   } catch (error) {
-    if (!(error instanceof ItemFailure)) throw error;
-    platform.log(`${configItemId(error.item)} is not applied, and everything is put back: ${error.message}`);
+    const failed = error instanceof AgentError ? new ItemFailure(firstOf(context.manifest), error) : error;
+    if (!(failed instanceof ItemFailure)) throw failed;
+    platform.log(`${configItemId(failed.item)} is not applied, and everything is put back: ${failed.message}`);
     const stuck = await undo(platform, paths, isAdmitted);
     if (stuck === null) forgetPrevious(platform, paths);
-    return stuck === null ? error : new ItemFailure(error.item, stuck);
+    return stuck === null ? failed : new ItemFailure(failed.item, stuck);
   }
 }
+
+/** What is of no item, a full disk when the set is to count, is told of the first. */
+const firstOf = ({ config, configRemoved }: Manifest): string => config?.[0]?.item ?? configRemoved?.[0] ?? '';
 
 /** Null, or why it could not be put back now; the next start tries again. */
 async function undo(platform: Platform, paths: Paths, isAdmitted: boolean): Promise<AgentError | null> {
@@ -132,7 +136,7 @@ async function applySet(context: ConfigContext): Promise<void> {
   const { platform, paths, manifest, report, requireReboot, isAdmitted } = context;
   // What an earlier set could not put back must not be taken for what was there before this one.
   const stuck = await undo(platform, paths, isAdmitted);
-  if (stuck !== null) throw new ItemFailure(manifest.config?.[0]?.item ?? manifest.configRemoved?.[0] ?? '', stuck);
+  if (stuck !== null) throw new ItemFailure(firstOf(manifest), stuck);
   const works = await gatherWorks(context);
   const before = readApplied(platform, paths);
   beginSet(platform, paths, works, setOf(manifest));

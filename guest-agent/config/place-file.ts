@@ -10,7 +10,8 @@ export type Access = { readonly mode: number; readonly uid: number; readonly gid
 /** The content of a file; null if there is none. Throws AgentError `too-large`. */
 export function readPlace(platform: Platform, path: string): Binary | null {
   if (platform.files.stat(path)?.kind !== 'file') return null;
-  const bytes = readBytes(platform, path, AGENT_CONFIG_PREVIOUS_BYTES_MAX);
+  // Its folder may be a user's, who can put a link or a pipe there after that look.
+  const bytes = readBytes(platform, path, AGENT_CONFIG_PREVIOUS_BYTES_MAX, platform.files.openPlain);
   return bytes === null ? null : toBinary(bytes);
 }
 

@@ -57,12 +57,15 @@ export type FolderWish = { readonly mode: number; readonly uid: number; readonly
 function makeFolder({ files }: Platform, place: Place, wish: FolderWish | undefined): void {
   files.makeFolder(place.path, wish?.mode ?? 0o755);
   if (wish !== undefined) {
-    const folder = files.open(place.path);
+    // Held first: the folder above may be a user's, who can put a link to another one in the place of this one.
+    const made = files.openFolder(place.path);
+    const folder = files.open(`${made.path}/.`);
     try {
       folder.setOwner(wish.uid, wish.gid);
       folder.setMode(wish.mode);
     } finally {
       folder.close();
+      made.close();
     }
   }
   files.syncFolder(place.folder.path);

@@ -1,5 +1,7 @@
 // What configuration is applied, and what a set that is under way has to put back: kept on the guest's disk, without any content.
 
+import { findShapeFault, type JsonSchema } from '../../src/base/json-shape.ts';
+import { AGENT_STATE_BYTES_MAX } from '../../src/base/limits.ts';
 import type { AppliedConfig } from '../../src/model/inventory.ts';
 import { digestOfBytes, readRecord, removeDurably, removeTree, writeRecord } from '../durable.ts';
 import { inRoot, type Paths } from '../paths.ts';
@@ -26,6 +28,7 @@ export function readApplied(platform: Platform, paths: Paths): ConfigRecord {
 
 /** From here on the new set counts. */
 export function writeApplied(platform: Platform, paths: Paths, record: ConfigRecord): void {
+  mustFit(platform, EMBEDDED.configRecord, record);
   writeRecord(platform, recordPath(paths), record);
 }
 
@@ -35,7 +38,16 @@ export function readJournal(platform: Platform, paths: Paths): ConfigJournal | n
 
 /** From here on whatever is found is put back, until the set counts. */
 export function writeJournal(platform: Platform, paths: Paths, journal: ConfigJournal): void {
+  mustFit(platform, EMBEDDED.configJournal, journal);
   writeRecord(platform, journalPath(paths), journal);
+}
+
+/** What could not be read again would be taken for nothing at all. Throws AgentError `too-large`. */
+function mustFit(platform: Platform, schema: JsonSchema, value: unknown): void {
+  const fault = findShapeFault(schema, value);
+  if (fault !== null) throw new AgentError('too-large', `the set is too large to be kept: ${fault.field} ${fault.why}`);
+  if (platform.encode(JSON.stringify(value)).length < AGENT_STATE_BYTES_MAX) return;
+  throw new AgentError('too-large', `what is kept of the set has more than ${AGENT_STATE_BYTES_MAX} bytes`);
 }
 
 export function forgetJournal(platform: Platform, paths: Paths): void {

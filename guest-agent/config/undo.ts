@@ -27,8 +27,20 @@ export function undoFiles(platform: Platform, paths: Paths): ConfigJournal | nul
     forgetJournal(platform, paths); // It counts already: only this was left to do.
     return null;
   }
-  for (const [index, before] of [...journal.places.entries()].reverse()) putBack(platform, paths, before, index);
-  for (const folder of journal.folders.toReversed()) removeIfEmpty(platform, paths, folder);
+  let stuck: AgentError | null = null;
+  const attempt = (step: () => void): void => {
+    try {
+      step();
+    } catch (error) {
+      if (!(error instanceof AgentError)) throw error;
+      stuck ??= error;
+    }
+  };
+  // One that somebody put a link in the way of, say, keeps no other from being as it was.
+  for (const [index, before] of [...journal.places.entries()].reverse())
+    attempt(() => putBack(platform, paths, before, index));
+  for (const folder of journal.folders.toReversed()) attempt(() => removeIfEmpty(platform, paths, folder));
+  if (stuck !== null) throw stuck;
   return journal;
 }
 

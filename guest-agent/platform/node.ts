@@ -7,6 +7,7 @@ import {
   existsSync,
   fchmodSync,
   fchownSync,
+  fstatSync,
   fsyncSync,
   linkSync,
   lstatSync,
@@ -149,6 +150,13 @@ const files: Files = {
       system(`opening ${path}`, () => openSync(path, 'r')),
       path,
     ),
+  openPlain: (path) => {
+    const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
+    const fd = system(`opening ${path}`, () => openSync(path, flags));
+    if (fstatSync(fd).isFile()) return openFile(fd, path);
+    closeSync(fd);
+    throw new SystemError('EINVAL', `opening ${path}`);
+  },
   create: (path, mode) => {
     if (stat(path) !== null) remove(path);
     return openFile(

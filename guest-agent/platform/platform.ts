@@ -53,6 +53,8 @@ export type OpenFolder = { readonly path: string; readonly close: () => void };
 /** The file system. Paths are absolute. Every method throws SystemError unless it says otherwise. */
 export type Files = {
   readonly open: (path: string) => OpenFile;
+  /** For reading, where others may put something else in the way: fails for anything but a plain file, and waits for nobody. */
+  readonly openPlain: (path: string) => OpenFile;
   /** Makes a new file; what stood there before, other than a folder, is replaced. */
   readonly create: (path: string, mode: number) => OpenFile;
   /** Writes to what is there, as files of /proc want it. */

@@ -55,6 +55,7 @@ declare module 'qjs:native' {
   export function fileMode(fd: number, mode: number): number;
   export function fileOwner(fd: number, uid: number, gid: number): number;
   export function openFolder(path: string): number;
+  export function openPlain(path: string): number;
   export function hardLink(from: string, to: string): number;
   export function freeBytes(path: string): number;
   export function mountReadOnly(device: string, folder: string, type: string): number;

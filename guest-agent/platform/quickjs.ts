@@ -144,6 +144,7 @@ function stat(path: string): ReturnType<Files['stat']> {
 
 const files: Files = {
   open: (path) => openFile(must(os.open(path, os.O_RDONLY), `opening ${path}`), path),
+  openPlain: (path) => openFile(must(native.openPlain(path), `opening ${path}`), path),
   create: (path, mode) => {
     // Removed first and made exclusively: a symbolic link that stands there is never followed.
     if (stat(path) !== null) must(os.remove(path), `replacing ${path}`);

@@ -75,6 +75,7 @@ export class PowerSupply {
     };
     return {
       open: guarded(files.open),
+      openPlain: guarded(files.openPlain),
       stat: guarded(files.stat),
       list: guarded(files.list),
       readLink: guarded(files.readLink),
