@@ -1,6 +1,6 @@
 // The seeds of VMs with cloud-init: there while they are needed, wiped under a running guest afterwards.
 import assert from 'node:assert/strict';
-import { mkdtemp, open, readFile, rm, stat } from 'node:fs/promises';
+import { mkdtemp, open, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -83,4 +83,19 @@ test('a VM whose configuration is in trouble is not started with half of it, and
   await seeds.forget(WEB);
   await assert.rejects(stat(path ?? ''), { code: 'ENOENT' });
   await assert.rejects(stat(join(folder, 'seeds/web1.json')), { code: 'ENOENT' });
+});
+
+test('nothing of a seed stays when nothing is configured any more, or when the daemon died while it wrote one', async (t) => {
+  const { folder, found, open: openAgain, seeds } = await site(t);
+  const list = async () => await readdir(join(folder, 'seeds'));
+  assert.ok((await seeds.seedFor(WEB, null)) !== null);
+  found.config = null;
+  assert.equal(await seeds.seedFor(WEB, null), null);
+  assert.deepEqual(await list(), ['web1.json']);
+  seeds.close();
+  // Half written, and written but not noted: no QEMU was started with either.
+  await writeFile(join(folder, 'seeds/web2.iso.new'), SECRET);
+  await writeFile(join(folder, 'seeds/web3.iso'), SECRET);
+  (await openAgain()).close();
+  assert.deepEqual(await list(), ['web1.json']);
 });

@@ -62,12 +62,18 @@ export async function openSeeds({ folder, guestConfigOf, clock, log }: SeedsOpti
     timers.set(vm, clock.after(SEED_READ_MS, wiping));
   };
   for (const name of await readdir(folder)) {
+    // Half of one, by a daemon that died: its QEMU was never started.
+    if (name.endsWith('.new')) await rm(join(folder, name), { force: true });
     const vm = name.slice(0, -'.iso'.length);
     if (!name.endsWith('.iso') || !isVmId(vm)) continue;
-    if ((await readNote(noteOf(vm)))?.isDone === true) wipeLater(vm);
+    const known = await readNote(noteOf(vm));
+    if (known === null) await wipe(imageOf(vm));
+    else if (known.isDone) wipeLater(vm);
   }
   return {
     seedFor: async (vm, uid) => {
+      // The VM is off: whatever becomes of its configuration, nobody reads the one of before any more.
+      await wipeNow(vm);
       const found = await guestConfigOf(vm);
       if (found !== null && found.trouble.length > 0) {
         throw new GuestConfigError('usage/guest-config', `${vm} gets no seed: ${found.trouble.join('; ')}`, {
@@ -79,7 +85,6 @@ export async function openSeeds({ folder, guestConfigOf, clock, log }: SeedsOpti
       if (files === null) return null;
       const id = instanceId(vm, items);
       const known = await readNote(noteOf(vm));
-      await wipeNow(vm);
       if (known?.isDone === true && known.instanceId === id) return null;
       const owner = uid === null ? {} : { owner: { uid, gid: uid } };
       await writeSeed({ files, path: imageOf(vm), ...owner });
