@@ -1,5 +1,7 @@
 // pratique license …: tokens on this host, which VM holds which seat, and what that is to be billed.
 import { readFile } from 'node:fs/promises';
+import { createInterface } from 'node:readline';
+import { Writable } from 'node:stream';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { isoTime } from '../../src/base/clock.ts';
 import { ERROR_FAMILIES, PratiqueError } from '../../src/base/errors.ts';
@@ -38,7 +40,8 @@ export function addLicenseCommands(program: Command, build: Build): void {
   addUsage(license, build);
 }
 
-const tokenFile = () => new Option('--token-file <file>', 'where the token is; else it is read from stdin');
+const tokenFile = () =>
+  new Option('--token-file <file>', 'where the token is; else it is read from stdin, and not shown where it is typed');
 
 function addAdd(license: Command, build: Build): void {
   const command = license
@@ -93,12 +96,31 @@ async function readGiven(path: string, option: string): Promise<string> {
 
 /** From a file or from stdin; a command line is seen by everybody on the machine. */
 async function readToken({ tokenFile: path }: TokenOptions): Promise<string> {
-  const text = path === undefined ? await readStdin() : await readGiven(path, '--token-file');
+  const { isTTY } = process.stdin;
+  const text =
+    path !== undefined ? await readGiven(path, '--token-file') : isTTY ? await readHidden() : await readStdin();
   const token = text.trim();
   if (token !== '') return token;
   throw new PratiqueError('usage/license-token', 'no token was given', {
     next: 'write it to stdin, or name a file with --token-file',
   });
+}
+
+/** One line typed at a terminal, which does not show it; empty when it is broken off. */
+async function readHidden(): Promise<string> {
+  const nowhere = new Writable({ write: (_piece, _encoding, done) => done() });
+  // It takes the echo away from the terminal and gives it back when it is closed.
+  const lines = createInterface({ input: process.stdin, output: nowhere, terminal: true, historySize: 0 });
+  process.stderr.write('token (not shown): ');
+  try {
+    return await new Promise<string>((resolve) => {
+      lines.once('line', resolve);
+      lines.once('close', () => resolve(''));
+    });
+  } finally {
+    lines.close();
+    process.stderr.write('\n');
+  }
 }
 
 async function readStdin(): Promise<string> {
