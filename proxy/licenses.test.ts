@@ -283,4 +283,6 @@ test('a download carries the token of its own license to the origins of that lic
   assert.deepEqual(await ask('https://elsewhere.example', ID), plain);
   assert.deepEqual(await ask('https://updates.example', null), plain);
   assert.deepEqual(await ask('https://updates.example', 'other'), plain);
+  await licenses.service.revokeLicense(ID, { reason: 'it leaked', actor: 'ann' });
+  assert.deepEqual(await ask('https://updates.example', ID), plain, 'a download under way asks again without it');
 });

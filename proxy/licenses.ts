@@ -100,7 +100,8 @@ class Room implements Licenses {
     });
     this.intercept = licenseInterceptor(options.vault, (license) => {
       const { definition } = this.#entries.get(license) ?? {};
-      return definition === undefined ? null : accessOf(definition);
+      // Revoked on this host: it uses the token for nothing new, whatever is under way.
+      return definition === undefined || this.book.endedBy(license) === REVOKED_HERE ? null : accessOf(definition);
     });
     this.service = this.#makeService();
   }
