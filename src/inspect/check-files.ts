@@ -31,16 +31,23 @@ const MAY_BE_LEFT_OUT =
   /^\/usr\/share\/(?:doc|doc-base|man|info|locale|groff|help|gnome\/help|lintian|linda|bug|omf)\//;
 const DIVERSIONS_PATH = '/var/lib/dpkg/diversions';
 
-type Wanted = ExpectedFile & { readonly item: string };
+type Wanted = ExpectedFile & {
+  readonly item: string;
+  /** Its path in the package, where dpkg has put it elsewhere. */
+  readonly named: string;
+};
 type Found = { readonly wanted: Wanted; readonly file: FoundFile };
 
 /** Compares the files of a system with what is expected. Throws InspectError when the disk cannot be read. */
 export async function checkFiles(files: ExtFiles, expected: readonly ExpectedItem[]): Promise<FilesFinding> {
   const diverted = await readDiversions(files);
   const all = expected.flatMap(({ item, files: own }) => own.map((file) => ({ ...file, item })));
-  const wanted = all
-    .slice(0, VERIFY_FILES_MAX)
-    .map((file) => ({ ...file, path: diverted.get(file.path) ?? file.path }));
+  const wanted = all.slice(0, VERIFY_FILES_MAX).map((file) => {
+    // The list of diversions is the guest's: a name that is not asked for is no reason to believe it.
+    const elsewhere = diverted.get(file.path);
+    const path = elsewhere !== undefined && files.isAskable(elsewhere) ? elsewhere : file.path;
+    return { ...file, named: file.path, path };
+  });
   const wrong: string[] = [];
   const there: Found[] = [];
   let unread = all.length - wanted.length;
@@ -52,10 +59,11 @@ export async function checkFiles(files: ExtFiles, expected: readonly ExpectedIte
     }
   }
   const read = await compareContents(files, shuffled(there));
-  const told = [...wrong, ...read.wrong].map((line) => printable(line, 300));
+  const resized = await findResized(read.left, expected);
+  const told = [...wrong, ...read.wrong, ...resized].map((line) => printable(line, 300));
   return {
     matching: read.matching,
-    unread: unread + read.unread,
+    unread: unread + read.left.length - resized.length,
     wrong: told.length,
     first: told.slice(0, INSPECT_NAMES_TOLD_MAX),
   };
@@ -74,11 +82,12 @@ async function findAll(files: ExtFiles, wanted: readonly Wanted[]) {
 
 async function compareContents(files: ExtFiles, found: readonly Found[]) {
   const wrong: string[] = [];
-  let [matching, unread, readBytes] = [0, 0, 0];
+  const left: Found[] = [];
+  let [matching, readBytes] = [0, 0];
   for (const part of partsOf(found)) {
     const bytes = part.reduce((sum, { file }) => sum + file.sizeBytes, 0);
     if (bytes > VERIFY_FILE_BYTES_MAX || readBytes + bytes > VERIFY_READ_BYTES_MAX) {
-      unread += part.length;
+      left.push(...part);
       continue;
     }
     readBytes += bytes;
@@ -90,7 +99,20 @@ async function compareContents(files: ExtFiles, found: readonly Found[]) {
       else wrong.push(`${wanted.item}: ${wanted.path} ${content === null ? 'cannot be read' : 'holds something else'}`);
     }
   }
-  return { matching, unread, wrong };
+  return { matching, left, wrong };
+}
+
+/** A guest that pads its files so that they are not read, or that others are not, does not get past their sizes. */
+async function findResized(left: readonly Found[], expected: readonly ExpectedItem[]): Promise<readonly string[]> {
+  const wrong: string[] = [];
+  for (const [item, found] of Map.groupBy(left, ({ wanted }) => wanted.item)) {
+    const sizes = await expected.find((each) => each.item === item)?.sizes?.();
+    for (const { wanted, file } of found) {
+      if ((sizes?.get(wanted.named) ?? file.sizeBytes) === file.sizeBytes) continue;
+      wrong.push(`${item}: ${wanted.path} has another size`);
+    }
+  }
+  return wrong;
 }
 
 /** Together at most so many bytes; a larger file alone. */

@@ -52,7 +52,8 @@ test('a package names its files with their digests; one without a list names non
     const root = await tree(name, { 'DEBIAN/control': control, 'usr/bin/demo': 'program', ...lists });
     const path = join(folder, `${name}.deb`);
     await runCommand(['dpkg-deb', '--root-owner-group', '--build', root, path]);
-    const { files } = await expectedFiles(itemOf({ action: 'debian-package' }), path);
+    const { files, sizes } = await expectedFiles(itemOf({ action: 'debian-package' }), path);
+    assert.deepEqual(await sizes?.(), new Map([['/usr/bin/demo', 'program'.length]]));
     const expected = [
       { path: '/usr/bin/demo', algorithm: 'md5', digest: hashOf('md5', 'program') },
       { path: '/usr/share/a b', algorithm: 'md5', digest: hashOf('md5', 'x') },

@@ -17,6 +17,7 @@ import {
 } from '../../test/fakes/disk-images.ts';
 import { systemClock } from '../base/clock.ts';
 import { digestOf } from '../base/digest.ts';
+import { VERIFY_FILE_BYTES_MAX } from '../base/limits.ts';
 import { runCommand } from '../base/run-command.ts';
 import { waitUntil } from '../base/wait-until.ts';
 import type { VmId } from '../model/ids.ts';
@@ -183,6 +184,33 @@ test('files of an update are looked for by name and content, where packages real
   const text = wrongFilesText(caught) ?? '';
   for (const words of [/bin\/old holds something else/, /bin\/gone is not there/, /lib\/folder is not there/])
     assert.match(text, words);
+});
+
+test('a file that its guest makes too large to be read, or diverts to a name that is not asked for, is not right for that [A10]', async () => {
+  const tree = {
+    'etc/os-release': OS_RELEASE,
+    'usr/bin/padded': 'old program',
+    'usr/bin/large': 'a large program',
+    'usr/bin/hidden': 'old program',
+    'var/lib/dpkg/diversions': '/usr/bin/hidden\n/usr/bin/"hidden"\nother\n',
+  };
+  const path = await makeExt4({ folder, name: 'padded.raw', tree, sizeMiB: 8 });
+  const large = 2 * VERIFY_FILE_BYTES_MAX;
+  for (const name of ['padded', 'large'])
+    await runCommand(['debugfs', '-w', '-R', `sif /usr/bin/${name} size ${large}`, path]);
+  const all = ['padded', 'large', 'hidden'].map((name) => file(`/usr/bin/${name}`, 'new program'));
+  const sizes = async () =>
+    new Map([
+      ['/usr/bin/padded', 11],
+      ['/usr/bin/large', large],
+    ]);
+  const { files } = await inspector().inspectRunning(
+    { vm: WEB, disks: ['root'], show: () => show(path) },
+    (disk) => checkFiles(disk, [{ item: 'debian/jq', files: all, sizes }]),
+    never,
+  );
+  assert.deepEqual([files.matching, files.unread, files.wrong], [0, 1, 2]);
+  assert.match(wrongFilesText(files) ?? '', /bin\/hidden holds something else.*bin\/padded has another size/);
 });
 
 test('thousands of files are looked for in parts, and none is taken for missing [A10]', async () => {
