@@ -63,11 +63,11 @@ async function filesOfPackage(artifactPath: string): Promise<readonly ExpectedFi
 
 /** Plain files as `tar -tv` lists them; a hard link's size is that of another, and is not told. */
 async function sizesOfPackage(artifactPath: string): Promise<ReadonlyMap<string, number>> {
-  const { stdout } = await runCommand(['dpkg-deb', '--contents', artifactPath], {
+  const listed = await runCommand(['dpkg-deb', '--contents', artifactPath], {
     purpose: "listing a package's files",
     outputBytesMax: VERIFY_LIST_BYTES_MAX,
   });
-  const sizes = stdout.split('\n').flatMap((line) => {
+  const sizes = listed.split('\n').flatMap((line) => {
     const [, size, path] = /^-\S{9}\s+\S+\s+(\d{1,15}) \S+ \S+ \.(\/.*)$/.exec(line) ?? [];
     return size === undefined || path === undefined ? [] : [[path, Number(size)] as const];
   });
