@@ -61,6 +61,12 @@ export const LICENSE_ASKS_AT_ONCE_MAX = 20;
 /** Milliseconds for which a license server that did not answer is not asked again by others, and until a lease is tried again. */
 export const LICENSE_AWAY_MS = 15_000;
 export const LICENSE_RETRY_MS = 60_000;
+/**
+ * How often a license server that has too many requests is asked in all, and milliseconds until it is asked again: so long after the
+ * first time, twice so long after the second … A fleet of 2,000 VMs gets through to a server that takes 1,000 at once and 100 a second.
+ */
+export const LICENSE_BUSY_TRIES_MAX = 5;
+export const LICENSE_BUSY_WAIT_MS = 1_000;
 /** Milliseconds between two questions to a license's server how the license itself stands. */
 export const LICENSE_VALIDATE_MS = 60 * 60_000;
 /** Ids of revoked leases that are remembered for answers that were under way: a page of revocations is a few hundred. */

@@ -5,7 +5,12 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import type { Clock } from '../base/clock.ts';
 import { type Envelope, makePrivatePem, type SigningKey, sealEnvelope, signingKeyOf } from '../base/dsse.ts';
-import { LICENSE_ANSWER_BYTES_MAX, LICENSE_CLOCK_SKEW_MAX_MS, LICENSE_REVOCATION_PAGES_MAX } from '../base/limits.ts';
+import {
+  LICENSE_ANSWER_BYTES_MAX,
+  LICENSE_BUSY_TRIES_MAX,
+  LICENSE_CLOCK_SKEW_MAX_MS,
+  LICENSE_REVOCATION_PAGES_MAX,
+} from '../base/limits.ts';
 import { rememberSecret } from '../base/redact.ts';
 import { LicenseError } from './license-error.ts';
 import type { LicenseServer } from './license-server.ts';
@@ -417,6 +422,18 @@ test('a list of revocations that is told slowly is read on the next time: other 
   });
   assert.equal((await client.revocations(0)).serial, 2);
   assert.equal(asked.length, 2);
+});
+
+test('a server that has too many requests is asked again a little later, a bounded number of times: it is not away', async () => {
+  const { client, say, asked } = makeRig();
+  const busy: LicenseHttpAnswer = { status: 429, headers: { 'retry-after': '1' }, body: Buffer.from('{}') };
+  say((request, times) => (asked.length < 3 ? busy : HONEST(request, times)));
+  assert.equal((await client.lease(REQUEST)).kind, 'granted');
+  assert.equal(asked.length, 3);
+  asked.length = 0;
+  say(() => busy);
+  await assert.rejects(client.lease(REQUEST), ILL);
+  assert.equal(asked.length, LICENSE_BUSY_TRIES_MAX);
 });
 
 test('a token that a server hides in what it says of a license is not shown [A15]', async () => {

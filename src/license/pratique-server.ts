@@ -3,7 +3,12 @@ import { type Clock, trustedNowMs } from '../base/clock.ts';
 import { randomToken } from '../base/digest.ts';
 import type { VerifyKey } from '../base/dsse.ts';
 import { assert } from '../base/errors.ts';
-import { LICENSE_ANSWER_TIMEOUT_MS, LICENSE_REVOCATION_PAGES_MAX } from '../base/limits.ts';
+import {
+  LICENSE_ANSWER_TIMEOUT_MS,
+  LICENSE_BUSY_TRIES_MAX,
+  LICENSE_BUSY_WAIT_MS,
+  LICENSE_REVOCATION_PAGES_MAX,
+} from '../base/limits.ts';
 import { printable } from '../base/printable.ts';
 import { redactText } from '../base/redact.ts';
 import { isVmId } from '../model/ids.ts';
@@ -94,6 +99,7 @@ class PratiqueServer {
     path: string,
     more: Readonly<Record<string, unknown>>,
     signal?: AbortSignal,
+    tries = 1,
   ): Promise<Answered<K>> {
     const { clock, transport, license, keys } = this.#options;
     const nonce = randomToken();
@@ -101,6 +107,10 @@ class PratiqueServer {
     const startMs = clock.monotonicMs();
     const body = { nonce, license, ...more };
     const received = await transport({ method: 'POST', path, body, ...(signal === undefined ? {} : { signal }) });
+    if (received.status === 429 && tries < LICENSE_BUSY_TRIES_MAX) {
+      await clock.sleep(tries * LICENSE_BUSY_WAIT_MS, signal);
+      return await this.#ask(kind, path, more, signal, tries + 1);
+    }
     if (received.status !== 200) throw ill(`the license server answered ${received.status}${reasonOf(received)}`);
     const question = { nonce, license, sentAtMs, tookMs: clock.monotonicMs() - startMs };
     return { answer: readAnswer(kind, received.body, keys, question), question, body: received.body };
