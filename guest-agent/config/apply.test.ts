@@ -400,6 +400,24 @@ for (const [what, put] of [
   });
 }
 
+test("a file that its new owner could not read, a hard link into somebody else's, is not made the owner's", async () => {
+  write(guest, 'home/ops/.ssh/authorized_keys', 'root:hunter2\n');
+  const { files } = nodePlatform(systemClock);
+  let access = { uid: 4711, mode: 0o640 };
+  const isKeys = (path: string) => path.endsWith('/authorized_keys');
+  const stat = (path: string) => {
+    const found = files.stat(path);
+    return found !== null && isKeys(path) ? { ...found, ...access } : found;
+  };
+  guest.overrides = { files: { ...files, stat } };
+  await restarted();
+  assert.deepEqual(await apply(guest, { items: [KEYS] }), ['config/keys failed path-link']);
+  assert.equal(read(guest, 'home/ops/.ssh/authorized_keys'), 'root:hunter2\n');
+  // What everybody reads, its new owner may have.
+  access = { uid: 4711, mode: 0o644 };
+  assert.deepEqual(await apply(guest, { items: [KEYS], plan: plan('3') }), ['config/keys installed']);
+});
+
 test('one place that cannot be put back keeps no other from it', async () => {
   write(guest, 'etc/one', 'old\n');
   write(guest, 'home/ops/d/two', 'old\n');

@@ -349,6 +349,7 @@ function writeChange(platform: Platform, paths: Paths, { item, change, index, ol
     if (isShared && found?.kind === 'symlink')
       throw new AgentError('path-link', `${place.realPath} is a link; what others write there, too, is not replaced`);
     const access = accessOf(platform, paths, change, found);
+    if (change.watch === 'lines' && found?.kind === 'file') checkReadable(found, access, place);
     // What is right already is not written: a file that nobody changed keeps its time.
     const isRight = content.text === before && hasAccess(found, access);
     if (!isRight) writePlace(platform, place, temporaryName(index), content.text, access);
@@ -359,6 +360,12 @@ function writeChange(platform: Platform, paths: Paths, { item, change, index, ol
   } finally {
     place.folder.close();
   }
+}
+
+/** Where hard links are not restricted, a user's file may be another name of one that only root reads: its content is not handed on. */
+function checkReadable(found: FileStat, { uid }: Access, { realPath }: Place): void {
+  if (found.uid === uid || (found.mode & 0o004) !== 0) return;
+  throw new AgentError('path-link', `${realPath} is somebody else's, and not for its user to read`);
 }
 
 function accessOf(platform: Platform, paths: Paths, { access }: Change, found: FileStat | null): Access {

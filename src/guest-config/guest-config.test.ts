@@ -322,7 +322,7 @@ test("a document counts between the group and the VM's own file, and gets none o
 
 test('values that would make a small text a huge one are trouble, and nothing is built up for it', async (t) => {
   const long = 'x'.repeat(100_000);
-  const content = '${long}'.repeat(100_000);
+  const content = `\${long}`.repeat(100_000);
   const files = JSON.stringify({
     values: { long },
     items: { big: { kind: 'file', path: '/etc/big', content } },
@@ -334,11 +334,22 @@ test('values that would make a small text a huge one are trouble, and nothing is
   assert.ok(performance.now() - startedMs < 2_000);
 });
 
+test('more files than a guest keeps account of are trouble before anything is sent', async (t) => {
+  const item = (index: number) => ({
+    kind: 'product',
+    product: 'p',
+    files: Array.from({ length: 200 }, (_, file) => ({ path: `/etc/p/${index}-${file}`, content: '' })),
+  });
+  const items = Object.fromEntries(Array.from({ length: 51 }, (_, index) => [`p${index}`, item(index)]));
+  const { config } = await house(t, { 'default.json': JSON.stringify({ items }) });
+  assert.match((await config.resolve('web1'))?.trouble.join() ?? '', /all items together have more than 10000 files/);
+});
+
 test('a secret that a document brings is taken out of logs as one of the host is', async (t) => {
   const document = {
     values: { token: { secretText: 'brought-by-document' } },
     items: {
-      a: { kind: 'file', path: '/etc/a', content: 't=${token}' },
+      a: { kind: 'file', path: '/etc/a', content: `t=\${token}` },
       b: { kind: 'file', path: '/etc/b', content: { secretText: 'whole-of-a-file\n' } },
     },
   };

@@ -1,6 +1,6 @@
 // Puts the layers of a VM on top of each other: later values and items replace earlier ones of the same name. Then each is filled.
 import { describeError, PratiqueError } from '../base/errors.ts';
-import { CONFIG_ITEM_BYTES_MAX, CONFIG_ITEMS_MAX, GUEST_CONFIG_BYTES_MAX } from '../base/limits.ts';
+import { CONFIG_FILES_MAX, CONFIG_ITEM_BYTES_MAX, CONFIG_ITEMS_MAX, GUEST_CONFIG_BYTES_MAX } from '../base/limits.ts';
 import { nearestWord } from '../base/nearest-word.ts';
 import type { ConfigOrigin } from '../model/guest-config.ts';
 import { faultsOfItems, remarksOfItems } from './cross-check.ts';
@@ -95,9 +95,14 @@ function faultsOfSizes(items: readonly FilledItem[]): readonly string[] {
   const sized = items.map((each) => ({ ...each, sizeBytes: Buffer.byteLength(JSON.stringify(each.item)) }));
   const large = sized.filter(({ sizeBytes }) => sizeBytes > CONFIG_ITEM_BYTES_MAX);
   const total = sized.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+  const filesCount = items.reduce(
+    (sum, { item: { setting } }) => sum + (setting.kind === 'product' ? setting.files.length : 1),
+    0,
+  );
   return [
     ...large.map(({ origin, item }) => `${origin.at}: item ${item.item} has more than ${CONFIG_ITEM_BYTES_MAX} bytes`),
     ...(items.length > CONFIG_ITEMS_MAX ? [`more than ${CONFIG_ITEMS_MAX} items`] : []),
+    ...(filesCount > CONFIG_FILES_MAX ? [`all items together have more than ${CONFIG_FILES_MAX} files`] : []),
     ...(total > GUEST_CONFIG_BYTES_MAX ? [`all items together have more than ${GUEST_CONFIG_BYTES_MAX} bytes`] : []),
   ];
 }
