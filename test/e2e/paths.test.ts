@@ -5,8 +5,10 @@ import { chmod, copyFile, mkdir, open, readdir, readFile, stat, writeFile } from
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
+import { inc } from 'semver';
 import { buildAgent } from '../../guest-agent/build.ts';
 import { HELLO_PRODUCT } from '../../images/hello-product.ts';
+import manifest from '../../package.json' with { type: 'json' };
 import { defaultCacheFolder } from '../../src/base/cache-folder.ts';
 import { type Digest, digestOfFile } from '../../src/base/digest.ts';
 import { silentLog } from '../../src/base/log.ts';
@@ -15,7 +17,7 @@ import { NIC_MODELS } from '../../src/hypervisor/vm-spec.ts';
 import type { Inventory } from '../../src/model/inventory.ts';
 import { assertConnected, type House, openHouse, type TestVm } from './harness.ts';
 
-const NEW_AGENT = '0.2.0';
+const NEW_AGENT = inc(manifest.version, 'minor') ?? '';
 
 async function makeMedium(folder: string): Promise<string> {
   const content = join(folder, 'medium');
@@ -171,7 +173,7 @@ test('ways through a run that only real guests can prove', async (t) => {
       assert.equal(new Set(records.filter(({ kind }) => kind === 'offer').map(({ run }) => run)).size, 1, 'by one run');
       assert.match(
         JSON.stringify(opened),
-        /"fromVersion":"0\.1\.0","item":"agent\/pratique-agent","version":"0\.2\.0"/,
+        new RegExp(`"fromVersion":"${manifest.version}","item":"agent/pratique-agent","version":"${NEW_AGENT}"`),
       );
       assert.match(JSON.stringify(opened), /"fromVersion":"1\.0\.0","item":"bundle\/hello","version":"1\.2\.0"/);
       const first = inventoryOf(home, vm);
