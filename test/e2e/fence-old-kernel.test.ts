@@ -58,6 +58,9 @@ mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev
 while read -r module; do insmod "/modules/$module"; done </modules/order
 mkdir -p /dev/net; [ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200
 echo "GUEST kernel $(uname -r)"
+# Before there is an interface: the kernel's own first words on one are frames, too.
+echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
+echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6
 ip link add br0 type bridge; ip link set br0 up
 # The shell would take busybox' own ip, which makes no pairs.
 ${IP} link add peer0 type veth peer name peer1
@@ -71,7 +74,6 @@ try() {
   echo "GUEST $1: $(($(frames) - before))"
 }
 echo 0 >/sys/class/net/br0/bridge/multicast_snooping
-echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
 usleep 500000
 try unfenced
 ${nft([ensureCommand()])} || echo "GUEST has no fence"

@@ -4,7 +4,8 @@ import { VendorError } from '../errors.ts';
 
 type DebianVersion = { readonly epoch: string; readonly upstream: string; readonly revision: string };
 
-const FORM = /^(?:(\d+):)?([A-Za-z0-9.+:~-]+?)(?:-([A-Za-z0-9.+~]+))?$/;
+/** dpkg reads an epoch with strtol(3), which takes a plus. */
+const FORM = /^(?:\+?(\d+):)?([A-Za-z0-9.+:~-]+?)(?:-([A-Za-z0-9.+~]+))?$/;
 
 function tryParse(text: string): DebianVersion | undefined {
   const parts = FORM.exec(text);
