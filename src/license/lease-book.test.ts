@@ -435,6 +435,20 @@ describe('a crash', () => {
   });
 });
 
+test('a VM that is removed while a lease that ran out becomes another one leaves none of the two behind [A15]', async () => {
+  const { book, take, tend, seats, pass } = house();
+  await take();
+  pass(POLICY.durationMs);
+  const taking = take();
+  while (seats.asked().length < 3) await Promise.resolve();
+  assert.deepEqual(seats.asked(), ['lease', 'renew', 'lease']);
+  book.releaseVm(WEB);
+  await taking;
+  await tend();
+  assert.deepEqual([...seats.held()], []);
+  assert.deepEqual(book.leases(), []);
+});
+
 test('a clock that is set back gains nothing: what ran out by the time that is sure stays so', async () => {
   let wallMs = 1_800_000_000_000;
   let sureMs = wallMs;

@@ -212,15 +212,24 @@ class Book implements LeaseBook {
 
   async #renew(row: LeaseRow, run: RunId | null, signal: AbortSignal): Promise<void> {
     const lease = leaseOf(row);
-    if (lease === null) return;
     const { license, vm } = row;
-    let answer = await this.#word(license, signal, (server) => server.renew(lease, this.#request(row), signal));
-    // A lease that ran out may be another's by now: then it is asked for like a new one, and the same VM gets the same seat if there is one.
-    if (answer?.kind === 'refused' && !ENDING_CODES.has(answer.verdict.code) && this.#standing(row) !== 'valid')
+    let asked = row;
+    const renew = (server: LicenseServer, known: Lease) => server.renew(known, this.#request(row), signal);
+    let answer = lease === null ? null : await this.#word(license, signal, (server) => renew(server, lease));
+    const isGone = answer?.kind === 'refused' && !ENDING_CODES.has(answer.verdict.code);
+    // A lease that ran out may be another's by now: then it is asked for like a new one.
+    if (lease === null || (isGone && this.#standing(row) !== 'valid')) {
+      signal.throwIfAborted();
+      const before = this.#rows.get(license, vm);
+      if (before?.state !== 'held' || before.seat !== row.seat) return;
+      // Which seat that will be is not known before the answer, nor if none comes: whoever gives it back looks for it.
+      asked = { ...before, seat: null };
+      this.#put(asked);
       answer = await this.#word(license, signal, (server) => server.lease(this.#request(row), signal));
+    }
     signal.throwIfAborted();
     const now = this.#rows.get(license, vm);
-    if (now?.state !== 'held' || now.seat !== row.seat) return;
+    if (now?.state !== 'held' || now.seat !== asked.seat) return;
     const dueAtMs = this.#now() + LICENSE_RETRY_MS;
     if (answer === null) return this.#put({ ...now, code: 'SERVER_AWAY', dueAtMs });
     if (answer.kind === 'granted') {
@@ -467,7 +476,7 @@ class Book implements LeaseBook {
   #markReleasing(row: LeaseRow, code: string): void {
     if (row.state === 'releasing') return;
     const nowMs = this.#now();
-    const isSeatless = row.seat === null && row.state !== 'asking';
+    const isSeatless = row.seat === null && (row.state === 'refused' || row.state === 'ended');
     if (isSeatless) this.#rows.remove(row, nowMs);
     else this.#put({ ...row, state: 'releasing', code, dueAtMs: nowMs });
   }

@@ -145,11 +145,13 @@ test("on Debian 12's kernel the standing fence holds a tap that is deleted and m
   const lines = [...said.matchAll(/GUEST (.*?)\r?\n/g)].map(([, line]) => line);
   t.diagnostic(lines.join('; '));
   assert.match(lines[0] ?? '', /^kernel 6\.1\./, said);
-  assert.deepEqual(lines.slice(1), [
-    'unfenced: 20',
+  // The controls may hear a frame of the kernel's own beside them; what is fenced hears nothing at all.
+  const heard = lines.slice(1).map((line) => line?.replace(/^(unfenced|admitted): 2\d$/, '$1: 20 or more'));
+  assert.deepEqual(heard, [
+    'unfenced: 20 or more',
     'fenced before the tap was there: 0',
     'fenced, the tap made anew: 0',
-    'admitted: 20',
+    'admitted: 20 or more',
     'fenced again: 0',
     'netdev chain made',
     'netdev chain is gone with its device',
