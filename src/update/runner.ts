@@ -150,6 +150,8 @@ export function makeRunner(options: RunnerOptions, journaled: Journaled, sinceMs
 
   const armDeadline = (): void => {
     cancelDeadline();
+    // A move whose state was being saved when everything ended: nobody is there to hear of a deadline.
+    if (isClosed) return;
     armRunDeadline();
     const { kind } = current.state;
     const limitMs =
