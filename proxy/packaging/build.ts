@@ -1,5 +1,5 @@
 // Builds the packages: `npm run package -- --to DIR`. The host program as .deb, the guest agent as .deb and as plain tarball.
-import { chmod, copyFile, cp, mkdir, mkdtemp, readdir, readFile, rm, utimes, writeFile } from 'node:fs/promises';
+import { chmod, copyFile, cp, mkdir, mkdtemp, readdir, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -200,13 +200,10 @@ async function setTimes(folder: string, epochS: number): Promise<void> {
   const entries = await readdir(folder, { recursive: true, withFileTypes: true });
   for (const entry of entries) {
     const path = join(entry.parentPath, entry.name);
-    await chmod(path, entry.isDirectory() ? 0o755 : (await isExecutable(path)) ? 0o755 : 0o644);
+    const isExecutable = ((await stat(path)).mode & 0o100) !== 0;
+    await chmod(path, isExecutable ? 0o755 : 0o644);
     await utimes(path, epochS, epochS);
   }
-}
-
-async function isExecutable(path: string): Promise<boolean> {
-  return (await tryCommand(['test', '-x', path])).exitCode === 0;
 }
 
 async function scriptsOf(name: string): Promise<Readonly<Record<string, string>>> {
