@@ -1,24 +1,7 @@
 // The soak's judge of leaks finds what is left and what grows, and nothing in what only comes and goes.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { type Counts, judgeLeaks, LEAK_LIMITS, type Sample } from './leaks.ts';
-
-const NOTHING: Counts = {
-  taps: 0,
-  admitted: 0,
-  gated: 0,
-  fenceCounters: 0,
-  runFolders: 0,
-  exportFolders: 0,
-  driveFolders: 0,
-  overlays: 0,
-  qemus: 0,
-  exportProcesses: 0,
-  children: 0,
-  mounts: 0,
-  scopes: 0,
-  temporaryFiles: 0,
-};
+import { judgeLeaks, LEAK_LIMITS, NO_COUNTS, type Sample } from './leaks.ts';
 
 const sample = (index: number, change: Partial<Sample> = {}): Sample => ({
   atMinutes: index,
@@ -26,8 +9,8 @@ const sample = (index: number, change: Partial<Sample> = {}): Sample => ({
   memory: { residentMB: 180 + (index % 3) * 4, residentMaxMB: 200, heapMB: 55 + (index % 2) },
   descriptors: { sockets: 100 + (index % 2), others: 40 },
   resources: 3,
-  found: NOTHING,
-  allowed: NOTHING,
+  found: NO_COUNTS,
+  allowed: NO_COUNTS,
   ...change,
 });
 const life = (change: (index: number) => Partial<Sample> = () => ({})): readonly Sample[] =>
@@ -55,8 +38,8 @@ for (const [what, change] of GROWING) {
 }
 
 test('whatever there is more of than may be is a leak, in a calm and at the end', () => {
-  for (const what of Object.keys(NOTHING)) {
-    const more = sample(3, { found: { ...NOTHING, [what]: 2 }, allowed: { ...NOTHING, [what]: 1 } });
+  for (const what of Object.keys(NO_COUNTS)) {
+    const more = sample(3, { found: { ...NO_COUNTS, [what]: 2 }, allowed: { ...NO_COUNTS, [what]: 1 } });
     assert.deepEqual(leaksIn([more]), [what]);
     assert.deepEqual(leaksIn([], more), [what]);
   }

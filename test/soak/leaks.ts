@@ -40,6 +40,24 @@ export type Counts = {
   readonly temporaryFiles: number;
 };
 
+/** None of anything. */
+export const NO_COUNTS: Counts = {
+  taps: 0,
+  admitted: 0,
+  gated: 0,
+  fenceCounters: 0,
+  runFolders: 0,
+  exportFolders: 0,
+  driveFolders: 0,
+  overlays: 0,
+  qemus: 0,
+  exportProcesses: 0,
+  children: 0,
+  mounts: 0,
+  scopes: 0,
+  temporaryFiles: 0,
+};
+
 export type LeakLimits = {
   /** Calms of a daemon's life before anything counts: caches fill, code is compiled. */
   readonly warmUpCalms: number;

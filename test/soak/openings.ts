@@ -1,5 +1,6 @@
 // The soak's judge of openings. Pure: from what was seen at the kernel, at the QEMUs, at the agents and at a peer on the bridge, and
 // from the signed audit chain, it says which openings were wrong. It knows nothing of the daemon but its records.
+import type { SaidConfirm } from '../fakes/fleet-life.ts';
 
 /** A tap went into the kernel's set of admitted ones, or left it. */
 export type Admission = {
@@ -18,16 +19,6 @@ export type Recorded = {
   readonly record: { readonly kind: string; readonly vm?: string } & Readonly<Record<string, unknown>>;
 };
 
-export type Confirmed = {
-  readonly atMs: number;
-  readonly vm: string;
-  readonly run: string;
-  readonly nonce: string;
-  readonly boot: string;
-  readonly inventoryDigest: string;
-  readonly isTruthful: boolean;
-};
-
 export type Seen = {
   /** Which VM a tap belongs to. */
   readonly vmOfTap: ReadonlyMap<string, string>;
@@ -36,7 +27,7 @@ export type Seen = {
   /** `set_link up` at QEMUs that are watched. */
   readonly raises: readonly { readonly atMs: number; readonly vm: string }[];
   /** Confirmations of agents that are watched. */
-  readonly confirms: readonly Confirmed[];
+  readonly confirms: readonly SaidConfirm[];
   /** VMs whose agents are watched: their openings by evidence must be one of `confirms`. */
   readonly watched: ReadonlySet<string>;
   /** Overrides that an operator asked for. */

@@ -9,7 +9,7 @@ import type { VmSpec } from '../../src/hypervisor/vm-spec.ts';
 import type { Policy } from '../../src/model/policy.ts';
 import { makeRandom, seedFor } from '../simulator/random.ts';
 import { ask, calmDown, drawStorm, type Ledger, type Strike, type Weather } from './faults.ts';
-import { type Counts, judgeLeaks, type LeakLimits, type LeakVerdict, type Sample } from './leaks.ts';
+import { type Counts, judgeLeaks, type LeakLimits, type LeakVerdict, NO_COUNTS, type Sample } from './leaks.ts';
 import { countOurProcesses, measure, readAdmittedTaps } from './measure.ts';
 import { judgeOpenings, type OpeningCounts, type Recorded, type Seen } from './openings.ts';
 import { openSite, type Site } from './site.ts';
@@ -67,22 +67,6 @@ const STORY_EVENTS = 40;
 const STOP_TIMEOUT_MS = 30_000;
 /** Every so many cycles a new release is published. */
 const RELEASE_CYCLES = 4;
-const NOTHING: Counts = {
-  taps: 0,
-  admitted: 0,
-  gated: 0,
-  fenceCounters: 0,
-  runFolders: 0,
-  exportFolders: 0,
-  driveFolders: 0,
-  overlays: 0,
-  qemus: 0,
-  exportProcesses: 0,
-  children: 0,
-  mounts: 0,
-  scopes: 0,
-  temporaryFiles: 0,
-};
 
 /** Runs it. Throws only when the host itself cannot be made or taken down. */
 export async function runSoak(options: SoakOptions): Promise<SoakReport> {
@@ -266,7 +250,7 @@ class Soak {
     const { fleet, real } = this.#site;
     const all = fleet.length + real.length;
     return {
-      ...NOTHING,
+      ...NO_COUNTS,
       taps: real.length,
       admitted: all,
       gated: fleet.length,
@@ -341,7 +325,7 @@ class Soak {
     if ((await service.listVms()).length > 0) this.#wrong.add('not every VM could be removed at the end');
     // The fence counts on for the names of taps, so that a VM's figures outlast its restarts.
     const allowed = {
-      ...NOTHING,
+      ...NO_COUNTS,
       children: this.#site.namespaces.length,
       fenceCounters: 2 * this.#specs().length,
     };
