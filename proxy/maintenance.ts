@@ -2,6 +2,7 @@
 // the fence as it left it.
 import type { Clock } from '../src/base/clock.ts';
 import { describeError } from '../src/base/errors.ts';
+import { everyInterval } from '../src/base/interval.ts';
 import {
   FENCE_CHECK_MS,
   STORE_COLLECT_MS,
@@ -40,21 +41,24 @@ type MaintainedRun = {
 export function startMaintenance(rooms: MaintenanceRooms): { readonly close: () => Promise<void> } {
   const ending = new AbortController();
   const { signal } = ending;
+  const { clock, log } = rooms;
+  const every = (intervalMs: number, what: string, work: () => Promise<void>) =>
+    everyInterval({ clock, log, signal, waitMs: () => intervalMs, what, work });
   const works = [
-    everyInterval(rooms, signal, STORE_COLLECT_MS, 'collecting the store', async () => {
+    every(STORE_COLLECT_MS, 'collecting the store', async () => {
       const { removed, freedBytes, isOverBudget } = await rooms.store.collect();
       if (removed.length > 0)
         rooms.log.info({ blobs: removed.length, freedBytes }, 'blobs that nobody needs were removed');
       if (isOverBudget) rooms.log.warn({}, 'the store is over its budget with blobs that VMs need');
     }),
     // By each blob's own age: a daemon that is restarted more often than every week would never come to it otherwise.
-    everyInterval(rooms, signal, STORE_SCRUB_LOOK_MS, 'reading the stored blobs again', async () => {
+    every(STORE_SCRUB_LOOK_MS, 'reading the stored blobs again', async () => {
       const verifiedBeforeMs = rooms.clock.nowMs() - STORE_SCRUB_MS;
       await rooms.store.scrub({ bytesPerSecond: STORE_SCRUB_BYTES_PER_SECOND, verifiedBeforeMs, signal });
     }),
-    everyInterval(rooms, signal, TRUST_SAVE_MS, 'noting how late it is', async () => await rooms.trustTime?.save()),
-    everyInterval(rooms, signal, FENCE_CHECK_MS, 'looking at the fence', () => watchFences(rooms)),
-    everyInterval(rooms, signal, VENDOR_POLL_MS, 'staging', () => stageAll(rooms, signal)),
+    every(TRUST_SAVE_MS, 'noting how late it is', async () => await rooms.trustTime?.save()),
+    every(FENCE_CHECK_MS, 'looking at the fence', () => watchFences(rooms)),
+    every(VENDOR_POLL_MS, 'staging', () => stageAll(rooms, signal)),
   ];
   return {
     close: async () => {
@@ -102,27 +106,5 @@ async function watchFence({ fenceFor, clock, log }: MaintenanceRooms, members: r
     const detail = fault ?? 'a tap that was admitted no longer is';
     log.warn({ detail }, 'the fence was changed by somebody else');
     runner.post({ kind: 'fence-changed', detail, run: newRunId(), atMs: clock.nowMs() });
-  }
-}
-
-/** Until the signal aborts; what fails is said and tried again the next time. */
-async function everyInterval(
-  { clock, log }: MaintenanceRooms,
-  signal: AbortSignal,
-  intervalMs: number,
-  what: string,
-  work: () => Promise<void>,
-): Promise<void> {
-  for (;;) {
-    try {
-      await clock.sleep(intervalMs, signal);
-    } catch {
-      return; // Only the abort ends a sleep.
-    }
-    try {
-      await work();
-    } catch (error) {
-      if (!signal.aborted) log.error({ detail: describeError(error) }, `${what} failed`);
-    }
   }
 }

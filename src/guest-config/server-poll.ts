@@ -1,7 +1,7 @@
 // Asks the configuration server for all VMs at intervals, so that a VM that is off has its document before it starts [A1].
 import { randomInt } from 'node:crypto';
 import type { Clock } from '../base/clock.ts';
-import { describeError } from '../base/errors.ts';
+import { everyInterval } from '../base/interval.ts';
 import { GUEST_CONFIG_FIRST_POLL_MS, GUEST_CONFIG_POLL_JITTER, GUEST_CONFIG_POLL_MS } from '../base/limits.ts';
 import type { Log } from '../base/log.ts';
 import type { ConfigServer } from './server.ts';
@@ -17,22 +17,14 @@ export type PollOptions = {
 export function startPolling({ server, vms, clock, log }: PollOptions): { readonly close: () => Promise<void> } {
   const ending = new AbortController();
   const { signal } = ending;
-  const works = (async () => {
-    let waitMs = randomInt(GUEST_CONFIG_FIRST_POLL_MS);
-    for (;;) {
-      try {
-        await clock.sleep(waitMs, signal);
-      } catch {
-        return; // Only the abort ends a sleep.
-      }
-      try {
-        await server.refresh(vms(), signal);
-      } catch (error) {
-        if (!signal.aborted) log.error({ detail: describeError(error) }, 'asking the configuration server failed');
-      }
-      waitMs = jittered(GUEST_CONFIG_POLL_MS);
-    }
-  })();
+  let isFirst = true;
+  const waitMs = (): number => {
+    if (!isFirst) return jittered(GUEST_CONFIG_POLL_MS);
+    isFirst = false;
+    return randomInt(GUEST_CONFIG_FIRST_POLL_MS);
+  };
+  const what = 'asking the configuration server';
+  const works = everyInterval({ clock, log, signal, waitMs, what, work: () => server.refresh(vms(), signal) });
   return {
     close: async () => {
       ending.abort();
